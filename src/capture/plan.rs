@@ -1,0 +1,247 @@
+//! What a capture mode and the data path are asked to do: listeners and rules. Pure values.
+//!
+//! ```text
+//!  client ─► 10.96.0.10:80 ──[ Rules.redirects ]──► proxy port ──► listener ──► Route
+//!  client ─► 127.96.0.10:8080 ────────── bound directly ─────────► listener ──► Route
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::model::{Family, Frontend, Protocol, ServicePortKey};
+use crate::routing::{FrontendKind, Origin, Route, Verdict};
+
+/// How captured traffic reaches a listener, which decides where listeners are bound and how a flow's destination is
+/// found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// NAT leads it to a proxy port; TCP asks the kernel for the original destination.
+    Redirected,
+    /// The listener is bound to the frontend itself.
+    Direct,
+}
+
+/// Identifies a listener: a service port and which of its addresses lead there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId {
+    /// The service port.
+    pub route: ServicePortKey,
+    /// Which of its addresses.
+    pub entry: Entry,
+}
+
+impl fmt::Display for ListenerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}/{}",
+            self.route, self.route.family, self.route.protocol
+        )
+    }
+}
+
+/// Which addresses of a service port lead to a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Entry {
+    /// All of them: redirected TCP, which can ask for the original destination.
+    All,
+    /// The cluster IP: redirected UDP, which cannot ask.
+    ClusterIp,
+    /// External, load-balancer and node-port addresses: redirected UDP.
+    External,
+    /// Exactly this address: bound directly.
+    At(Frontend, FrontendKind),
+}
+
+/// A listener that should exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerSpec {
+    /// Its identity.
+    pub id: ListenerId,
+    /// Where to bind. Port 0 = any; a port that may not be bound is served 8000 higher or at the next free one.
+    pub bind: SocketAddr,
+    /// Whether it serves or only holds its port.
+    pub state: ListenerState,
+}
+
+impl ListenerSpec {
+    /// The protocol of its service port.
+    pub fn protocol(&self) -> Protocol {
+        self.id.route.protocol
+    }
+
+    /// How flows arrive here.
+    pub fn arrival(&self) -> Arrival {
+        match self.id.entry {
+            Entry::All | Entry::ClusterIp | Entry::External => Arrival::Redirected,
+            Entry::At(..) => Arrival::Direct,
+        }
+    }
+}
+
+/// What a listener does with what reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerState {
+    /// Takes flows.
+    Serving,
+    /// Nothing can serve: bound, so that nobody else takes the port, but refusing. TCP: bound without `listen`, which
+    /// answers RST. UDP: bound and connected to a dead peer, which answers port unreachable.
+    HeldClosed,
+}
+
+/// The listeners that `route` needs under `arrival`. `node_addresses` are those that answer node ports.
+pub fn plan_listeners(
+    route: &Route,
+    arrival: Arrival,
+    node_addresses: &BTreeSet<IpAddr>,
+) -> Vec<ListenerSpec> {
+    let state = if route.any_endpoints {
+        ListenerState::Serving
+    } else {
+        ListenerState::HeldClosed
+    };
+    let spec = |entry, bind| ListenerSpec {
+        id: ListenerId {
+            route: route.key.clone(),
+            entry,
+        },
+        bind,
+        state,
+    };
+    let any = SocketAddr::new(route.key.family.unspecified(), 0);
+    let has_external = route.node_port.is_some()
+        || route
+            .frontends
+            .iter()
+            .any(|(_, kind)| *kind != FrontendKind::ClusterIp);
+    match (arrival, route.key.protocol) {
+        (Arrival::Redirected, Protocol::Tcp) => vec![spec(Entry::All, any)],
+        (Arrival::Redirected, Protocol::Udp) => {
+            let external = has_external.then(|| spec(Entry::External, any));
+            std::iter::once(spec(Entry::ClusterIp, any))
+                .chain(external)
+                .collect()
+        }
+        (Arrival::Direct, protocol) => {
+            let own = route.frontends.iter().copied();
+            let node_port = route.node_port.into_iter().flat_map(|port| {
+                let of_family = node_addresses
+                    .iter()
+                    .filter(|ip| Family::of(**ip) == route.key.family);
+                of_family.map(move |ip| {
+                    (
+                        Frontend {
+                            ip: *ip,
+                            port,
+                            protocol,
+                        },
+                        FrontendKind::NodePort,
+                    )
+                })
+            });
+            own.chain(node_port)
+                .map(|(frontend, kind)| spec(Entry::At(frontend, kind), frontend.addr()))
+                .collect()
+        }
+    }
+}
+
+/// Everything the kernel should do for one family: the desired state, whole. Capture modes work out the difference
+/// to what they applied last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The family.
+    pub family: Family,
+    /// Frontend → proxy port.
+    pub redirects: BTreeMap<Frontend, u16>,
+    /// Node port → proxy port, at every one of `node_addresses` that is no frontend itself.
+    pub node_ports: BTreeMap<(Protocol, u16), u16>,
+    /// The addresses that answer node ports. 127.0.0.1 stands for all of 127.0.0.0/8; `::1` is never here.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// Frontends that give no answer, and to whom.
+    pub silent: BTreeMap<Frontend, Silence>,
+    /// Node ports that give no answer to callers from outside.
+    pub silent_node_ports: BTreeSet<(Protocol, u16)>,
+    /// UDP proxy ports: a datagram to one of them at a local address that was not captured is dropped and counted.
+    pub guarded_udp_ports: BTreeSet<u16>,
+    /// Pods of this node: not outside.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// To whom a frontend gives no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// To nobody.
+    Everyone,
+    /// Only to callers that are neither Pods of this node nor the node itself.
+    Outside,
+}
+
+impl Rules {
+    /// No rules at all.
+    pub fn none(family: Family) -> Self {
+        Self {
+            family,
+            redirects: BTreeMap::new(),
+            node_ports: BTreeMap::new(),
+            node_addresses: BTreeSet::new(),
+            silent: BTreeMap::new(),
+            silent_node_ports: BTreeSet::new(),
+            guarded_udp_ports: BTreeSet::new(),
+            pod_cidrs: Vec::new(),
+        }
+    }
+
+    /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
+    /// opened (its frontends are then not captured).
+    pub fn add(&mut self, route: &Route, port_of: impl Fn(Entry) -> Option<u16>) {
+        let internal = if route.key.protocol == Protocol::Tcp {
+            Entry::All
+        } else {
+            Entry::ClusterIp
+        };
+        let external = if route.key.protocol == Protocol::Tcp {
+            Entry::All
+        } else {
+            Entry::External
+        };
+        for (frontend, kind) in &route.frontends {
+            let entry = if *kind == FrontendKind::ClusterIp {
+                internal
+            } else {
+                external
+            };
+            let Some(port) = port_of(entry) else { continue };
+            self.redirects.insert(*frontend, port);
+            if let Some(silence) = silence(route, *kind) {
+                self.silent.insert(*frontend, silence);
+            }
+        }
+        if let Some(node_port) = route.node_port
+            && let Some(port) = port_of(external)
+        {
+            self.node_ports
+                .insert((route.key.protocol, node_port), port);
+            if silence(route, FrontendKind::NodePort).is_some() {
+                self.silent_node_ports
+                    .insert((route.key.protocol, node_port));
+            }
+        }
+        if route.key.protocol == Protocol::Udp {
+            self.guarded_udp_ports
+                .extend([internal, external].into_iter().filter_map(port_of));
+        }
+    }
+}
+
+fn silence(route: &Route, kind: FrontendKind) -> Option<Silence> {
+    let silent = |origin| matches!(route.verdict(kind, origin), Verdict::Silent);
+    match (silent(Origin::Outside), silent(Origin::Node)) {
+        (true, true) => Some(Silence::Everyone),
+        (true, false) => Some(Silence::Outside),
+        (false, _) => None,
+    }
+}

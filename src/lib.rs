@@ -1,0 +1,16 @@
+//! Viaduct: a userspace L4 proxy for Kubernetes Services.
+//!
+//! See ARCHITECTURE.md for the map. Everything a user meets starts in `cli`; everything a packet meets is in
+//! `capture`, `dataplane` and `dns`; every rule of Kubernetes is in `control` and `routing`.
+
+pub mod balancers;
+pub mod capture;
+pub mod control;
+pub mod dataplane;
+pub mod dns;
+pub mod model;
+pub mod net;
+pub mod routing;
+pub mod sources;
+pub mod telemetry;
+pub mod workload;

@@ -1,0 +1,22 @@
+//! The vocabulary: what a Service, an endpoint and a node are here.
+//!
+//! Slim, validated values that every other folder speaks. Nothing in this folder knows a socket, a clock or the
+//! Kubernetes wire types; `sources::convert` narrows those into these, once.
+
+mod endpoint;
+mod event;
+mod ids;
+mod node;
+mod pod;
+mod service;
+
+pub use endpoint::{Endpoint, EndpointSlice, Hints, SliceKey, SlicePort};
+pub use event::Event;
+pub use ids::{
+    Family, Frontend, InvalidPort, NodeName, Port, Protocol, ServiceName, ServicePortKey,
+};
+pub use node::Node;
+pub use pod::Pod;
+pub use service::{
+    Algorithm, Knobs, LoadBalancerAddress, Service, ServiceKind, ServicePort, TrafficPolicy,
+};

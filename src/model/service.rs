@@ -1,0 +1,142 @@
+//! A Service, reduced to what routing and DNS need.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{Family, Port, Protocol, ServiceName};
+
+/// A Service as stored: defaulted, validated, its addresses allocated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ServiceName,
+    /// What `spec.type` and `clusterIP: None` make of it.
+    pub kind: ServiceKind,
+    /// All cluster IPs, primary first; empty for headless and ExternalName.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports of protocols we serve; SCTP has been left out.
+    pub ports: Vec<ServicePort>,
+    /// `spec.externalIPs` that parse.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress` with an address of mode VIP.
+    pub load_balancer_ips: Vec<LoadBalancerAddress>,
+    /// `spec.loadBalancerSourceRanges` that parse.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `sessionAffinity: ClientIP` and its timeout; `None` without affinity.
+    pub affinity: Option<Duration>,
+    /// `spec.healthCheckNodePort`, where it applies.
+    pub health_check_node_port: Option<Port>,
+    /// The label `service.kubernetes.io/service-proxy-name` gives this Service to another proxy. DNS still names it.
+    pub foreign_proxy: bool,
+    /// What our annotations ask for.
+    pub knobs: Knobs,
+}
+
+/// The kinds of Service that differ in what is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// A cluster IP only.
+    ClusterIp,
+    /// `clusterIP: None`: DNS names only.
+    Headless,
+    /// A cluster IP and node ports.
+    NodePort,
+    /// A cluster IP, load-balancer addresses and (usually) node ports.
+    LoadBalancer,
+    /// A DNS alias for the given name; no addresses.
+    ExternalName(Arc<str>),
+}
+
+impl ServiceKind {
+    /// As `kubectl get services` shows the type.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ClusterIp | Self::Headless => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+            Self::ExternalName(_) => "ExternalName",
+        }
+    }
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The name; empty if there is none.
+    pub name: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port on cluster, external and load-balancer addresses.
+    pub port: Port,
+    /// The port on node addresses.
+    pub node_port: Option<Port>,
+}
+
+/// A load-balancer address that we answer for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadBalancerAddress {
+    /// The address.
+    pub ip: IpAddr,
+}
+
+/// Which endpoints a destination may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Any endpoint of the cluster.
+    #[default]
+    Cluster,
+    /// Endpoints on this node only.
+    Local,
+}
+
+/// The balancing algorithms that an annotation or the configuration can name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Each backend in turn over a shuffled list.
+    #[default]
+    RoundRobin,
+    /// The backend with the fewest flows at this moment.
+    LeastConnection,
+}
+
+impl Algorithm {
+    /// All of them, by the name that users write.
+    pub const ALL: [(&'static str, Self); 2] = [
+        ("round-robin", Self::RoundRobin),
+        ("least-connection", Self::LeastConnection),
+    ];
+
+    /// The algorithm of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, algorithm)| *algorithm)
+    }
+}
+
+/// What the `viaduct.dev/` annotations of one Service ask for; `None` means the configured default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Knobs {
+    /// `viaduct.dev/lb-algorithm`.
+    pub algorithm: Option<Algorithm>,
+    /// `viaduct.dev/udp-idle-timeout`.
+    pub udp_idle_timeout: Option<Duration>,
+}
+
+impl Service {
+    /// The cluster IP of that family.
+    pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips
+            .iter()
+            .copied()
+            .find(|ip| Family::of(*ip) == family)
+    }
+}

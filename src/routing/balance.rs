@@ -1,0 +1,47 @@
+//! The seam between a route and the algorithm that picks among its backends.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::model::Algorithm;
+
+use super::Backend;
+
+/// One choice to be made for one new flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// The client's address, which affinity is keyed by.
+    pub client: IpAddr,
+    /// The candidates: one of a route's two sets, in the route's shuffled order.
+    pub backends: &'a [Arc<Backend>],
+    /// Backends that this flow has tried already; never chosen again.
+    pub tried: &'a [SocketAddr],
+    /// The time of the choice.
+    pub now: Instant,
+}
+
+impl Choice<'_> {
+    /// Whether the candidate at `index` has been tried.
+    pub fn is_tried(&self, index: usize) -> bool {
+        self.tried.contains(&self.backends[index].addr)
+    }
+}
+
+/// An algorithm together with its state for one service port. Shared by all data threads and by both candidate sets;
+/// survives table changes.
+pub trait Balancer: fmt::Debug + Send + Sync {
+    /// The index of the chosen candidate; `None` if there is none left to try.
+    fn pick(&self, choice: &Choice<'_>) -> Option<usize>;
+
+    /// Forgets what has expired and what points to a backend that `keeps` rejects. Called on table changes and now
+    /// and then in between.
+    fn sweep(&self, _now: Instant, _keeps: &dyn Fn(SocketAddr) -> bool) {}
+}
+
+/// Makes the balancer of a new or reconfigured service port.
+pub trait BalancerFactory: Send + Sync {
+    /// A fresh balancer; with `affinity`, one that sends a client back to its backend for that long.
+    fn make(&self, algorithm: Algorithm, affinity: Option<Duration>) -> Arc<dyn Balancer>;
+}

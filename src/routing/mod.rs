@@ -1,0 +1,24 @@
+//! Routing: from Services and slices to the table that every flow is looked up in. Pure.
+//!
+//! ```text
+//!  Service ─┐ frontends ─► who answers at which address
+//!  slices  ─┤ eligible  ─► which endpoints may serve
+//!  node    ─┘ table     ─► RoutingTable, immutable, shared by pointer
+//! ```
+//!
+//! A change of one Service costs work for that Service: the table's maps are persistent and share the rest.
+//! The balancing algorithms live in `balancers`; here is only the trait that a route carries.
+
+mod balance;
+mod builder;
+mod eligible;
+mod frontends;
+mod route;
+mod table;
+
+pub use balance::{Balancer, BalancerFactory, Choice};
+pub use builder::{Built, Conflict, TableBuilder};
+pub use eligible::{Candidates, Topology, eligible};
+pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
+pub use route::{Backend, Live, Route, Verdict};
+pub use table::{Destination, Published, RoutingTable, ServiceEntry};

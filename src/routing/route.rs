@@ -1,0 +1,144 @@
+//! A route: what one service port does with a flow.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::model::{Algorithm, Frontend, NodeName, ServicePortKey, TrafficPolicy};
+
+use super::{Balancer, FrontendKind, Origin};
+
+/// An endpoint judged eligible.
+#[derive(Debug)]
+pub struct Backend {
+    /// Where it is dialled; its identity within the service port.
+    pub addr: SocketAddr,
+    /// The node it runs on.
+    pub node: Option<NodeName>,
+    /// The Pod behind it, where one is named.
+    pub pod: Option<Arc<str>>,
+    /// Live figures; the same object as long as the address stays in the service port.
+    pub live: Arc<Live>,
+}
+
+/// Figures of a backend that are born on the data path.
+#[derive(Debug, Default)]
+pub struct Live {
+    active: AtomicU64,
+    flows_total: AtomicU64,
+    failures_total: AtomicU64,
+}
+
+impl Live {
+    /// A flow begins.
+    pub fn begin(&self) {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.flows_total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A flow that had begun ends.
+    pub fn end(&self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// It could not be reached.
+    pub fn fail(&self) {
+        self.failures_total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Flows at this moment.
+    pub fn active(&self) -> u64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Flows since the backend appeared.
+    pub fn flows_total(&self) -> u64 {
+        self.flows_total.load(Ordering::Relaxed)
+    }
+
+    /// Failed dials since the backend appeared.
+    pub fn failures_total(&self) -> u64 {
+        self.failures_total.load(Ordering::Relaxed)
+    }
+}
+
+/// What one service port does with its flows. Immutable; a change makes a new one.
+#[derive(Debug)]
+pub struct Route {
+    /// The service port.
+    pub key: ServicePortKey,
+    /// `spec.ports[].port`.
+    pub port: u16,
+    /// Candidates of the whole cluster, in shuffled order.
+    pub cluster: Vec<Arc<Backend>>,
+    /// Candidates on this node, in shuffled order; empty if no policy asks for them.
+    pub local: Vec<Arc<Backend>>,
+    /// Addresses that still serve an existing flow, sorted: ready endpoints and those that serve while terminating,
+    /// whatever the policies. A UDP flow to anything else ends.
+    pub serving: Vec<SocketAddr>,
+    /// Some endpoint could serve somewhere: tells silence from refusal.
+    pub any_endpoints: bool,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// The algorithm in force.
+    pub algorithm: Algorithm,
+    /// Client-IP affinity, and for how long.
+    pub affinity: Option<Duration>,
+    /// After how long without a datagram a UDP flow ends; `None` = the configured default.
+    pub udp_idle_timeout: Option<Duration>,
+    /// The addresses granted to this service port, with their kinds; node ports are listed apart.
+    pub frontends: Vec<(Frontend, FrontendKind)>,
+    /// The node port granted to it.
+    pub node_port: Option<u16>,
+    /// The algorithm's state.
+    pub balancer: Arc<dyn Balancer>,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict<'a> {
+    /// One of these serves it. Never empty.
+    Serve(&'a [Arc<Backend>]),
+    /// Refused at once: nothing could serve it anywhere.
+    Refuse,
+    /// No answer at all: endpoints exist, but the policy keeps this flow from them.
+    Silent,
+}
+
+impl Route {
+    /// What becomes of a flow to an address of that kind from that origin.
+    ///
+    /// Source: KEP-2086, KEP-1669; kube-proxy's external short circuit for local sources.
+    pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict<'_> {
+        let policy = match (kind, origin) {
+            (FrontendKind::ClusterIp, _) => self.internal_policy,
+            (
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort,
+                Origin::Outside,
+            ) => self.external_policy,
+            (
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort,
+                Origin::LocalPod | Origin::Node,
+            ) => TrafficPolicy::Cluster,
+        };
+        let candidates = match policy {
+            TrafficPolicy::Cluster => &self.cluster,
+            TrafficPolicy::Local => &self.local,
+        };
+        if !candidates.is_empty() {
+            Verdict::Serve(candidates)
+        } else if self.any_endpoints && policy == TrafficPolicy::Local {
+            Verdict::Silent
+        } else {
+            Verdict::Refuse
+        }
+    }
+
+    /// Whether an existing flow to that backend may go on.
+    pub fn still_serves(&self, backend: SocketAddr) -> bool {
+        self.serving.binary_search(&backend).is_ok()
+    }
+}

@@ -1,0 +1,38 @@
+//! Logs: for people on a terminal, JSON on request. Written to standard error.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// A line for people, coloured on a terminal.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Installs the process's subscriber. `directives` is a filter such as `info,viaduct::dns=debug`.
+///
+/// # Errors
+///
+/// A filter that does not parse, by its own words. Installing twice is an error too.
+pub fn init(
+    format: Format,
+    directives: &str,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    // hickory formats a line per answer at info; our own counters say the same for nothing.
+    let filter = EnvFilter::try_new(directives)?.add_directive("hickory_server=off".parse()?);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        Format::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .try_init(),
+        Format::Json => builder.json().flatten_event(true).try_init(),
+    }
+}
