@@ -36,9 +36,12 @@ pub(super) async fn run(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut child = command.spawn().map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => CaptureError::ToolMissing { tool },
-        _ => CaptureError::Run { tool, source },
+    let mut child = command.spawn().map_err(|source| {
+        if source.kind() == io::ErrorKind::NotFound {
+            CaptureError::ToolMissing { tool }
+        } else {
+            CaptureError::Run { tool, source }
+        }
     })?;
     let mut stdin = child.stdin.take().expect("standard input is piped");
     let feed = async {
