@@ -14,3 +14,6 @@ pub mod routing;
 pub mod sources;
 pub mod telemetry;
 pub mod workload;
+
+#[cfg(test)]
+mod testkit;
