@@ -10,7 +10,12 @@ pub mod dataplane;
 pub mod dns;
 pub mod model;
 pub mod net;
+pub mod readiness;
 pub mod routing;
+pub mod shutdown;
 pub mod sources;
 pub mod telemetry;
 pub mod workload;
+
+#[cfg(test)]
+mod testkit;

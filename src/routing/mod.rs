@@ -16,7 +16,7 @@ mod frontends;
 mod route;
 mod table;
 
-pub use balance::{Balancer, BalancerFactory, Choice};
+pub use balance::{Balancer, BalancerFactory, Choice, ClientMemory};
 pub use builder::{Built, Conflict, TableBuilder};
 pub use eligible::{Candidates, Topology, eligible};
 pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
