@@ -157,7 +157,7 @@ impl Snapshot {
             }
             Object::EndpointSlice(slice) => {
                 let ports = slice.ports.iter().flatten().filter_map(|port| port.port).map(|port| port.to_string());
-                let addresses: Vec<&str> = slice.endpoints.iter().flat_map(|e| &e.addresses).map(String::as_str).collect();
+                let addresses: Vec<&str> = slice.endpoints.iter().flatten().flat_map(|e| &e.addresses).map(String::as_str).collect();
                 let shown = match addresses.len() {
                     0..=3 => addresses.join(","),
                     n => format!("{} + {} more...", addresses[..3].join(","), n - 3),

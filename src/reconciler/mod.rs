@@ -116,7 +116,8 @@ impl Reconciler {
     pub async fn run(mut self, mut inputs: Inputs, synced: Blocker, stop: CancellationToken) {
         let mut synced = Some(synced);
         let mut next = Instant::now();
-        self.view_node(&inputs.addresses.borrow_and_update());
+        let addresses = inputs.addresses.borrow_and_update().clone();
+        self.view_node(&addresses);
         loop {
             tokio::select! {
                 biased;
@@ -126,10 +127,12 @@ impl Reconciler {
                     while let Ok(more) = inputs.manifests.try_recv() {
                         updates.extend(more);
                     }
-                    self.take(updates, &inputs.addresses.borrow()).await;
+                    let addresses = inputs.addresses.borrow().clone();
+                    self.take(updates, &addresses).await;
                 }
                 Ok(()) = inputs.addresses.changed() => {
-                    self.view_node(&inputs.addresses.borrow_and_update());
+                    let addresses = inputs.addresses.borrow_and_update().clone();
+                    self.view_node(&addresses);
                     self.program().await;
                 }
                 () = tokio::time::sleep_until(next.into()) => {}

@@ -76,7 +76,7 @@ fn announcements() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
-    AsyncFd::new(socket)
+    AsyncFd::register(socket)
 }
 
 // Waits for an announcement and takes all that have come. What they say does not matter: an overrun (ENOBUFS) means

@@ -5,3 +5,6 @@
 
 pub mod convert;
 pub mod go_duration;
+pub mod interfaces;
+
+pub use go_duration::parse_go_duration;
