@@ -2,6 +2,9 @@
 
 mod health;
 mod logging;
+mod process;
+mod registry;
 
 pub use health::{Health, Report};
 pub use logging::{Format, init};
+pub use registry::{registry, render};
