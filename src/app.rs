@@ -29,7 +29,7 @@ use crate::readiness::Readiness;
 use crate::reconciler::{Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
 use crate::sources::{interfaces, manifests};
-use crate::telemetry::Health;
+use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
 /// Batches of manifest updates that may wait for the reconciler; past it the directory is simply read later.
@@ -89,8 +89,7 @@ impl App {
     /// What keeps the process from its job: no family can be captured, an address or the admin socket is taken, the
     /// service CIDR does not do. Each names its flag.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
-        let registry = Registry::new();
-        crate::telemetry::register_process(&registry).context("registering metrics")?;
+        let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");

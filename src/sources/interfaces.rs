@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
-use tokio::io::unix::AsyncFd;
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use tokio::net::UnixDatagram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -72,30 +72,28 @@ pub async fn watch_addresses(addresses: watch::Sender<BTreeSet<IpAddr>>, stop: C
     }
 }
 
-fn announcements() -> io::Result<AsyncFd<OwnedFd>> {
+// Tokio has no netlink socket; `recv(2)`, all that is called here, is the same on any datagram socket.
+fn announcements() -> io::Result<UnixDatagram> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        flags,
+        SockProtocol::NetlinkRoute,
+    )?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
-    AsyncFd::register(socket)
+    UnixDatagram::from_std(socket.into())
 }
 
 // Waits for an announcement and takes all that have come. What they say does not matter: an overrun (ENOBUFS) means
 // "something changed" as well.
-async fn drain(socket: &AsyncFd<OwnedFd>) {
-    let Ok(mut ready) = socket.readable().await else {
-        return tokio::time::sleep(POLL).await;
-    };
+async fn drain(socket: &UnixDatagram) {
     let mut buffer = [0_u8; 8192];
-    loop {
-        let received = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT);
-        if received == Err(nix::errno::Errno::EAGAIN) {
-            ready.clear_ready();
-            return;
-        }
-        if received.is_err() {
-            return;
-        }
+    let first = socket.recv(&mut buffer).await;
+    if first.is_err() {
+        return;
     }
+    while socket.try_recv(&mut buffer).is_ok() {}
 }
 
 #[cfg(test)]
