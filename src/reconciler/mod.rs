@@ -11,6 +11,8 @@
 mod effects;
 mod pace;
 mod program;
+#[cfg(test)]
+mod program_tests;
 mod standalone;
 
 use std::collections::BTreeSet;

@@ -144,6 +144,11 @@ impl<E: Effects> Programmer<E> {
         self.families.values().all(|rules| !rules.pace.is_waiting())
     }
 
+    #[cfg(test)]
+    pub(super) fn effects_mut(&mut self) -> &mut E {
+        &mut self.effects
+    }
+
     /// Gives back what does the effects, for the end.
     pub(super) fn into_effects(self) -> E {
         self.effects
