@@ -12,7 +12,7 @@ use crate::dataplane::OpenError;
 use crate::model::{Algorithm, Event, Family, ServicePortKey};
 use crate::routing::{NodeView, RoutingTable, TableBuilder};
 use crate::telemetry::Health;
-use crate::testkit::{endpoint, service, slice};
+use crate::testkit::{EndpointWith, ep, service, service_name, slice, tcp};
 
 use super::pace::GATHER;
 use super::program::{Effects, Programmer};
@@ -114,12 +114,12 @@ impl Bench {
 }
 
 fn web() -> Event {
-    Event::ServiceApplied(Arc::new(service("web").cluster_ip("10.96.0.10").tcp("", 80).build()))
+    Event::ServiceApplied(Arc::new(service("web", "10.96.0.10")))
 }
 
 fn endpoints(ready: bool) -> Event {
-    let endpoint = if ready { endpoint("10.1.0.1") } else { endpoint("10.1.0.1").unready() };
-    Event::SliceApplied(Arc::new(slice("web").port("", 8080).endpoint(endpoint).build()))
+    let endpoint = if ready { ep("10.1.0.1") } else { ep("10.1.0.1").unready() };
+    Event::SliceApplied(Arc::new(slice("web-1", "web", [endpoint])))
 }
 
 #[tokio::test]
@@ -133,8 +133,7 @@ async fn a_listener_opens_before_the_table_and_the_table_before_the_rules() {
 async fn a_listener_closes_after_the_rules_that_led_to_it_are_gone() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.step(vec![web(), endpoints(true)]).await;
-    let name = crate::model::ServiceName::new("default", "web");
-    let log = bench.step(vec![Event::ServiceDeleted(name)]).await;
+    let log = bench.step(vec![Event::ServiceDeleted(service_name("web"))]).await;
     assert_eq!(log, ["publish 0 routes, 1 changed", "rules {}", "close default/web"]);
 }
 
@@ -143,8 +142,7 @@ async fn a_listener_stays_while_its_rules_cannot_be_removed() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.step(vec![web(), endpoints(true)]).await;
     bench.programmer.effects_mut().fail_writes = 1;
-    let name = crate::model::ServiceName::new("default", "web");
-    let log = bench.step(vec![Event::ServiceDeleted(name)]).await;
+    let log = bench.step(vec![Event::ServiceDeleted(service_name("web"))]).await;
     assert_eq!(log, ["publish 0 routes, 1 changed", "rules {}"]);
     bench.now += Duration::from_secs(1);
     assert_eq!(bench.step(vec![]).await[1..], ["rules {}", "close default/web"]);
@@ -154,8 +152,8 @@ async fn a_listener_stays_while_its_rules_cannot_be_removed() {
 async fn a_change_of_endpoints_touches_neither_rules_nor_listeners() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.step(vec![web(), endpoints(true)]).await;
-    let more = slice("web").port("", 8080).endpoint(endpoint("10.1.0.1")).endpoint(endpoint("10.1.0.2"));
-    let log = bench.step(vec![Event::SliceApplied(Arc::new(more.build()))]).await;
+    let more = slice("web-1", "web", [ep("10.1.0.1"), ep("10.1.0.2")]);
+    let log = bench.step(vec![Event::SliceApplied(Arc::new(more))]).await;
     assert_eq!(log, ["publish 1 routes, 1 changed"]);
 }
 
@@ -185,6 +183,5 @@ async fn a_port_that_had_to_move_is_in_the_table_that_is_published() {
     let mut bench = Bench::new(Recorder::new(Arrival::Direct));
     bench.step(vec![web(), endpoints(true)]).await;
     let table = bench.builder.build().table;
-    let frontend = crate::model::Frontend::new("10.96.0.10:80".parse().unwrap(), crate::model::Protocol::Tcp);
-    assert_eq!(table.served_port(&frontend), 8080);
+    assert_eq!(table.served_port(&tcp("10.96.0.10:80")), 8080);
 }
