@@ -1,9 +1,12 @@
 //! Simulated Pods over real sockets on loopback.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+
+use crate::model::Protocol;
 
 use super::*;
 
@@ -19,10 +22,7 @@ fn pod(name: &str, ports: &[(u16, Protocol)]) -> SimulatedPod {
 }
 
 async fn simulate(limits: Limits, pods: Vec<SimulatedPod>) -> Simulator {
-    let mut simulator = Simulator {
-        servers: BTreeMap::new(),
-        limits,
-    };
+    let mut simulator = Simulator::with_limits(limits);
     let failures = simulator.set(pods).await;
     assert!(failures.is_empty(), "{failures:?}");
     simulator
