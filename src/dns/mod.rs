@@ -1,1 +1,73 @@
-//! dns.
+//! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
+//!
+//! ```text
+//!  client ─► udp, tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!                                  └─► forward ─► cache, upstream     all other names
+//! ```
+//!
+//! `records`, `services`, `names`, `reverse`, `message`, `wire` and `cache` are pure; sockets are in `server`, `udp`,
+//! `tcp` and `upstream` only. The two loops are our own: those of hickory-server lose replies in bursts, answer the
+//! questions of one connection in order however long one waits, and have no limit of connections. Names under the cluster domain are never forwarded and never cached: the table is the
+//! answer.
+
+mod cache;
+mod exchange;
+mod forward;
+mod message;
+mod metrics;
+mod names;
+mod records;
+mod resolv_conf;
+mod reverse;
+mod server;
+mod services;
+mod tcp;
+mod udp;
+mod upstream;
+mod wire;
+
+pub use metrics::Metrics;
+pub use names::InvalidDomain;
+pub use server::{Server, StartError};
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use crate::model::ServiceName;
+
+/// What the server needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen, over UDP and TCP. Port 0 means any, the same one for both.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster domain, usually `cluster.local`.
+    pub domain: String,
+    /// Who is asked about other names; empty = the `nameserver` lines of `/etc/resolv.conf`, followed as they change.
+    pub upstreams: Vec<SocketAddr>,
+    /// Who is asked about names under a domain instead; the longest domain wins, and one domain may have several.
+    pub domain_upstreams: Vec<(String, SocketAddr)>,
+    /// Which pod names exist.
+    pub pods: PodMode,
+    /// The Service whose cluster IPs `ns.dns` names; without it, the listen addresses are named.
+    pub dns_service: ServiceName,
+    /// Services with cluster IPs and without a ready endpoint have no names.
+    pub hide_empty: bool,
+    /// Seconds that a client may keep a record of the cluster.
+    pub ttl: u32,
+    /// Seconds that a client may keep the absence of one.
+    pub negative_ttl: u32,
+    /// The Services' address ranges: the reverse name of an unused address in them is answered here, not upstream.
+    pub owned_ranges: Vec<IpNet>,
+}
+
+/// Which names `a-b-c-d.NAMESPACE.pod` exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodMode {
+    /// None.
+    Disabled,
+    /// Every one whose label is an address and whose namespace exists.
+    Insecure,
+    /// Those of addresses that a running Pod of that namespace has.
+    Verified,
+}
