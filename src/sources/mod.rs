@@ -5,3 +5,4 @@
 
 pub mod convert;
 pub mod go_duration;
+pub mod manifests;
