@@ -38,6 +38,10 @@ const MANIFEST_BATCHES: usize = 16;
 /// How far from a taken port `dev` looks for the next free one.
 const NEXT_FREE: u16 = 100;
 
+/// Seconds that clients may keep an answer about the cluster, or the lack of one. Short: the data is in memory, and a
+/// Pod that starts late should be found soon.
+const CLUSTER_TTL: u32 = 5;
+
 /// How long DNS may finish what it has begun.
 const DNS_GRACE: Duration = Duration::from_secs(2);
 
@@ -222,15 +226,16 @@ async fn start_dns(config: &Config, table: &Published, registry: &Registry) -> a
         pods: config.dns.pods,
         dns_service: config.dns.service.clone(),
         hide_empty: config.dns.hide_empty,
+        ttl: CLUSTER_TTL,
+        negative_ttl: CLUSTER_TTL,
         owned_ranges: config.service_cidrs.clone(),
-        ..dns::Config::default()
     };
     let first = wanted.listen.clone();
     for offset in 0..=NEXT_FREE {
         wanted.listen = first.iter().map(|address| shifted(*address, offset)).collect();
         match dns::Server::start(wanted.clone(), table.clone(), metrics.clone()).await {
             Ok(server) => return Ok(Some(server)),
-            Err(error) if config.dev && error.is_in_use() && offset < NEXT_FREE => {}
+            Err(error) if config.dev && error.is_address_in_use() && offset < NEXT_FREE => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -30,7 +30,9 @@ pub use metrics::Metrics;
 pub use names::InvalidDomain;
 pub use server::{Server, StartError};
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
@@ -70,4 +72,30 @@ pub enum PodMode {
     Insecure,
     /// Those of addresses that a running Pod of that namespace has.
     Verified,
+}
+
+impl PodMode {
+    const ALL: [(&'static str, Self); 3] = [
+        ("disabled", Self::Disabled),
+        ("insecure", Self::Insecure),
+        ("verified", Self::Verified),
+    ];
+}
+
+impl FromStr for PodMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.iter().find(|(name, _)| *name == text);
+        known
+            .map(|(_, mode)| *mode)
+            .ok_or_else(|| format!("{text} is not disabled, insecure or verified"))
+    }
+}
+
+impl fmt::Display for PodMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(_, mode)| mode == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
 }
