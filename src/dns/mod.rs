@@ -1,18 +1,18 @@
 //! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
 //!
 //! ```text
-//!  client ─► udp, tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!  client ─► handler ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
 //!                                  └─► forward ─► cache, upstream     all other names
 //! ```
 //!
-//! `records`, `services`, `names`, `reverse`, `message`, `wire` and `cache` are pure; sockets are in `server`, `udp`,
-//! `tcp` and `upstream` only. The two loops are our own: those of hickory-server lose replies in bursts, answer the
-//! questions of one connection in order however long one waits, and have no limit of connections. Names under the cluster domain are never forwarded and never cached: the table is the
-//! answer.
+//! hickory-server owns the listening sockets and decodes; `handler` stands between it and `exchange`. `records`,
+//! `services`, `names`, `reverse`, `message`, `wire` and `cache` are pure; `upstream` opens the sockets towards others.
+//! Names under the cluster domain are never forwarded and never cached: the table is the answer.
 
 mod cache;
 mod exchange;
 mod forward;
+mod handler;
 mod message;
 mod metrics;
 mod names;
@@ -21,8 +21,6 @@ mod resolv_conf;
 mod reverse;
 mod server;
 mod services;
-mod tcp;
-mod udp;
 mod upstream;
 mod wire;
 

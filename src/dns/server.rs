@@ -15,19 +15,25 @@ use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
-use super::tcp::Connections;
-use super::{Config, InvalidDomain, Metrics, resolv_conf, tcp, udp};
+use super::handler::Handler;
+use super::{Config, InvalidDomain, Metrics, resolv_conf};
 
 /// Tries to find a number that is free for both protocols when any will do.
 const PORT_ATTEMPTS: usize = 16;
+
+/// A TCP connection without a question for so long is closed.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// Replies of one TCP connection that may wait for its client to read.
+const TCP_REPLIES: usize = 64;
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A DNS server that answers. Dropping it stops it without waiting for anything.
-#[derive(Debug)]
 pub struct Server {
     addresses: Vec<SocketAddr>,
+    listening: hickory_server::Server<Handler>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -131,23 +137,10 @@ impl Server {
         };
         let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
         let exchange = Arc::new(exchange);
-        let connections = Arc::new(Connections::new(metrics));
+        let mut listening = hickory_server::Server::new(Handler::new(exchange, tasks.clone()));
         for pair in sockets {
-            let udp = udp::serve(
-                Arc::new(pair.udp),
-                exchange.clone(),
-                tasks.clone(),
-                stop.clone(),
-            );
-            tasks.spawn(udp);
-            let tcp = tcp::serve(
-                pair.tcp,
-                exchange.clone(),
-                connections.clone(),
-                tasks.clone(),
-                stop.clone(),
-            );
-            tasks.spawn(tcp);
+            listening.register_socket(pair.udp);
+            listening.register_listener(pair.tcp, TCP_IDLE, TCP_REPLIES);
             tracing::info!(address = %pair.address, domain = %config.domain, "DNS listening");
         }
         if from_file {
@@ -161,6 +154,7 @@ impl Server {
         }
         Ok(Self {
             addresses,
+            listening,
             stop,
             tasks,
         })
@@ -172,13 +166,16 @@ impl Server {
     }
 
     /// Takes no more questions, and finishes those under way; gives up on them after `timeout`.
-    pub async fn shutdown(self, timeout: Duration) {
+    pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.cancel();
         self.tasks.close();
-        if tokio::time::timeout(timeout, self.tasks.wait())
-            .await
-            .is_err()
-        {
+        let ended = async {
+            self.tasks.wait().await;
+            if let Err(error) = self.listening.shutdown_gracefully().await {
+                tracing::debug!(%error, "DNS listener ended");
+            }
+        };
+        if tokio::time::timeout(timeout, ended).await.is_err() {
             tracing::warn!(
                 unanswered = self.tasks.len(),
                 "DNS questions left unanswered"
