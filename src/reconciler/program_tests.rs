@@ -51,7 +51,7 @@ impl Effects for Recorder {
         self.log.push(format!("{word} {}", spec.id.route));
         if self.fail_opens > 0 {
             self.fail_opens -= 1;
-            return Err(OpenError::Stopped);
+            return Err(OpenError::Descriptors { addr: spec.bind });
         }
         self.next_port += 1;
         let port = if spec.bind.port() == 0 { self.next_port } else { spec.bind.port() + 8000 };
