@@ -98,7 +98,10 @@ impl App {
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");
         let (servers, control) = (Part::default(), Part::default());
-        let sources = Sources { objects: objects.clone(), table: table.clone() };
+        let sources = Sources {
+            objects: objects.clone(),
+            table: table.clone(),
+        };
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
         let captures = open_captures(&config).await?;
@@ -115,21 +118,45 @@ impl App {
         let dataplane = Arc::new(dataplane.context("starting the data threads")?);
         let dns = start_dns(&config, &table, &registry).await?;
 
-        let mut addresses = Addresses { admin: config.admin_socket.clone(), ..Addresses::default() };
-        addresses.dns = dns.as_ref().map(|server| server.addresses().to_vec()).unwrap_or_default();
-        servers.tasks.spawn(admin.serve(sources.clone(), servers.stop.clone()));
+        let mut addresses = Addresses {
+            admin: config.admin_socket.clone(),
+            ..Addresses::default()
+        };
+        addresses.dns = dns
+            .as_ref()
+            .map(|server| server.addresses().to_vec())
+            .unwrap_or_default();
+        servers
+            .tasks
+            .spawn(admin.serve(sources.clone(), servers.stop.clone()));
         if let Some(address) = config.healthz {
             let (listener, address) = bind(address, config.dev).await;
             addresses.healthz = Some(address);
-            let server =
-                HealthServer { health: health.clone(), readiness: readiness.clone(), timeout: 2 * config.sync_period };
-            servers.tasks.spawn(admin::serve_health(server, address, listener, servers.stop.clone()));
+            let server = HealthServer {
+                health: health.clone(),
+                readiness: readiness.clone(),
+                timeout: 2 * config.sync_period,
+            };
+            servers.tasks.spawn(admin::serve_health(
+                server,
+                address,
+                listener,
+                servers.stop.clone(),
+            ));
         }
         if let Some(address) = config.metrics {
             let (listener, address) = bind(address, config.dev).await;
             addresses.metrics = Some(address);
-            let server = MetricsServer { registry: registry.clone(), mode: config.capture.as_str() };
-            servers.tasks.spawn(admin::serve_metrics(server, address, listener, servers.stop.clone()));
+            let server = MetricsServer {
+                registry: registry.clone(),
+                mode: config.capture.as_str(),
+            };
+            servers.tasks.spawn(admin::serve_metrics(
+                server,
+                address,
+                listener,
+                servers.stop.clone(),
+            ));
         }
 
         let inputs = start_sources(&config, &control).context("reading the node's addresses")?;
@@ -139,9 +166,14 @@ impl App {
             addresses: local.into_iter().filter(|ip| !ip.is_loopback()).collect(),
         };
         let parts = Parts {
-            control: ControlPlane::new(control_config(&config, own_node)).context("--service-cluster-ip-range")?,
+            control: ControlPlane::new(control_config(&config, own_node))
+                .context("--service-cluster-ip-range")?,
             state_file: config.data_dir.join("allocations.json"),
-            replace_outside: if config.dev { config.service_cidrs.first().copied() } else { None },
+            replace_outside: if config.dev {
+                config.service_cidrs.first().copied()
+            } else {
+                None
+            },
             node_name: config.node_name.clone(),
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
@@ -154,10 +186,21 @@ impl App {
             health,
             sync_period: config.sync_period,
         };
-        control.tasks.spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
+        control
+            .tasks
+            .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
         info!(node = %config.node_name, capture = config.capture.as_str(), manifests = %config.manifests.display(), dns = ?addresses.dns,
             healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
-        Ok(Self { addresses, sources, readiness, drain_timeout: config.drain_timeout, dataplane, dns, servers, control })
+        Ok(Self {
+            addresses,
+            sources,
+            readiness,
+            drain_timeout: config.drain_timeout,
+            dataplane,
+            dns,
+            servers,
+            control,
+        })
     }
 
     /// Where things listen.
@@ -185,7 +228,11 @@ impl App {
         // The reconciler held the only other handle, and it has ended.
         if let Some(dataplane) = Arc::into_inner(self.dataplane) {
             let drained = dataplane.drain(self.drain_timeout).await;
-            info!(finished = drained.finished, aborted = drained.aborted, "drained");
+            info!(
+                finished = drained.finished,
+                aborted = drained.aborted,
+                "drained"
+            );
         }
         self.servers.end().await;
     }
@@ -208,12 +255,20 @@ async fn open_captures(config: &Config) -> anyhow::Result<Vec<Box<dyn Capture>>>
         }
     }
     if captures.is_empty() {
-        anyhow::bail!("--capture {}: {}", config.capture.as_str(), refusals.join("; "));
+        anyhow::bail!(
+            "--capture {}: {}",
+            config.capture.as_str(),
+            refusals.join("; ")
+        );
     }
     Ok(captures)
 }
 
-async fn start_dns(config: &Config, table: &Published, registry: &Registry) -> anyhow::Result<Option<dns::Server>> {
+async fn start_dns(
+    config: &Config,
+    table: &Published,
+    registry: &Registry,
+) -> anyhow::Result<Option<dns::Server>> {
     if config.dns.listen.is_empty() {
         return Ok(None);
     }
@@ -232,7 +287,10 @@ async fn start_dns(config: &Config, table: &Published, registry: &Registry) -> a
     };
     let first = wanted.listen.clone();
     for offset in 0..=NEXT_FREE {
-        wanted.listen = first.iter().map(|address| shifted(*address, offset)).collect();
+        wanted.listen = first
+            .iter()
+            .map(|address| shifted(*address, offset))
+            .collect();
         match dns::Server::start(wanted.clone(), table.clone(), metrics.clone()).await {
             Ok(server) => return Ok(Some(server)),
             Err(error) if config.dev && error.is_address_in_use() && offset < NEXT_FREE => {}
@@ -281,9 +339,13 @@ fn start_sources(config: &Config, part: &Part) -> std::io::Result<Inputs> {
             drop(sender);
         });
     } else {
-        part.tasks.spawn(interfaces::watch_addresses(sender, part.stop.clone()));
+        part.tasks
+            .spawn(interfaces::watch_addresses(sender, part.stop.clone()));
     }
-    Ok(Inputs { manifests, addresses })
+    Ok(Inputs {
+        manifests,
+        addresses,
+    })
 }
 
 fn control_config(config: &Config, own_node: OwnNode) -> control::Config {

@@ -69,7 +69,10 @@ pub async fn serve_metrics(
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok"))
-        .route("/proxyMode", get(async |State(server): State<Arc<MetricsServer>>| server.mode))
+        .route(
+            "/proxyMode",
+            get(async |State(server): State<Arc<MetricsServer>>| server.mode),
+        )
         .with_state(Arc::new(server));
     serve("metrics-bind-address", router, address, listener, stop).await;
 }
@@ -91,7 +94,10 @@ async fn serve(
         listener = bound => listener,
         () = stop.cancelled() => return,
     };
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+    if let Err(error) = axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+    {
         warn!(flag, %error, "server ended");
     }
 }
@@ -103,7 +109,9 @@ async fn rebind(flag: &'static str, address: SocketAddr) -> TcpListener {
                 info!(flag, %address, "bound at last");
                 return listener;
             }
-            Err(error) => warn!(flag, %address, %error, "address cannot be bound; tried again every {REBIND:?}"),
+            Err(error) => {
+                warn!(flag, %address, %error, "address cannot be bound; tried again every {REBIND:?}")
+            }
         }
         tokio::time::sleep(REBIND).await;
     }
@@ -124,20 +132,45 @@ async fn livez(State(server): State<Arc<HealthServer>>) -> Response {
 // Names what start-up still waits for.
 async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
     let pending = server.readiness.pending();
-    let status = if pending.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": pending.is_empty(), "pending": pending }))).into_response()
+    let status = if pending.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        Json(json!({ "ready": pending.is_empty(), "pending": pending })),
+    )
+        .into_response()
 }
 
 fn respond(good: bool, body: Map<String, Value>) -> Response {
-    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Json(body)).into_response()
+    let status = if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")],
+        Json(body),
+    )
+        .into_response()
 }
 
 // When healthy the top-level `lastUpdated` is the current time, as kube-proxy has it for compatibility.
 fn body(report: &Report) -> Map<String, Value> {
     let now = Timestamp::now();
-    let newest = report.families.values().filter_map(|(updated, _)| *updated).max();
-    let updated = if report.healthy { now.to_string() } else { newest.map_or_else(String::new, rfc3339) };
+    let newest = report
+        .families
+        .values()
+        .filter_map(|(updated, _)| *updated)
+        .max();
+    let updated = if report.healthy {
+        now.to_string()
+    } else {
+        newest.map_or_else(String::new, rfc3339)
+    };
     let family = |(name, (updated, healthy)): (&&str, &(Option<SystemTime>, bool))| {
         let status = json!({ "lastUpdated": updated.map(rfc3339), "healthy": healthy });
         ((*name).to_owned(), status)
@@ -146,7 +179,10 @@ fn body(report: &Report) -> Map<String, Value> {
     body.insert("lastUpdated".to_owned(), updated.into());
     body.insert("currentTime".to_owned(), now.to_string().into());
     body.insert("healthy".to_owned(), report.healthy.into());
-    body.insert("status".to_owned(), Value::Object(report.families.iter().map(family).collect()));
+    body.insert(
+        "status".to_owned(),
+        Value::Object(report.families.iter().map(family).collect()),
+    );
     body
 }
 

@@ -36,7 +36,11 @@ pub struct Sources {
 impl Sources {
     /// Both at this moment.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { objects: self.objects.load_full(), table: self.table.load_full(), now: Timestamp::now() }
+        Snapshot {
+            objects: self.objects.load_full(),
+            table: self.table.load_full(),
+            now: Timestamp::now(),
+        }
     }
 }
 
@@ -77,7 +81,10 @@ impl AdminServer {
     ///
     /// Another process answers there, or the path cannot be used.
     pub async fn bind(path: &Path) -> Result<Self, BindError> {
-        let failed = |source| BindError::Bind { path: path.to_owned(), source };
+        let failed = |source| BindError::Bind {
+            path: path.to_owned(),
+            source,
+        };
         if UnixStream::connect(path).await.is_ok() {
             return Err(BindError::InUse(path.to_owned()));
         }
@@ -90,13 +97,20 @@ impl AdminServer {
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Answers until `stop`, then removes the socket.
     pub async fn serve(self, sources: Sources, stop: CancellationToken) {
-        let router = Router::new().route("/v1/{resource}", get(answer)).with_state(Arc::new(sources));
-        let served = axum::serve(self.listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+        let router = Router::new()
+            .route("/v1/{resource}", get(answer))
+            .with_state(Arc::new(sources));
+        let served = axum::serve(self.listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await;
         if let Err(error) = served {
             warn!(%error, "admin server ended");
         }
@@ -112,15 +126,27 @@ async fn answer(
     Query(question): Query<Question>,
 ) -> Response {
     let Some(resource) = Resource::parse(&resource) else {
-        return (StatusCode::NOT_FOUND, format!("{resource} is not known here")).into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            format!("{resource} is not known here"),
+        )
+            .into_response();
     };
     let snapshot = sources.snapshot();
     let wide = question.output.as_deref() == Some("wide");
-    let selection = Selection { namespace: question.namespace, name: question.name, wide };
+    let selection = Selection {
+        namespace: question.namespace,
+        name: question.name,
+        wide,
+    };
     match question.output.as_deref() {
         Some("json") => Json(snapshot.list(resource, &selection)).into_response(),
         Some("table" | "wide") | None => Json(snapshot.table(resource, &selection)).into_response(),
-        Some(other) => (StatusCode::BAD_REQUEST, format!("{other} is not an output; table, wide and json are")).into_response(),
+        Some(other) => (
+            StatusCode::BAD_REQUEST,
+            format!("{other} is not an output; table, wide and json are"),
+        )
+            .into_response(),
     }
 }
 
@@ -133,15 +159,32 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("deeper/admin.sock");
         let first = AdminServer::bind(&path).await.unwrap();
-        assert!(matches!(AdminServer::bind(&path).await, Err(BindError::InUse(_))));
+        assert!(matches!(
+            AdminServer::bind(&path).await,
+            Err(BindError::InUse(_))
+        ));
         drop(first);
         let second = AdminServer::bind(&path).await.unwrap();
-        assert_eq!(std::fs::metadata(&second.path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&second.path)
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
     }
 
     #[tokio::test]
     async fn a_path_that_cannot_be_used_is_named() {
-        let error = AdminServer::bind(Path::new("/proc/none/admin.sock")).await.unwrap_err();
-        assert!(error.to_string().starts_with("--admin-socket /proc/none/admin.sock: "), "{error}");
+        let error = AdminServer::bind(Path::new("/proc/none/admin.sock"))
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("--admin-socket /proc/none/admin.sock: "),
+            "{error}"
+        );
     }
 }

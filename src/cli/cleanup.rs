@@ -9,6 +9,8 @@ pub(super) struct Cleanup {}
 impl Cleanup {
     // Everything owned is recognised by its names; foreign rules stay. Doing it twice is no error.
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        crate::capture::cleanup().await.context("removing our rules")
+        crate::capture::cleanup()
+            .await
+            .context("removing our rules")
     }
 }

@@ -31,8 +31,16 @@ pub(super) struct Dev {
 
 impl Dev {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-        let settings = Settings { manifests: Some(self.directory), ..self.settings };
+        let file = self
+            .config
+            .as_deref()
+            .map(Settings::read)
+            .transpose()?
+            .unwrap_or_default();
+        let settings = Settings {
+            manifests: Some(self.directory),
+            ..self.settings
+        };
         let config = Config::resolve(settings.or(file), Profile::Dev)?;
         let shutdown = catch_signals()?;
         let domain = config.dns.domain.clone();
@@ -44,7 +52,9 @@ impl Dev {
         let greeting = greeting(&app, &domain);
         // One write and a flush, so that who reads a pipe sees all of it at once.
         let mut out = std::io::stdout().lock();
-        out.write_all(greeting.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")?;
+        out.write_all(greeting.as_bytes())
+            .and_then(|()| out.flush())
+            .context("writing to standard output")?;
         drop(out);
         shutdown.begun().cancelled().await;
         stop(app, &shutdown).await
@@ -56,11 +66,42 @@ fn greeting(app: &App, domain: &str) -> String {
     let table = snapshot.table(Resource::Services, &Selection::default());
     let mut text = align(&table, true);
     let addresses = app.addresses();
-    let join = |list: Vec<String>| if list.is_empty() { "off".to_owned() } else { list.join(", ") };
-    text.push_str(&format!("\nDNS     {}\n", join(addresses.dns.iter().map(ToString::to_string).collect())));
-    text.push_str(&format!("Health  {}\n", join(addresses.healthz.iter().map(|at| format!("http://{at}/healthz")).collect())));
-    text.push_str(&format!("Metrics {}\n", join(addresses.metrics.iter().map(|at| format!("http://{at}/metrics")).collect())));
-    let commands = try_commands(&snapshot, addresses.dns.first().map(|server| (*server, domain)), &Tools::found());
+    let join = |list: Vec<String>| {
+        if list.is_empty() {
+            "off".to_owned()
+        } else {
+            list.join(", ")
+        }
+    };
+    text.push_str(&format!(
+        "\nDNS     {}\n",
+        join(addresses.dns.iter().map(ToString::to_string).collect())
+    ));
+    text.push_str(&format!(
+        "Health  {}\n",
+        join(
+            addresses
+                .healthz
+                .iter()
+                .map(|at| format!("http://{at}/healthz"))
+                .collect()
+        )
+    ));
+    text.push_str(&format!(
+        "Metrics {}\n",
+        join(
+            addresses
+                .metrics
+                .iter()
+                .map(|at| format!("http://{at}/metrics"))
+                .collect()
+        )
+    ));
+    let commands = try_commands(
+        &snapshot,
+        addresses.dns.first().map(|server| (*server, domain)),
+        &Tools::found(),
+    );
     if !commands.is_empty() {
         text.push_str("\nTry:\n");
     }

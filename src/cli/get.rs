@@ -43,18 +43,31 @@ enum Output {
 }
 
 fn parse_resource(name: &str) -> Result<&'static str, String> {
-    let known = Resource::ALL.iter().find(|(_, names)| names.contains(&name)).and_then(|(_, names)| names.first());
-    let all = || Resource::ALL.iter().filter_map(|(_, names)| names.first().copied()).collect::<Vec<_>>().join(", ");
+    let known = Resource::ALL
+        .iter()
+        .find(|(_, names)| names.contains(&name))
+        .and_then(|(_, names)| names.first());
+    let all = || {
+        Resource::ALL
+            .iter()
+            .filter_map(|(_, names)| names.first().copied())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     known.copied().ok_or_else(|| format!("known are {}", all()))
 }
 
 impl Get {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let socket = self.admin_socket.clone().unwrap_or_else(default_admin_socket);
+        let socket = self
+            .admin_socket
+            .clone()
+            .unwrap_or_else(default_admin_socket);
         let answer = ask(&socket, &self.url()).await?;
         let text = match self.output {
             Output::Table | Output::Wide => {
-                let table: TableView = serde_json::from_slice(&answer).context("reading the answer")?;
+                let table: TableView =
+                    serde_json::from_slice(&answer).context("reading the answer")?;
                 if table.rows.is_empty() {
                     self.nothing_found()?;
                     return Ok(());
@@ -63,7 +76,8 @@ impl Get {
             }
             Output::Json => pretty(&answer)?,
             Output::Yaml => {
-                let list: serde_json::Value = serde_json::from_slice(&answer).context("reading the answer")?;
+                let list: serde_json::Value =
+                    serde_json::from_slice(&answer).context("reading the answer")?;
                 serde_saphyr::to_string(&list).context("writing YAML")?
             }
         };
@@ -103,18 +117,34 @@ impl Get {
 
 async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
     let place = socket.display();
-    let stream = UnixStream::connect(socket)
-        .await
-        .with_context(|| format!("no viaduct answers at {place}; is it running, as this user? --admin-socket says where"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "no viaduct answers at {place}; is it running, as this user? --admin-socket says where"
+        )
+    })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request = hyper::Request::get(url).header("Host", "viaduct").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await.with_context(|| format!("asking {place}"))?;
+    let request = hyper::Request::get(url)
+        .header("Host", "viaduct")
+        .body(Empty::<Bytes>::new())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .with_context(|| format!("asking {place}"))?;
     let status = response.status();
-    let body = response.into_body().collect().await.with_context(|| format!("reading from {place}"))?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .with_context(|| format!("reading from {place}"))?
+        .to_bytes();
     driver.abort();
     if !status.is_success() {
-        bail!("{place} answers {status}: {}", String::from_utf8_lossy(&body));
+        bail!(
+            "{place} answers {status}: {}",
+            String::from_utf8_lossy(&body)
+        );
     }
     Ok(body)
 }
@@ -126,18 +156,40 @@ fn pretty(json: &[u8]) -> anyhow::Result<String> {
 
 fn escape(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 /// Columns aligned as kubectl does, three blanks between; the namespace only if it is wanted.
 pub(super) fn align(table: &TableView, with_namespace: bool) -> String {
     let first = usize::from(!with_namespace);
-    let lines: Vec<&[String]> = std::iter::once(&table.columns).chain(&table.rows).map(|row| &row[first.min(row.len())..]).collect();
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let lines: Vec<&[String]> = std::iter::once(&table.columns)
+        .chain(&table.rows)
+        .map(|row| &row[first.min(row.len())..])
+        .collect();
+    let width = |column: usize| {
+        lines
+            .iter()
+            .filter_map(|line| line.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
     let mut text = String::new();
     for line in lines {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect::<Vec<_>>();
         text.push_str(cells.join("   ").trim_end());
         text.push('\n');
     }
@@ -150,10 +202,21 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
-        let table = TableView { columns: row(&["NAMESPACE", "NAME", "AGE"]), rows: vec![row(&["default", "web→1", "3s"])] };
+        let row = |cells: &[&str]| {
+            cells
+                .iter()
+                .map(|cell| (*cell).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let table = TableView {
+            columns: row(&["NAMESPACE", "NAME", "AGE"]),
+            rows: vec![row(&["default", "web→1", "3s"])],
+        };
         assert_eq!(align(&table, false), "NAME    AGE\nweb→1   3s\n");
-        assert_eq!(align(&table, true), "NAMESPACE   NAME    AGE\ndefault     web→1   3s\n");
+        assert_eq!(
+            align(&table, true),
+            "NAMESPACE   NAME    AGE\ndefault     web→1   3s\n"
+        );
     }
 
     #[test]

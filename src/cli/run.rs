@@ -20,7 +20,12 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
+        let file = self
+            .config
+            .as_deref()
+            .map(Settings::read)
+            .transpose()?
+            .unwrap_or_default();
         let config = Config::resolve(self.settings.or(file), Profile::Run)?;
         let shutdown = catch_signals()?;
         let app = App::build(config).await?;

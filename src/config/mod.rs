@@ -116,7 +116,10 @@ pub enum ConfigError {
 }
 
 fn value_error(flag: &'static str, message: impl Into<String>) -> ConfigError {
-    ConfigError::Value { flag, message: message.into() }
+    ConfigError::Value {
+        flag,
+        message: message.into(),
+    }
 }
 
 /// Which command asks: their defaults differ.
@@ -128,7 +131,6 @@ pub enum Profile {
     Dev,
 }
 
-
 impl Config {
     /// Narrows settings that have their defaults filled in.
     ///
@@ -138,10 +140,16 @@ impl Config {
     pub fn resolve(settings: Settings, profile: Profile) -> Result<Self, ConfigError> {
         let settings = settings.or(Settings::defaults(profile));
         let Some(manifests) = settings.manifests.clone() else {
-            return Err(value_error("manifests", "required: the directory of manifests to serve"));
+            return Err(value_error(
+                "manifests",
+                "required: the directory of manifests to serve",
+            ));
         };
         if !manifests.is_dir() {
-            return Err(value_error("manifests", format!("{} is not a directory", manifests.display())));
+            return Err(value_error(
+                "manifests",
+                format!("{} is not a directory", manifests.display()),
+            ));
         }
         Ok(Self {
             manifests,
@@ -149,28 +157,43 @@ impl Config {
             node_name: node_name(settings.hostname_override.as_deref())?,
             pod_cidrs: plain_list(settings.cluster_cidr.clone()),
             service_cidrs: service_cidrs(plain_list(settings.service_cluster_ip_range.clone()))?,
-            node_port_range: plain(settings.service_node_port_range.clone()).map_or(30000..=32767, |range| range.0),
+            node_port_range: plain(settings.service_node_port_range.clone())
+                .map_or(30000..=32767, |range| range.0),
             load_balancer_range: plain(settings.load_balancer_ip_range),
             simulated_pod_cidr: plain(settings.pod_cidr)
                 .ok_or_else(|| value_error("pod-cidr", "a CIDR is required"))?,
-            node_port_addresses: node_port_addresses(settings.nodeport_addresses.as_deref().unwrap_or_default())?,
+            node_port_addresses: node_port_addresses(
+                settings.nodeport_addresses.as_deref().unwrap_or_default(),
+            )?,
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             data_threads: settings.data_threads.unwrap_or(0),
             dns: dns(&settings)?,
-            healthz: bind_address("healthz-bind-address", settings.healthz_bind_address.as_deref(), 10256)?,
-            metrics: bind_address("metrics-bind-address", settings.metrics_bind_address.as_deref(), 10249)?,
+            healthz: bind_address(
+                "healthz-bind-address",
+                settings.healthz_bind_address.as_deref(),
+                10256,
+            )?,
+            metrics: bind_address(
+                "metrics-bind-address",
+                settings.metrics_bind_address.as_deref(),
+                10249,
+            )?,
             admin_socket: settings.admin_socket.unwrap_or_else(paths::admin_socket),
             data_dir: settings.data_dir.unwrap_or_else(paths::data_dir),
-            drain_timeout: plain(settings.drain_timeout).map_or(Duration::from_secs(5), |timeout| timeout.0),
+            drain_timeout: plain(settings.drain_timeout)
+                .map_or(Duration::from_secs(5), |timeout| timeout.0),
             dev: profile == Profile::Dev,
         })
     }
 
     /// The families that Services can have here.
     pub fn families(&self) -> Vec<Family> {
-        self.service_cidrs.iter().map(|cidr| Family::of(cidr.addr())).collect()
+        self.service_cidrs
+            .iter()
+            .map(|cidr| Family::of(cidr.addr()))
+            .collect()
     }
 }
 
@@ -188,9 +211,17 @@ fn plain_list<T>(values: Option<Vec<Text<T>>>) -> Vec<T> {
 }
 
 fn node_name(given: Option<&str>) -> Result<NodeName, ConfigError> {
-    let hostname = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    let raw = given.map(str::to_owned).or_else(hostname).unwrap_or_default();
-    NodeName::parse(&raw).ok_or_else(|| value_error("hostname-override", "this host has no name; give one"))
+    let hostname = || {
+        nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+    };
+    let raw = given
+        .map(str::to_owned)
+        .or_else(hostname)
+        .unwrap_or_default();
+    NodeName::parse(&raw)
+        .ok_or_else(|| value_error("hostname-override", "this host has no name; give one"))
 }
 
 fn service_cidrs(cidrs: Vec<IpNet>) -> Result<Vec<IpNet>, ConfigError> {
@@ -212,20 +243,33 @@ fn node_port_addresses(given: &[String]) -> Result<NodePortAddresses, ConfigErro
     if given.iter().any(|entry| entry == "primary") {
         return match given {
             [_] => Ok(NodePortAddresses::Primary),
-            [..] => Err(value_error(flag, "`primary` stands alone; leave out the CIDRs or `primary`")),
+            [..] => Err(value_error(
+                flag,
+                "`primary` stands alone; leave out the CIDRs or `primary`",
+            )),
         };
     }
     let parse = |entry: &String| {
-        entry.trim().parse().map_err(|_| value_error(flag, format!("{entry} is neither a CIDR nor `primary`")))
+        entry
+            .trim()
+            .parse()
+            .map_err(|_| value_error(flag, format!("{entry} is neither a CIDR nor `primary`")))
     };
-    given.iter().map(parse).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+    given
+        .iter()
+        .map(parse)
+        .collect::<Result<_, _>>()
+        .map(NodePortAddresses::Within)
 }
 
 fn algorithm(given: Option<&str>) -> Result<Algorithm, ConfigError> {
     let given = given.unwrap_or("round-robin");
     Algorithm::parse(given).ok_or_else(|| {
         let known: Vec<&str> = Algorithm::ALL.iter().map(|(name, _)| *name).collect();
-        value_error("lb-algorithm", format!("{given} is unknown; known are {}", known.join(", ")))
+        value_error(
+            "lb-algorithm",
+            format!("{given} is unknown; known are {}", known.join(", ")),
+        )
     })
 }
 
@@ -247,24 +291,54 @@ fn bind_address(
         return Ok(None);
     }
     let with_port = given.parse::<SocketAddr>().ok();
-    let without = || given.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, default_port));
+    let without = || {
+        given
+            .parse::<IpAddr>()
+            .ok()
+            .map(|ip| SocketAddr::new(ip, default_port))
+    };
     match with_port.or_else(without) {
         Some(address) => Ok(Some(address)),
-        None => Err(value_error(flag, format!("{given} is not ADDRESS:PORT; an IPv6 address needs [brackets]"))),
+        None => Err(value_error(
+            flag,
+            format!("{given} is not ADDRESS:PORT; an IPv6 address needs [brackets]"),
+        )),
     }
 }
 
 fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
-    let raw_domain = settings.cluster_domain.as_deref().unwrap_or("cluster.local");
+    let raw_domain = settings
+        .cluster_domain
+        .as_deref()
+        .unwrap_or("cluster.local");
     let domain = raw_domain.trim_end_matches('.').to_lowercase();
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
     if domain.len() > 200 || !domain.split('.').all(label) {
-        return Err(value_error("cluster-domain", format!("{raw_domain} is not a domain name")));
+        return Err(value_error(
+            "cluster-domain",
+            format!("{raw_domain} is not a domain name"),
+        ));
     }
-    let raw_service = settings.dns_service.as_deref().unwrap_or("kube-system/kube-dns");
+    let raw_service = settings
+        .dns_service
+        .as_deref()
+        .unwrap_or("kube-system/kube-dns");
     let service = match raw_service.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => ServiceName::new(namespace, name),
-        Some(_) | None => return Err(value_error("dns-service", format!("{raw_service} is not NAMESPACE/NAME"))),
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            ServiceName::new(namespace, name)
+        }
+        Some(_) | None => {
+            return Err(value_error(
+                "dns-service",
+                format!("{raw_service} is not NAMESPACE/NAME"),
+            ));
+        }
     };
     let mut upstreams = Vec::new();
     let mut domain_upstreams = Vec::new();
@@ -290,7 +364,11 @@ mod tests {
     use super::*;
 
     fn resolve(settings: Settings) -> Result<Config, ConfigError> {
-        let settings = Settings { manifests: Some("/".into()), hostname_override: Some("Node-1 ".into()), ..settings };
+        let settings = Settings {
+            manifests: Some("/".into()),
+            hostname_override: Some("Node-1 ".into()),
+            ..settings
+        };
         Config::resolve(settings, Profile::Run)
     }
 
@@ -323,32 +401,78 @@ mod tests {
 
     #[test]
     fn a_bad_value_names_its_flag() {
-        let cidrs = |list: &[&str]| Some(list.iter().map(|cidr| Text(cidr.parse().unwrap())).collect());
-        let two_of_one = Settings { service_cluster_ip_range: cidrs(&["10.0.0.0/16", "10.1.0.0/16"]), ..Settings::default() };
-        assert_eq!(message(two_of_one), "--service-cluster-ip-range: two CIDRs must be of different families");
-        let mixed = Settings { nodeport_addresses: Some(vec!["primary".into(), "10.0.0.0/8".into()]), ..Settings::default() };
+        let cidrs = |list: &[&str]| {
+            Some(
+                list.iter()
+                    .map(|cidr| Text(cidr.parse().unwrap()))
+                    .collect(),
+            )
+        };
+        let two_of_one = Settings {
+            service_cluster_ip_range: cidrs(&["10.0.0.0/16", "10.1.0.0/16"]),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(two_of_one),
+            "--service-cluster-ip-range: two CIDRs must be of different families"
+        );
+        let mixed = Settings {
+            nodeport_addresses: Some(vec!["primary".into(), "10.0.0.0/8".into()]),
+            ..Settings::default()
+        };
         assert!(message(mixed).starts_with("--nodeport-addresses: `primary` stands alone"));
-        let address = Settings { healthz_bind_address: Some("nowhere:1".into()), ..Settings::default() };
+        let address = Settings {
+            healthz_bind_address: Some("nowhere:1".into()),
+            ..Settings::default()
+        };
         assert!(message(address).starts_with("--healthz-bind-address: nowhere:1 is not"));
-        let service = Settings { dns_service: Some("kube-dns".into()), ..Settings::default() };
-        assert_eq!(message(service), "--dns-service: kube-dns is not NAMESPACE/NAME");
-        let domain = Settings { cluster_domain: Some("a..b".into()), ..Settings::default() };
-        assert_eq!(message(domain), "--cluster-domain: a..b is not a domain name");
-        let zero = Settings { iptables_sync_period: Some(Text(GoDuration(Duration::ZERO))), ..Settings::default() };
-        assert_eq!(message(zero), "--iptables-sync-period: must be longer than 0");
+        let service = Settings {
+            dns_service: Some("kube-dns".into()),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(service),
+            "--dns-service: kube-dns is not NAMESPACE/NAME"
+        );
+        let domain = Settings {
+            cluster_domain: Some("a..b".into()),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(domain),
+            "--cluster-domain: a..b is not a domain name"
+        );
+        let zero = Settings {
+            iptables_sync_period: Some(Text(GoDuration(Duration::ZERO))),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(zero),
+            "--iptables-sync-period: must be longer than 0"
+        );
     }
 
     #[test]
     fn the_directory_must_be_there() {
-        let settings = Settings { manifests: Some("/nonexistent".into()), ..Settings::default() };
+        let settings = Settings {
+            manifests: Some("/nonexistent".into()),
+            ..Settings::default()
+        };
         let error = Config::resolve(settings, Profile::Run).unwrap_err();
-        assert_eq!(error.to_string(), "--manifests: /nonexistent is not a directory");
+        assert_eq!(
+            error.to_string(),
+            "--manifests: /nonexistent is not a directory"
+        );
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file: Settings = serde_saphyr::from_str("drainTimeout: 9s\ndnsPods: verified\n").unwrap();
-        let flags = Settings { drain_timeout: Some(Text(GoDuration(Duration::from_secs(1)))), ..Settings::default() };
+        let file: Settings =
+            serde_saphyr::from_str("drainTimeout: 9s\ndnsPods: verified\n").unwrap();
+        let flags = Settings {
+            drain_timeout: Some(Text(GoDuration(Duration::from_secs(1)))),
+            ..Settings::default()
+        };
         let config = resolve(flags.or(file)).unwrap();
         assert_eq!(config.drain_timeout, Duration::from_secs(1));
         assert_eq!(config.dns.pods, PodMode::Verified);
@@ -358,9 +482,16 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "apiVersion: viaduct.dev/v1alpha1\nkind: ViaductConfiguration\ncolour: red\n").unwrap();
+        std::fs::write(
+            file.path(),
+            "apiVersion: viaduct.dev/v1alpha1\nkind: ViaductConfiguration\ncolour: red\n",
+        )
+        .unwrap();
         let message = Settings::read(file.path()).unwrap_err().to_string();
-        assert!(message.contains("colour") && message.contains('3'), "{message}");
+        assert!(
+            message.contains("colour") && message.contains('3'),
+            "{message}"
+        );
     }
 
     #[test]
@@ -368,7 +499,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "apiVersion: v1\nkind: Service\n").unwrap();
         let message = Settings::read(file.path()).unwrap_err().to_string();
-        assert!(message.contains("apiVersion: v1 is not viaduct.dev/v1alpha1"), "{message}");
+        assert!(
+            message.contains("apiVersion: v1 is not viaduct.dev/v1alpha1"),
+            "{message}"
+        );
     }
 
     // Every key with its default, and nothing else: the file in the repository is the reference for operators.
@@ -383,7 +517,10 @@ mod tests {
         assert_eq!(written, expected);
         let text = std::fs::read_to_string(&path).unwrap();
         for key in written.as_object().unwrap().keys() {
-            assert!(text.contains(&format!("{key}:")), "{key} is not in config/viaduct.yaml");
+            assert!(
+                text.contains(&format!("{key}:")),
+                "{key} is not in config/viaduct.yaml"
+            );
         }
     }
 }

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 /// The admin socket: `/run/viaduct/admin.sock` for root, else below `$XDG_RUNTIME_DIR`, else below the data directory.
 pub(super) fn admin_socket() -> PathBuf {
-    let runtime = if is_root() { Some(PathBuf::from("/run")) } else { absolute("XDG_RUNTIME_DIR") };
+    let runtime = if is_root() {
+        Some(PathBuf::from("/run"))
+    } else {
+        absolute("XDG_RUNTIME_DIR")
+    };
     match runtime {
         Some(directory) => directory.join("viaduct/admin.sock"),
         None => data_dir().join("admin.sock"),
@@ -17,7 +21,8 @@ pub(super) fn data_dir() -> PathBuf {
     if is_root() {
         return PathBuf::from("/var/lib/viaduct");
     }
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    let state = absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
     state.unwrap_or_else(env::temp_dir).join("viaduct")
 }
 
@@ -27,5 +32,7 @@ fn is_root() -> bool {
 
 // The specification says to ignore paths that are not absolute.
 fn absolute(variable: &str) -> Option<PathBuf> {
-    env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
 }

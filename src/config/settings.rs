@@ -41,15 +41,29 @@ pub struct Settings {
     pub hostname_override: Option<String>,
 
     /// CIDRs of the Pods on this node, to tell them from callers outside
-    #[arg(long, value_name = "CIDR", env = "VIADUCT_CLUSTER_CIDR", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_CLUSTER_CIDR",
+        value_delimiter = ','
+    )]
     pub cluster_cidr: Option<Vec<Text<IpNet>>>,
 
     /// CIDRs that cluster IPs are allocated from; the first is the primary family [default: 10.96.0.0/16]
-    #[arg(long, value_name = "CIDR", env = "VIADUCT_SERVICE_CLUSTER_IP_RANGE", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_SERVICE_CLUSTER_IP_RANGE",
+        value_delimiter = ','
+    )]
     pub service_cluster_ip_range: Option<Vec<Text<IpNet>>>,
 
     /// Ports that node ports are allocated from [default: 30000-32767]
-    #[arg(long, value_name = "FIRST-LAST", env = "VIADUCT_SERVICE_NODE_PORT_RANGE")]
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        env = "VIADUCT_SERVICE_NODE_PORT_RANGE"
+    )]
     pub service_node_port_range: Option<Text<PortRange>>,
 
     /// CIDR that load-balancer addresses are allocated from [default: none, they stay pending]
@@ -61,7 +75,12 @@ pub struct Settings {
     pub pod_cidr: Option<Text<IpNet>>,
 
     /// Addresses that answer node ports: CIDRs, or `primary` alone [default: every local address]
-    #[arg(long, value_name = "CIDR", env = "VIADUCT_NODEPORT_ADDRESSES", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_NODEPORT_ADDRESSES",
+        value_delimiter = ','
+    )]
     pub nodeport_addresses: Option<Vec<String>>,
 
     /// Balancing algorithm of Services that name none [default: round-robin]
@@ -81,11 +100,21 @@ pub struct Settings {
     pub data_threads: Option<usize>,
 
     /// Address the DNS server listens on; may be given more than once; none = no DNS
-    #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_DNS_LISTEN", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        env = "VIADUCT_DNS_LISTEN",
+        value_delimiter = ','
+    )]
     pub dns_listen: Option<Vec<SocketAddr>>,
 
     /// Where other names are asked for, ADDR[:PORT], or DOMAIN=ADDR[:PORT] for one domain [default: /etc/resolv.conf]
-    #[arg(long, value_name = "[DOMAIN=]ADDR[:PORT]", env = "VIADUCT_DNS_UPSTREAM", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "[DOMAIN=]ADDR[:PORT]",
+        env = "VIADUCT_DNS_UPSTREAM",
+        value_delimiter = ','
+    )]
     pub dns_upstream: Option<Vec<Text<Upstream>>>,
 
     /// Domain of the cluster's names [default: cluster.local]
@@ -137,13 +166,20 @@ impl Settings {
     ///
     /// A file that cannot be read, an unknown key or a bad value (with line and column), another kind of document.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let parse_error = |message: String| ConfigError::Parse { path: path.to_owned(), message };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let settings: Self = serde_saphyr::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
-        for (key, found, wanted) in
-            [("apiVersion", &settings.api_version, Self::API_VERSION), ("kind", &settings.kind, Self::KIND)]
-        {
+        let parse_error = |message: String| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let settings: Self =
+            serde_saphyr::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
+        for (key, found, wanted) in [
+            ("apiVersion", &settings.api_version, Self::API_VERSION),
+            ("kind", &settings.kind, Self::KIND),
+        ] {
             if found.as_deref() != Some(wanted) {
                 let found = found.as_deref().unwrap_or("nothing");
                 return Err(parse_error(format!("{key}: {found} is not {wanted}")));
@@ -159,10 +195,31 @@ impl Settings {
             ($($field:ident),*) => { Self { $($field: self.$field.or(rest.$field)),* } };
         }
         first!(
-            api_version, kind, manifests, capture, hostname_override, cluster_cidr, service_cluster_ip_range,
-            service_node_port_range, load_balancer_ip_range, pod_cidr, nodeport_addresses, lb_algorithm,
-            iptables_sync_period, udp_idle_timeout, data_threads, dns_listen, dns_upstream, cluster_domain, dns_pods,
-            dns_service, dns_hide_empty, healthz_bind_address, metrics_bind_address, admin_socket, data_dir,
+            api_version,
+            kind,
+            manifests,
+            capture,
+            hostname_override,
+            cluster_cidr,
+            service_cluster_ip_range,
+            service_node_port_range,
+            load_balancer_ip_range,
+            pod_cidr,
+            nodeport_addresses,
+            lb_algorithm,
+            iptables_sync_period,
+            udp_idle_timeout,
+            data_threads,
+            dns_listen,
+            dns_upstream,
+            cluster_domain,
+            dns_pods,
+            dns_service,
+            dns_hide_empty,
+            healthz_bind_address,
+            metrics_bind_address,
+            admin_socket,
+            data_dir,
             drain_timeout
         )
     }
@@ -177,22 +234,41 @@ impl Settings {
             kind: Some(Self::KIND.to_owned()),
             capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
             cluster_cidr: Some(Vec::new()),
-            service_cluster_ip_range: Some(vec![net(if dev { "127.96.0.0/16" } else { "10.96.0.0/16" })]),
+            service_cluster_ip_range: Some(vec![net(if dev {
+                "127.96.0.0/16"
+            } else {
+                "10.96.0.0/16"
+            })]),
             service_node_port_range: Some(Text(PortRange(30000..=32767))),
             load_balancer_ip_range: dev.then(|| net("127.98.0.0/16")),
             pod_cidr: Some(net("127.97.0.0/16")),
-            nodeport_addresses: Some(if dev { vec!["127.0.0.0/8".to_owned()] } else { Vec::new() }),
+            nodeport_addresses: Some(if dev {
+                vec!["127.0.0.0/8".to_owned()]
+            } else {
+                Vec::new()
+            }),
             lb_algorithm: Some("round-robin".to_owned()),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),
             data_threads: Some(0),
-            dns_listen: Some(if dev { vec![SocketAddr::from(([127, 0, 0, 1], 5353))] } else { Vec::new() }),
+            dns_listen: Some(if dev {
+                vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
+            } else {
+                Vec::new()
+            }),
             dns_upstream: Some(Vec::new()),
             cluster_domain: Some("cluster.local".to_owned()),
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),
-            healthz_bind_address: Some(if dev { "127.0.0.1:10256" } else { "0.0.0.0:10256" }.to_owned()),
+            healthz_bind_address: Some(
+                if dev {
+                    "127.0.0.1:10256"
+                } else {
+                    "0.0.0.0:10256"
+                }
+                .to_owned(),
+            ),
             metrics_bind_address: Some("127.0.0.1:10249".to_owned()),
             admin_socket: Some(paths::admin_socket()),
             data_dir: Some(paths::data_dir()),

@@ -25,7 +25,8 @@ impl<T: FromStr> FromStr for Text<T> {
 impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|error| serde::de::Error::custom(format!("{text}: {error}")))
+        text.parse()
+            .map_err(|error| serde::de::Error::custom(format!("{text}: {error}")))
     }
 }
 
@@ -43,7 +44,9 @@ impl FromStr for GoDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        parse_go_duration(text).map(Self).map_err(|error| error.to_string())
+        parse_go_duration(text)
+            .map(Self)
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -65,7 +68,9 @@ impl FromStr for PortRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        let parsed = text
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
         match parsed {
             Some((first, last)) if 0 < first && first <= last => Ok(Self(first..=last)),
             Some(_) | None => Err("not FIRST-LAST, two ports in ascending order".to_owned()),
@@ -100,8 +105,14 @@ impl FromStr for Upstream {
             return Err("the domain before = is empty".to_owned());
         }
         let with_port = address.parse::<SocketAddr>().ok();
-        let address = with_port.or_else(|| address.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53)));
-        let address = address.ok_or("not [DOMAIN=]ADDRESS[:PORT]; an IPv6 address with a port needs [brackets]")?;
+        let address = with_port.or_else(|| {
+            address
+                .parse::<IpAddr>()
+                .ok()
+                .map(|ip| SocketAddr::new(ip, 53))
+        });
+        let address = address
+            .ok_or("not [DOMAIN=]ADDRESS[:PORT]; an IPv6 address with a port needs [brackets]")?;
         Ok(Self { domain, address })
     }
 }
@@ -130,9 +141,15 @@ mod tests {
 
     #[test]
     fn upstreams_may_name_a_domain_and_lack_a_port() {
-        let show = |text: &str| text.parse::<Upstream>().map(|upstream| upstream.to_string());
+        let show = |text: &str| {
+            text.parse::<Upstream>()
+                .map(|upstream| upstream.to_string())
+        };
         assert_eq!(show("192.0.2.1").as_deref(), Ok("192.0.2.1:53"));
-        assert_eq!(show("Corp.Example.=[2001:db8::1]:5353").as_deref(), Ok("corp.example=[2001:db8::1]:5353"));
+        assert_eq!(
+            show("Corp.Example.=[2001:db8::1]:5353").as_deref(),
+            Ok("corp.example=[2001:db8::1]:5353")
+        );
         assert_eq!(show("2001:db8::1").as_deref(), Ok("[2001:db8::1]:53"));
         assert!(show("=192.0.2.1").is_err());
         assert!(show("example.com").is_err());

@@ -518,4 +518,3 @@ fn of_type(addresses: &BTreeSet<IpAddr>, kind: RecordType) -> Found {
         Found::Data(data)
     }
 }
-

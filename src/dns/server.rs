@@ -13,9 +13,9 @@ use crate::routing::Published;
 
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
+use super::handler::Handler;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
-use super::handler::Handler;
 use super::{Config, InvalidDomain, Metrics, resolv_conf};
 
 /// Tries to find a number that is free for both protocols when any will do.

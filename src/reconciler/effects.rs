@@ -21,8 +21,16 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(dataplane: Arc<Dataplane>, captures: Vec<Box<dyn Capture>>, table: Published) -> Self {
-        Self { dataplane, captures, table }
+    pub(super) fn new(
+        dataplane: Arc<Dataplane>,
+        captures: Vec<Box<dyn Capture>>,
+        table: Published,
+    ) -> Self {
+        Self {
+            dataplane,
+            captures,
+            table,
+        }
     }
 
     /// Removes our rules from the kernel; listeners stay for the drain.
@@ -30,13 +38,17 @@ impl Live {
         for capture in &mut self.captures {
             match capture.release().await {
                 Ok(()) => info!(family = %capture.family(), "capture released"),
-                Err(error) => warn!(family = %capture.family(), %error, "rules could not be removed; `viaduct cleanup` does it"),
+                Err(error) => {
+                    warn!(family = %capture.family(), %error, "rules could not be removed; `viaduct cleanup` does it")
+                }
             }
         }
     }
 
     fn capture(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
-        self.captures.iter_mut().find(|capture| capture.family() == family)
+        self.captures
+            .iter_mut()
+            .find(|capture| capture.family() == family)
     }
 }
 
@@ -59,7 +71,10 @@ impl Effects for Live {
     }
 
     fn families(&self) -> Vec<Family> {
-        self.captures.iter().map(|capture| capture.family()).collect()
+        self.captures
+            .iter()
+            .map(|capture| capture.family())
+            .collect()
     }
 
     async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError> {

@@ -101,7 +101,12 @@ impl Reconciler {
         let effects = Live::new(parts.dataplane, parts.captures, parts.table);
         let now = Instant::now();
         Self {
-            standalone: Standalone::new(parts.control, parts.node_name.clone(), parts.state_file, parts.replace_outside),
+            standalone: Standalone::new(
+                parts.control,
+                parts.node_name.clone(),
+                parts.state_file,
+                parts.replace_outside,
+            ),
             builder: parts.builder,
             programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
             simulator: parts.simulator,
@@ -153,7 +158,11 @@ impl Reconciler {
 
     async fn take(&mut self, updates: Vec<Update>, addresses: &BTreeSet<IpAddr>) {
         let n_updates = updates.len();
-        let Outcome { events, simulated, node_eligible } = self.standalone.take(updates, Timestamp::now());
+        let Outcome {
+            events,
+            simulated,
+            node_eligible,
+        } = self.standalone.take(updates, Timestamp::now());
         self.objects.publish(self.standalone.objects().clone());
         if let Some(pods) = simulated {
             for failure in self.simulator.set(pods).await {
@@ -199,7 +208,9 @@ impl Reconciler {
         if !self.builder.is_synced() {
             return;
         }
-        self.programmer.program(&mut self.builder, Instant::now()).await;
+        self.programmer
+            .program(&mut self.builder, Instant::now())
+            .await;
     }
 
     // What routing knows of the node: its object joined with what the interfaces say.

@@ -22,7 +22,12 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(sync_period: Duration, now: Instant) -> Self {
-        Self { sync_period, write_at: None, retry: FIRST_RETRY, check_at: now + sync_period }
+        Self {
+            sync_period,
+            write_at: None,
+            retry: FIRST_RETRY,
+            check_at: now + sync_period,
+        }
     }
 
     /// Something changed that the kernel must learn.

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, info, warn};
 
 use crate::capture::CaptureError;
-use crate::capture::plan::{Arrival, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners};
+use crate::capture::plan::{
+    Arrival, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
+};
 use crate::dataplane::OpenError;
 use crate::model::{Family, ServiceName, ServicePortKey};
 use crate::routing::{NodeView, Route, RoutingTable, TableBuilder};
@@ -68,7 +70,16 @@ struct FamilyRules {
 
 impl<E: Effects> Programmer<E> {
     pub(super) fn new(effects: E, health: Health, sync_period: Duration, now: Instant) -> Self {
-        let rules = |family| (family, FamilyRules { pace: Pace::new(sync_period, now), written: None, failing: false });
+        let rules = |family| {
+            (
+                family,
+                FamilyRules {
+                    pace: Pace::new(sync_period, now),
+                    written: None,
+                    failing: false,
+                },
+            )
+        };
         Self {
             families: effects.families().into_iter().map(rules).collect(),
             effects,
@@ -95,19 +106,32 @@ impl<E: Effects> Programmer<E> {
         // The first time there is no view before: that write replaces what an earlier run may have left, even if there
         // is nothing to capture.
         if self.node.as_ref() != Some(&built.table.node) {
-            let has_node_port = |(_, p): &(&ServiceName, &Programmed)| p.routes.iter().any(|route| route.node_port.is_some());
-            affected.extend(self.services.iter().filter(has_node_port).map(|(name, _)| name.clone()));
+            let has_node_port = |(_, p): &(&ServiceName, &Programmed)| {
+                p.routes.iter().any(|route| route.node_port.is_some())
+            };
+            affected.extend(
+                self.services
+                    .iter()
+                    .filter(has_node_port)
+                    .map(|(name, _)| name.clone()),
+            );
             self.node = Some(built.table.node.clone());
             self.rules_changed(&Family::BOTH, now);
         }
 
-        let wanted: Vec<(ServiceName, Programmed)> =
-            affected.into_iter().map(|name| (name.clone(), self.plan(&name, &built.table))).collect();
+        let wanted: Vec<(ServiceName, Programmed)> = affected
+            .into_iter()
+            .map(|name| (name.clone(), self.plan(&name, &built.table)))
+            .collect();
         let mut moved = false;
         for (name, service) in &wanted {
             moved |= self.open_listeners(name, service, builder, now).await;
         }
-        let table = if moved { builder.build().table } else { built.table };
+        let table = if moved {
+            builder.build().table
+        } else {
+            built.table
+        };
         self.publish(&wanted, table);
         for (name, service) in wanted {
             self.settle(name, service, now).await;
@@ -131,7 +155,10 @@ impl<E: Effects> Programmer<E> {
             self.close_unused().await;
         }
         let paces = self.families.values().map(|rules| rules.pace.next());
-        paces.chain(self.reopen_at).min().unwrap_or(now + Duration::from_secs(3600))
+        paces
+            .chain(self.reopen_at)
+            .min()
+            .unwrap_or(now + Duration::from_secs(3600))
     }
 
     /// Whether a listener that could not be opened is due to be tried again.
@@ -160,11 +187,22 @@ impl<E: Effects> Programmer<E> {
             None => BTreeMap::new(),
             Some(arrival) => {
                 let captured = |route: &&Arc<Route>| self.families.contains_key(&route.key.family);
-                let specs = |route: &Arc<Route>| plan_listeners(route, arrival, &table.node.node_port_addresses);
-                routes.iter().filter(captured).flat_map(specs).map(|spec| (spec.id.clone(), spec)).collect()
+                let specs = |route: &Arc<Route>| {
+                    plan_listeners(route, arrival, &table.node.node_port_addresses)
+                };
+                routes
+                    .iter()
+                    .filter(captured)
+                    .flat_map(specs)
+                    .map(|spec| (spec.id.clone(), spec))
+                    .collect()
             }
         };
-        Programmed { specs, routes: routes.to_vec(), rules: Vec::new() }
+        Programmed {
+            specs,
+            routes: routes.to_vec(),
+            rules: Vec::new(),
+        }
     }
 
     // Opens what is new and what must serve from now on. True if a frontend is served at another port than its own.
@@ -176,10 +214,16 @@ impl<E: Effects> Programmer<E> {
         now: Instant,
     ) -> bool {
         let mut moved = false;
-        let before = self.services.get(name).map(|programmed| programmed.specs.clone()).unwrap_or_default();
+        let before = self
+            .services
+            .get(name)
+            .map(|programmed| programmed.specs.clone())
+            .unwrap_or_default();
         for (id, spec) in &wanted.specs {
             let is_open = self.bound.contains_key(id);
-            let was_serving = before.get(id).is_some_and(|old| old.state == ListenerState::Serving);
+            let was_serving = before
+                .get(id)
+                .is_some_and(|old| old.state == ListenerState::Serving);
             if is_open && (was_serving || spec.state == ListenerState::HeldClosed) {
                 continue;
             }
@@ -205,11 +249,20 @@ impl<E: Effects> Programmer<E> {
     fn publish(&mut self, wanted: &[(ServiceName, Programmed)], table: Arc<RoutingTable>) {
         let mut changed = BTreeSet::new();
         for (name, service) in wanted {
-            let before = self.services.get(name).map_or(&[][..], |programmed| &programmed.routes);
-            changed.extend(before.iter().chain(&service.routes).map(|route| route.key.clone()));
+            let before = self
+                .services
+                .get(name)
+                .map_or(&[][..], |programmed| &programmed.routes);
+            changed.extend(
+                before
+                    .iter()
+                    .chain(&service.routes)
+                    .map(|route| route.key.clone()),
+            );
         }
         let (generation, services) = (table.generation, wanted.len());
-        self.effects.publish(table, &changed.into_iter().collect::<Vec<_>>());
+        self.effects
+            .publish(table, &changed.into_iter().collect::<Vec<_>>());
         debug!(generation, services, "table published");
     }
 
@@ -219,7 +272,9 @@ impl<E: Effects> Programmer<E> {
         let before = self.services.remove(&name).unwrap_or_default();
         for (id, old) in &before.specs {
             match service.specs.get(id) {
-                Some(spec) if spec.state != old.state && spec.state == ListenerState::HeldClosed => {
+                Some(spec)
+                    if spec.state != old.state && spec.state == ListenerState::HeldClosed =>
+                {
                     if let Err(error) = self.effects.open(spec).await {
                         warn!(service = %id.route, %error, "port could not be held closed");
                     }
@@ -230,7 +285,8 @@ impl<E: Effects> Programmer<E> {
         }
         service.rules = self.rules_of(&service);
         for family in Family::BOTH {
-            let part = |p: &Programmed| p.rules.iter().find(|rules| rules.family == family).cloned();
+            let part =
+                |p: &Programmed| p.rules.iter().find(|rules| rules.family == family).cloned();
             if part(&before) != part(&service) {
                 self.rules_changed(&[family], now);
             }
@@ -242,7 +298,10 @@ impl<E: Effects> Programmer<E> {
 
     async fn write_family(&mut self, family: Family, now: Instant) {
         let rules = self.all_rules(family);
-        let state = self.families.get_mut(&family).expect("only families with state are written");
+        let state = self
+            .families
+            .get_mut(&family)
+            .expect("only families with state are written");
         if state.written.as_ref() == Some(&rules) {
             state.pace.written(now, true);
             self.health.updated(family.as_str(), SystemTime::now());
@@ -269,7 +328,10 @@ impl<E: Effects> Programmer<E> {
     }
 
     async fn check_family(&mut self, family: Family, now: Instant) {
-        let state = self.families.get_mut(&family).expect("only families with state are checked");
+        let state = self
+            .families
+            .get_mut(&family)
+            .expect("only families with state are checked");
         match self.effects.check_rules(family).await {
             Ok(restored) => {
                 if restored {
@@ -288,7 +350,11 @@ impl<E: Effects> Programmer<E> {
 
     async fn close_unused(&mut self) {
         for id in std::mem::take(&mut self.closing) {
-            if self.services.get(&id.route.service).is_some_and(|service| service.specs.contains_key(&id)) {
+            if self
+                .services
+                .get(&id.route.service)
+                .is_some_and(|service| service.specs.contains_key(&id))
+            {
                 continue;
             }
             self.effects.close(&id).await;
@@ -306,9 +372,16 @@ impl<E: Effects> Programmer<E> {
     }
 
     fn rules_of(&self, service: &Programmed) -> Vec<Rules> {
-        let mut parts: Vec<Rules> = self.families.keys().map(|family| Rules::none(*family)).collect();
+        let mut parts: Vec<Rules> = self
+            .families
+            .keys()
+            .map(|family| Rules::none(*family))
+            .collect();
         for route in &service.routes {
-            if let Some(part) = parts.iter_mut().find(|rules| rules.family == route.key.family) {
+            if let Some(part) = parts
+                .iter_mut()
+                .find(|rules| rules.family == route.key.family)
+            {
                 self.add_route(part, route);
             }
         }
@@ -319,8 +392,18 @@ impl<E: Effects> Programmer<E> {
         let mut rules = Rules::none(family);
         if let Some(node) = &self.node {
             let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
-            rules.node_addresses = node.node_port_addresses.iter().filter(of_family).copied().collect();
-            rules.pod_cidrs = node.pod_cidrs.iter().filter(|cidr| Family::of(cidr.addr()) == family).copied().collect();
+            rules.node_addresses = node
+                .node_port_addresses
+                .iter()
+                .filter(of_family)
+                .copied()
+                .collect();
+            rules.pod_cidrs = node
+                .pod_cidrs
+                .iter()
+                .filter(|cidr| Family::of(cidr.addr()) == family)
+                .copied()
+                .collect();
         }
         for route in self.services.values().flat_map(|service| &service.routes) {
             if route.key.family == family {
@@ -332,7 +415,10 @@ impl<E: Effects> Programmer<E> {
 
     fn add_route(&self, rules: &mut Rules, route: &Route) {
         rules.add(route, |entry| {
-            let id = ListenerId { route: route.key.clone(), entry };
+            let id = ListenerId {
+                route: route.key.clone(),
+                entry,
+            };
             self.bound.get(&id).map(SocketAddr::port)
         });
     }

@@ -54,7 +54,11 @@ impl Effects for Recorder {
             return Err(OpenError::Descriptors { addr: spec.bind });
         }
         self.next_port += 1;
-        let port = if spec.bind.port() == 0 { self.next_port } else { spec.bind.port() + 8000 };
+        let port = if spec.bind.port() == 0 {
+            self.next_port
+        } else {
+            spec.bind.port() + 8000
+        };
         Ok(SocketAddr::new(spec.bind.ip(), port))
     }
 
@@ -63,7 +67,11 @@ impl Effects for Recorder {
     }
 
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]) {
-        self.log.push(format!("publish {} routes, {} changed", table.routes().count(), changed.len()));
+        self.log.push(format!(
+            "publish {} routes, {} changed",
+            table.routes().count(),
+            changed.len()
+        ));
     }
 
     fn families(&self) -> Vec<Family> {
@@ -98,7 +106,11 @@ impl Bench {
         let mut builder = TableBuilder::new(Arc::new(Algorithms::default()), Algorithm::RoundRobin);
         builder.set_node(NodeView::default());
         let programmer = Programmer::new(recorder, Health::default(), Duration::from_secs(30), now);
-        Self { programmer, builder, now }
+        Self {
+            programmer,
+            builder,
+            now,
+        }
     }
 
     // Applies events, lets the gathering time pass, and tells what was done.
@@ -118,7 +130,11 @@ fn web() -> Event {
 }
 
 fn endpoints(ready: bool) -> Event {
-    let endpoint = if ready { ep("10.1.0.1") } else { ep("10.1.0.1").unready() };
+    let endpoint = if ready {
+        ep("10.1.0.1")
+    } else {
+        ep("10.1.0.1").unready()
+    };
     Event::SliceApplied(Arc::new(slice("web-1", "web", [endpoint])))
 }
 
@@ -126,15 +142,31 @@ fn endpoints(ready: bool) -> Event {
 async fn a_listener_opens_before_the_table_and_the_table_before_the_rules() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     let log = bench.step(vec![web(), endpoints(true)]).await;
-    assert_eq!(log, ["open default/web", "publish 1 routes, 1 changed", "rules {40001}"]);
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {40001}"
+        ]
+    );
 }
 
 #[tokio::test]
 async fn a_listener_closes_after_the_rules_that_led_to_it_are_gone() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.step(vec![web(), endpoints(true)]).await;
-    let log = bench.step(vec![Event::ServiceDeleted(service_name("web"))]).await;
-    assert_eq!(log, ["publish 0 routes, 1 changed", "rules {}", "close default/web"]);
+    let log = bench
+        .step(vec![Event::ServiceDeleted(service_name("web"))])
+        .await;
+    assert_eq!(
+        log,
+        [
+            "publish 0 routes, 1 changed",
+            "rules {}",
+            "close default/web"
+        ]
+    );
 }
 
 #[tokio::test]
@@ -142,10 +174,15 @@ async fn a_listener_stays_while_its_rules_cannot_be_removed() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.step(vec![web(), endpoints(true)]).await;
     bench.programmer.effects_mut().fail_writes = 1;
-    let log = bench.step(vec![Event::ServiceDeleted(service_name("web"))]).await;
+    let log = bench
+        .step(vec![Event::ServiceDeleted(service_name("web"))])
+        .await;
     assert_eq!(log, ["publish 0 routes, 1 changed", "rules {}"]);
     bench.now += Duration::from_secs(1);
-    assert_eq!(bench.step(vec![]).await[1..], ["rules {}", "close default/web"]);
+    assert_eq!(
+        bench.step(vec![]).await[1..],
+        ["rules {}", "close default/web"]
+    );
 }
 
 #[tokio::test]
@@ -161,8 +198,14 @@ async fn a_change_of_endpoints_touches_neither_rules_nor_listeners() {
 async fn the_last_endpoint_that_goes_holds_the_port_closed_and_the_first_opens_it() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     assert_eq!(bench.step(vec![web()]).await[0], "hold default/web");
-    assert_eq!(bench.step(vec![endpoints(true)]).await[..2], ["open default/web", "publish 1 routes, 1 changed"]);
-    assert_eq!(bench.step(vec![endpoints(false)]).await[..2], ["publish 1 routes, 1 changed", "hold default/web"]);
+    assert_eq!(
+        bench.step(vec![endpoints(true)]).await[..2],
+        ["open default/web", "publish 1 routes, 1 changed"]
+    );
+    assert_eq!(
+        bench.step(vec![endpoints(false)]).await[..2],
+        ["publish 1 routes, 1 changed", "hold default/web"]
+    );
 }
 
 #[tokio::test]
@@ -170,11 +213,25 @@ async fn a_listener_that_cannot_be_opened_is_not_captured_and_tried_again() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.programmer.effects_mut().fail_opens = 1;
     let log = bench.step(vec![web(), endpoints(true)]).await;
-    assert_eq!(log, ["open default/web", "publish 1 routes, 1 changed", "rules {}"]);
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {}"
+        ]
+    );
     bench.now += Duration::from_secs(1);
     assert!(bench.programmer.reopen_due(bench.now));
     let log = bench.step(vec![]).await;
-    assert_eq!(log, ["open default/web", "publish 1 routes, 1 changed", "rules {40001}"]);
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {40001}"
+        ]
+    );
     assert!(!bench.programmer.reopen_due(bench.now));
 }
 

@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use tracing::{error, info, warn};
 
-use crate::control::{Allocations, Change, ControlPlane, Kind, Object, ObjectKey, Objects, Rejection};
+use crate::control::{
+    Allocations, Change, ControlPlane, Kind, Object, ObjectKey, Objects, Rejection,
+};
 use crate::model::{Event, NodeName, Protocol, ServiceName, SliceKey};
 use crate::sources::convert::{self, Note};
 use crate::sources::manifests::{Finding, Manifest, Origin, Update};
@@ -58,7 +60,9 @@ impl Standalone {
         match read_state(&state_file) {
             Ok(Some(allocations)) => control.restore(allocations),
             Ok(None) => {}
-            Err(error) => warn!(file = %state_file.display(), %error, "kept allocations cannot be read; starting anew"),
+            Err(error) => {
+                warn!(file = %state_file.display(), %error, "kept allocations cannot be read; starting anew")
+            }
         }
         Self {
             control,
@@ -86,7 +90,9 @@ impl Standalone {
                 Update::Applied(manifest) => manifests.push(*manifest),
                 Update::Removed(key) => self.remove(&key, now),
                 Update::Problem(finding) => report(&finding),
-                Update::Warning(finding) => warn!(file = %finding.file.display(), line = finding.line, "{finding}"),
+                Update::Warning(finding) => {
+                    warn!(file = %finding.file.display(), line = finding.line, "{finding}")
+                }
                 Update::Healed(file) => info!(file = %file.display(), "manifest is good again"),
             }
         }
@@ -116,7 +122,10 @@ impl Standalone {
                 }
                 if let Some(given) = replaced {
                     let served = self.cluster_ip(&key).unwrap_or_default();
-                    let range = self.replace_outside.map(|range| range.to_string()).unwrap_or_default();
+                    let range = self
+                        .replace_outside
+                        .map(|range| range.to_string())
+                        .unwrap_or_default();
                     let message = format!("{given} is outside {range}; served at {served} instead");
                     report_warning(&manifest.origin, &key, "spec.clusterIP", &message);
                 }
@@ -142,9 +151,14 @@ impl Standalone {
     // Loopback can serve only its own addresses. Returns the address that was taken out.
     fn replace_foreign_cluster_ip(&self, object: &mut Object) -> Option<String> {
         let range = self.replace_outside?;
-        let Object::Service(service) = object else { return None };
+        let Object::Service(service) = object else {
+            return None;
+        };
         let spec = service.spec.as_mut()?;
-        let given = spec.cluster_ip.clone().or_else(|| spec.cluster_ips.as_ref()?.first().cloned())?;
+        let given = spec
+            .cluster_ip
+            .clone()
+            .or_else(|| spec.cluster_ips.as_ref()?.first().cloned())?;
         let ip: IpAddr = given.parse().ok()?;
         if range.contains(&ip) {
             return None;
@@ -157,7 +171,11 @@ impl Standalone {
     fn cluster_ip(&self, key: &ObjectKey) -> Option<String> {
         match self.control.get(key)? {
             Object::Service(service) => service.spec.as_ref()?.cluster_ip.clone(),
-            Object::Namespace(_) | Object::Node(_) | Object::Pod(_) | Object::EndpointSlice(_) | Object::Endpoints(_) => None,
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Pod(_)
+            | Object::EndpointSlice(_)
+            | Object::Endpoints(_) => None,
         }
     }
 
@@ -169,7 +187,10 @@ impl Standalone {
                 Change::Deleted(key) => (key.clone(), None),
             };
             let existed = self.objects.get(&key).is_some();
-            let was_simulated = self.objects.get(&key).is_some_and(|object| is_simulated(object));
+            let was_simulated = self
+                .objects
+                .get(&key)
+                .is_some_and(|object| is_simulated(object));
             if was_simulated || object.is_some_and(is_simulated) {
                 outcome.simulated = Some(Vec::new());
             }
@@ -177,14 +198,20 @@ impl Standalone {
             let converted = object.and_then(|object| self.event_of(object, &mut outcome));
             match converted {
                 Some(event) => outcome.events.push(event),
-                None if existed => outcome.events.extend(self.gone(&key, &mut outcome.node_eligible)),
+                None if existed => outcome
+                    .events
+                    .extend(self.gone(&key, &mut outcome.node_eligible)),
                 None => {}
             }
             self.objects.apply(change);
         }
         if outcome.simulated.is_some() {
             let pods = self.objects.list(Kind::Pod);
-            outcome.simulated = Some(pods.into_iter().filter_map(|object| simulated_pod(object)).collect());
+            outcome.simulated = Some(
+                pods.into_iter()
+                    .filter_map(|object| simulated_pod(object))
+                    .collect(),
+            );
         }
         outcome
     }
@@ -214,7 +241,8 @@ impl Standalone {
             Object::Pod(pod) => convert::pod(pod).map(|pod| Event::PodApplied(Arc::new(pod))),
             Object::Node(node) => {
                 let converted = convert::node(node).filter(|node| node.name == self.node_name)?;
-                outcome.node_eligible = Some(node.metadata.deletion_timestamp.is_none() && !to_be_deleted(node));
+                outcome.node_eligible =
+                    Some(node.metadata.deletion_timestamp.is_none() && !to_be_deleted(node));
                 Some(Event::NodeApplied(converted))
             }
             // Counted for every object alike.
@@ -237,11 +265,19 @@ impl Standalone {
     }
 
     // A namespace exists as long as it is declared or anything lives in it.
-    fn count_namespace(&mut self, key: &ObjectKey, existed: bool, exists: bool, events: &mut Vec<Event>) {
+    fn count_namespace(
+        &mut self,
+        key: &ObjectKey,
+        existed: bool,
+        exists: bool,
+        events: &mut Vec<Event>,
+    ) {
         let namespace = match key.kind {
             Kind::Namespace => key.name.clone(),
             Kind::Node => return,
-            Kind::Service | Kind::Pod | Kind::EndpointSlice | Kind::Endpoints => key.namespace.clone(),
+            Kind::Service | Kind::Pod | Kind::EndpointSlice | Kind::Endpoints => {
+                key.namespace.clone()
+            }
         };
         let count = self.per_namespace.entry(namespace.clone()).or_default();
         match (existed, exists) {
@@ -269,7 +305,9 @@ impl Standalone {
         }
         match write_state(&self.state_file, &allocations) {
             Ok(()) => self.saved = Some(allocations),
-            Err(error) => error!(file = %self.state_file.display(), %error, "allocations cannot be kept for the next start"),
+            Err(error) => {
+                error!(file = %self.state_file.display(), %error, "allocations cannot be kept for the next start")
+            }
         }
     }
 }
@@ -282,9 +320,11 @@ fn rank(manifest: &Manifest, kept: &Allocations) -> u8 {
         Object::Node(_) => 1,
         Object::Service(service) => {
             let spec = service.spec.as_ref();
-            let address = spec.is_some_and(|spec| spec.cluster_ip.is_some() || spec.cluster_ips.is_some());
+            let address =
+                spec.is_some_and(|spec| spec.cluster_ip.is_some() || spec.cluster_ips.is_some());
             let ports = spec.and_then(|spec| spec.ports.as_ref());
-            let node_port = ports.is_some_and(|ports| ports.iter().any(|port| port.node_port.is_some()));
+            let node_port =
+                ports.is_some_and(|ports| ports.iter().any(|port| port.node_port.is_some()));
             let health = spec.is_some_and(|spec| spec.health_check_node_port.is_some());
             if address || node_port || health {
                 2
@@ -294,7 +334,14 @@ fn rank(manifest: &Manifest, kept: &Allocations) -> u8 {
                 4
             }
         }
-        Object::Pod(pod) if pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()) => 5,
+        Object::Pod(pod)
+            if pod
+                .status
+                .as_ref()
+                .is_some_and(|status| status.pod_ip.is_some()) =>
+        {
+            5
+        }
         Object::Pod(_) => 6,
         Object::EndpointSlice(_) | Object::Endpoints(_) => 7,
     }
@@ -328,14 +375,24 @@ fn report_warning(origin: &Origin, key: &ObjectKey, field: &str, message: &str) 
 
 fn is_simulated(object: &Object) -> bool {
     match object {
-        Object::Pod(pod) => pod.metadata.annotations.as_ref().is_some_and(|map| map.contains_key(SIMULATE)),
-        Object::Namespace(_) | Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) | Object::Endpoints(_) => false,
+        Object::Pod(pod) => pod
+            .metadata
+            .annotations
+            .as_ref()
+            .is_some_and(|map| map.contains_key(SIMULATE)),
+        Object::Namespace(_)
+        | Object::Node(_)
+        | Object::Service(_)
+        | Object::EndpointSlice(_)
+        | Object::Endpoints(_) => false,
     }
 }
 
 // A simulated Pod that has an address and is not over.
 fn simulated_pod(object: &Object) -> Option<SimulatedPod> {
-    let Object::Pod(pod) = object else { return None };
+    let Object::Pod(pod) = object else {
+        return None;
+    };
     let pod: &Pod = pod;
     if !is_simulated(object) {
         return None;
@@ -345,16 +402,23 @@ fn simulated_pod(object: &Object) -> Option<SimulatedPod> {
         return None;
     }
     let containers = &pod.spec.as_ref()?.containers;
-    let ports = containers.iter().flat_map(|container| container.ports.iter().flatten()).filter_map(|port| {
-        let protocol = match port.protocol.as_deref() {
-            None | Some("TCP") => Protocol::Tcp,
-            Some("UDP") => Protocol::Udp,
-            Some(_) => return None,
-        };
-        Some((u16::try_from(port.container_port).ok()?, protocol))
-    });
+    let ports = containers
+        .iter()
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            let protocol = match port.protocol.as_deref() {
+                None | Some("TCP") => Protocol::Tcp,
+                Some("UDP") => Protocol::Udp,
+                Some(_) => return None,
+            };
+            Some((u16::try_from(port.container_port).ok()?, protocol))
+        });
     Some(SimulatedPod {
-        namespace: pod.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        namespace: pod
+            .metadata
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned()),
         name: pod.metadata.name.clone()?,
         ip: status.pod_ip.as_deref()?.parse().ok()?,
         ports: ports.collect(),
@@ -363,7 +427,11 @@ fn simulated_pod(object: &Object) -> Option<SimulatedPod> {
 
 fn to_be_deleted(node: &k8s_openapi::api::core::v1::Node) -> bool {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == "ToBeDeletedByClusterAutoscaler"))
+    taints.is_some_and(|taints| {
+        taints
+            .iter()
+            .any(|taint| taint.key == "ToBeDeletedByClusterAutoscaler")
+    })
 }
 
 fn read_state(path: &std::path::Path) -> std::io::Result<Option<Allocations>> {

@@ -38,14 +38,25 @@ impl Health {
     /// A change for that family waits to be put into effect.
     pub fn queued(&self, family: &'static str, now: Instant) {
         self.with(|state| {
-            state.families.entry(family).or_default().waiting_since.get_or_insert(now);
+            state
+                .families
+                .entry(family)
+                .or_default()
+                .waiting_since
+                .get_or_insert(now);
         });
     }
 
     /// Everything for that family is in effect.
     pub fn updated(&self, family: &'static str, at: SystemTime) {
         self.with(|state| {
-            state.families.insert(family, FamilyState { updated: Some(at), waiting_since: None });
+            state.families.insert(
+                family,
+                FamilyState {
+                    updated: Some(at),
+                    waiting_since: None,
+                },
+            );
         });
     }
 
@@ -57,11 +68,21 @@ impl Health {
     /// The report at `now`; a change may wait for `timeout`.
     pub fn report(&self, now: Instant, timeout: Duration) -> Report {
         self.with(|state| {
-            let keeps_up = |f: &FamilyState| f.waiting_since.is_none_or(|since| now.duration_since(since) <= timeout);
-            let families: BTreeMap<_, _> =
-                state.families.iter().map(|(name, f)| (*name, (f.updated, keeps_up(f)))).collect();
+            let keeps_up = |f: &FamilyState| {
+                f.waiting_since
+                    .is_none_or(|since| now.duration_since(since) <= timeout)
+            };
+            let families: BTreeMap<_, _> = state
+                .families
+                .iter()
+                .map(|(name, f)| (*name, (f.updated, keeps_up(f))))
+                .collect();
             let healthy = families.values().all(|(_, healthy)| *healthy);
-            Report { healthy, node_eligible: state.node_eligible, families }
+            Report {
+                healthy,
+                node_eligible: state.node_eligible,
+                families,
+            }
         })
     }
 
@@ -81,13 +102,27 @@ mod tests {
     fn a_change_that_waits_too_long_is_unhealthy_and_heals() {
         let health = Health::default();
         let start = Instant::now();
-        assert!(health.report(start, TIMEOUT).healthy, "healthy during start");
+        assert!(
+            health.report(start, TIMEOUT).healthy,
+            "healthy during start"
+        );
         health.queued("IPv4", start);
         health.queued("IPv4", start + Duration::from_secs(50));
-        assert!(health.report(start + TIMEOUT, TIMEOUT).healthy, "at the bound");
-        assert!(!health.report(start + TIMEOUT + Duration::from_millis(1), TIMEOUT).healthy, "one past it");
+        assert!(
+            health.report(start + TIMEOUT, TIMEOUT).healthy,
+            "at the bound"
+        );
+        assert!(
+            !health
+                .report(start + TIMEOUT + Duration::from_millis(1), TIMEOUT)
+                .healthy,
+            "one past it"
+        );
         health.updated("IPv6", SystemTime::now());
-        assert!(!health.report(start + 2 * TIMEOUT, TIMEOUT).healthy, "the other family does not heal it");
+        assert!(
+            !health.report(start + 2 * TIMEOUT, TIMEOUT).healthy,
+            "the other family does not heal it"
+        );
         health.updated("IPv4", SystemTime::now());
         assert!(health.report(start + 9 * TIMEOUT, TIMEOUT).healthy);
     }
