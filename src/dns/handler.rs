@@ -39,9 +39,10 @@ impl RequestHandler for Handler {
         request: &Request,
         responses: R,
     ) -> ResponseInfo {
-        let transport = match request.protocol() {
-            Protocol::Udp => Transport::Udp,
-            _ => Transport::Tcp,
+        let transport = if request.protocol() == Protocol::Udp {
+            Transport::Udp
+        } else {
+            Transport::Tcp
         };
         match self
             .exchange
