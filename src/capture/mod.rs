@@ -4,3 +4,6 @@
 //! The pure part is `plan`; each mode is one file.
 
 pub mod plan;
+
+#[cfg(test)]
+mod plan_tests;

@@ -21,7 +21,7 @@ mod route;
 mod table;
 
 #[cfg(test)]
-mod builder_tests;
+mod tests;
 
 pub use balance::{Balancer, BalancerFactory, Choice, ClientMemory};
 pub use builder::{Built, TableBuilder};
