@@ -27,11 +27,12 @@ pub enum Update {
     Applied(Box<Manifest>),
     /// No file describes the object any longer.
     Removed(ObjectKey),
-    /// A document that is not used; what was good before it stays.
+    /// A document that is not used; what was good before it stays. When the problems of a file change, all that it has
+    /// then are told in one message, and those told before are void.
     Problem(Finding),
     /// Something to know that costs nothing, told once.
     Warning(Finding),
-    /// The problems told of this file are void. Those that remain are told again, after this.
+    /// Nothing is wrong with this file any longer.
     Healed(Arc<Path>),
 }
 
@@ -221,7 +222,7 @@ impl Directory {
         if problems == state.told {
             return;
         }
-        if !state.told.is_empty() {
+        if problems.is_empty() {
             updates.push(Update::Healed(Arc::clone(file)));
         }
         updates.extend(problems.iter().cloned().map(Update::Problem));
