@@ -1,5 +1,6 @@
 //! The directory source against real files: what each look tells, line by line.
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -374,4 +375,60 @@ fn half_written_files_are_left_for_later_only_if_asked() {
     assert!(!scan.unsettled && scan.updates.len() == 1, "{scan:?}");
     fixture.write("a.yaml", "");
     assert_eq!(fixture.scan(), ["removed Service default/a"]);
+}
+
+/// What somebody knows who only hears the updates.
+#[derive(Debug, Default, PartialEq)]
+struct Listener {
+    objects: BTreeMap<ObjectKey, (Arc<Path>, crate::control::Object)>,
+    problems: BTreeMap<Arc<Path>, Vec<Finding>>,
+}
+
+impl Listener {
+    fn hear(&mut self, updates: Vec<Update>) {
+        let mut told: BTreeMap<Arc<Path>, Vec<Finding>> = BTreeMap::new();
+        for update in updates {
+            match update {
+                Update::Applied(manifest) => {
+                    let (object, origin) = (manifest.object, manifest.origin);
+                    self.objects.insert(object.key(), (origin.file, object));
+                }
+                Update::Removed(key) => assert!(self.objects.remove(&key).is_some(), "{key}"),
+                Update::Problem(finding) => {
+                    let of_file = told.entry(Arc::clone(&finding.file)).or_default();
+                    of_file.push(finding);
+                }
+                Update::Warning(finding) => panic!("{finding}"),
+                Update::Healed(file) => assert!(self.problems.remove(&file).is_some(), "{file:?}"),
+            }
+        }
+        self.problems.extend(told);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn who_hears_the_differences_knows_what_a_first_look_would_tell(
+        steps in prop::collection::vec((0_usize..3, prop::option::of(prop::collection::vec((0_u8..4, 1_u16..3), 0..4))), 1..12),
+    ) {
+        let mut fixture = Fixture::new();
+        let mut listener = Listener::default();
+        for (file, content) in steps {
+            let name = ["a.yaml", "b.yaml", "c.yaml"][file];
+            match content {
+                Some(services) => {
+                    let services = services.iter().map(|(name, port)| service(&format!("s{name}"), *port));
+                    fixture.write(name, &services.collect::<String>());
+                }
+                None if fixture.dir.path().join(name).exists() => fixture.remove(name),
+                None => {}
+            }
+            listener.hear(fixture.directory.scan().unwrap());
+            let mut fresh = Listener::default();
+            fresh.hear(Directory::new(fixture.dir.path().to_owned()).scan().unwrap());
+            prop_assert_eq!(&listener, &fresh);
+        }
+    }
 }
