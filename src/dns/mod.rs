@@ -12,7 +12,10 @@
 
 mod cache;
 mod exchange;
+#[cfg(test)]
+mod fixture;
 mod forward;
+mod listen;
 mod message;
 mod metrics;
 mod names;
@@ -26,9 +29,10 @@ mod udp;
 mod upstream;
 mod wire;
 
+pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
-pub use server::{Server, StartError};
+pub use server::Server;
 
 use std::net::SocketAddr;
 

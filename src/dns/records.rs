@@ -519,3 +519,6 @@ fn of_type(addresses: &BTreeSet<IpAddr>, kind: RecordType) -> Found {
     }
 }
 
+#[cfg(test)]
+#[path = "records_tests.rs"]
+mod tests;
