@@ -352,13 +352,8 @@ fn report(finding: &Finding) {
 }
 
 fn report_rejection(manifest: &Manifest, key: &ObjectKey, rejection: &Rejection) {
-    let finding = |field: &str, reason: &str, message: &str| Finding {
-        file: manifest.origin.file.clone(),
-        line: manifest.origin.line_of(field),
-        object: Some(key.clone()),
-        field: field.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
+    let finding = |field: &str, reason: &str, message: &str| {
+        manifest.origin.finding(key, field, reason, message)
     };
     if rejection.causes.is_empty() {
         report(&finding("", rejection.reason, &rejection.message));

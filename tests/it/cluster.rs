@@ -14,7 +14,9 @@ use serde_json::Value;
 
 /// How long anything may take before a test gives up; `VIADUCT_TEST_PATIENCE` in seconds stretches it.
 pub fn patience() -> Duration {
-    let seconds = std::env::var("VIADUCT_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
+    let seconds = std::env::var("VIADUCT_TEST_PATIENCE")
+        .ok()
+        .and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
@@ -58,12 +60,34 @@ impl Cluster {
         let mut child = Command::new(env!("CARGO_BIN_EXE_viaduct"))
             .arg("dev")
             .arg(root.path().join("manifests"))
-            .args(["--service-cluster-ip-range", &format!("127.96.{third}.0/24")])
+            .args([
+                "--service-cluster-ip-range",
+                &format!("127.96.{third}.0/24"),
+            ])
             .args(["--pod-cidr", &format!("127.97.{third}.0/24")])
             .args(["--load-balancer-ip-range", &format!("127.98.{third}.0/24")])
-            .args(["--service-node-port-range", &format!("{}-{}", 20000 + u16::from(third) * 50, 20049 + u16::from(third) * 50)])
-            .args(["--dns-listen", "127.0.0.1:0", "--healthz-bind-address", "127.0.0.1:0"])
-            .args(["--metrics-bind-address", "127.0.0.1:0", "--drain-timeout", "2s", "--log", "info"])
+            .args([
+                "--service-node-port-range",
+                &format!(
+                    "{}-{}",
+                    20000 + u16::from(third) * 50,
+                    20049 + u16::from(third) * 50
+                ),
+            ])
+            .args([
+                "--dns-listen",
+                "127.0.0.1:0",
+                "--healthz-bind-address",
+                "127.0.0.1:0",
+            ])
+            .args([
+                "--metrics-bind-address",
+                "127.0.0.1:0",
+                "--drain-timeout",
+                "2s",
+                "--log",
+                "info",
+            ])
             .arg("--admin-socket")
             .arg(root.path().join("admin.sock"))
             .arg("--data-dir")
@@ -80,10 +104,20 @@ impl Cluster {
         while !greeting.contains("Ctrl-C") {
             match out.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => greeting.push_str(&(line + "\n")),
-                Err(_) => panic!("no greeting; got {greeting:?}, log {:?}", log.try_iter().collect::<Vec<_>>()),
+                Err(_) => panic!(
+                    "no greeting; got {greeting:?}, log {:?}",
+                    log.try_iter().collect::<Vec<_>>()
+                ),
             }
         }
-        Self { child, third, root, greeting, log, seen: Vec::new() }
+        Self {
+            child,
+            third,
+            root,
+            greeting,
+            log,
+            seen: Vec::new(),
+        }
     }
 
     /// Ends it in order and starts it again over the same files and data.
@@ -117,7 +151,10 @@ impl Cluster {
     pub fn wait_for_log(&mut self, words: &[&str]) -> String {
         let deadline = Instant::now() + patience();
         loop {
-            match self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .log
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => {
                     self.seen.push(line.clone());
                     if words.iter().all(|word| line.contains(word)) {
@@ -131,8 +168,15 @@ impl Cluster {
 
     /// An address that the greeting names, such as `DNS`.
     pub fn address(&self, name: &str) -> SocketAddr {
-        let line = self.greeting.lines().find(|line| line.starts_with(name)).unwrap();
-        let text = line.trim_start_matches(name).trim().trim_start_matches("http://");
+        let line = self
+            .greeting
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap();
+        let text = line
+            .trim_start_matches(name)
+            .trim()
+            .trim_start_matches("http://");
         text.split('/').next().unwrap().parse().unwrap()
     }
 
@@ -150,7 +194,11 @@ impl Cluster {
     /// The items of `viaduct get RESOURCE -A -o json`.
     pub fn items(&self, resource: &str) -> Vec<Value> {
         let output = self.get(&[resource, "-A", "-o", "json"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let list: Value = serde_json::from_slice(&output.stdout).unwrap();
         list["items"].as_array().unwrap().clone()
     }
@@ -160,9 +208,31 @@ impl Cluster {
         eventually("the Service in the table", || {
             let output = self.get(&["services", service]);
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let row: Vec<String> = text.lines().nth(1).ok_or(text.clone())?.split_whitespace().map(str::to_owned).collect();
-            let port = row.get(4).ok_or(text.clone())?.split(',').next().unwrap().split('/').next().unwrap().to_owned();
-            let port = port.rsplit('→').next().unwrap().split(':').next().unwrap().to_owned();
+            let row: Vec<String> = text
+                .lines()
+                .nth(1)
+                .ok_or(text.clone())?
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect();
+            let port = row
+                .get(4)
+                .ok_or(text.clone())?
+                .split(',')
+                .next()
+                .unwrap()
+                .split('/')
+                .next()
+                .unwrap()
+                .to_owned();
+            let port = port
+                .rsplit('→')
+                .next()
+                .unwrap()
+                .split(':')
+                .next()
+                .unwrap()
+                .to_owned();
             Ok::<_, String>(format!("{}:{port}", row[2]).parse().map_err(|_| text)?)
         })
     }
@@ -170,7 +240,9 @@ impl Cluster {
     fn end(mut self, signal: Signal) -> (ExitStatus, tempfile::TempDir) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         kill(pid, signal).unwrap();
-        let status = eventually("the end", || self.child.try_wait().unwrap().ok_or("still running"));
+        let status = eventually("the end", || {
+            self.child.try_wait().unwrap().ok_or("still running")
+        });
         let root = std::mem::replace(&mut self.root, tempfile::tempdir().unwrap());
         (status, root)
     }
@@ -205,11 +277,18 @@ fn follow(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, patience())?;
     stream.set_read_timeout(Some(patience()))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0);
     Ok((status, body.to_owned()))
 }
 
