@@ -4,6 +4,7 @@
 //! The only place of `unsafe` (in `batches` and `readable`) and of `setsockopt`. Nothing here decides; callers do.
 
 pub mod batches;
+pub mod conntrack;
 pub mod descriptors;
 pub mod pipes;
 pub mod poller;

@@ -391,19 +391,15 @@ impl<E: Effects> Programmer<E> {
     fn all_rules(&self, family: Family) -> Rules {
         let mut rules = Rules::none(family);
         if let Some(node) = &self.node {
-            let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
-            rules.node_addresses = node
-                .node_port_addresses
-                .iter()
-                .filter(of_family)
-                .copied()
-                .collect();
-            rules.pod_cidrs = node
-                .pod_cidrs
-                .iter()
-                .filter(|cidr| Family::of(cidr.addr()) == family)
-                .copied()
-                .collect();
+            let of_family = |addresses: &BTreeSet<IpAddr>| {
+                let mut addresses = addresses.clone();
+                addresses.retain(|ip| Family::of(*ip) == family);
+                addresses
+            };
+            rules.local_addresses = of_family(&node.local_addresses);
+            rules.node_addresses = of_family(&node.node_port_addresses);
+            rules.pod_cidrs.clone_from(&node.pod_cidrs);
+            rules.pod_cidrs.retain(|cidr| Family::of(cidr.addr()) == family);
         }
         for route in self.services.values().flat_map(|service| &service.routes) {
             if route.key.family == family {

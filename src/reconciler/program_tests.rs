@@ -83,7 +83,7 @@ impl Effects for Recorder {
         self.log.push(format!("rules {ports:?}"));
         if self.fail_writes > 0 {
             self.fail_writes -= 1;
-            return Err(CaptureError::for_test());
+            return Err(CaptureError::ToolMissing { tool: "nft" });
         }
         Ok(())
     }
