@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// The set of things that still have to happen before the process is ready. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     blockers: Arc<Mutex<Blockers>>,
+    cleared: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +54,17 @@ impl Readiness {
         self.lock().names.is_empty()
     }
 
+    /// Waits until no blocker is left.
+    pub async fn ready(&self) {
+        loop {
+            let cleared = self.cleared.notified();
+            if self.is_ready() {
+                return;
+            }
+            cleared.await;
+        }
+    }
+
     // A panic elsewhere cannot leave the map half written, so a poisoned lock is as good.
     fn lock(&self) -> MutexGuard<'_, Blockers> {
         self.blockers.lock().unwrap_or_else(PoisonError::into_inner)
@@ -60,6 +74,7 @@ impl Readiness {
 impl Drop for Blocker {
     fn drop(&mut self) {
         self.readiness.lock().names.remove(&self.id);
+        self.readiness.cleared.notify_waiters();
     }
 }
 
@@ -80,6 +95,18 @@ mod tests {
         drop(listeners);
         assert!(readiness.is_ready());
         assert_eq!(readiness.pending(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_with_the_last_blocker() {
+        let readiness = Readiness::new();
+        let blocker = readiness.block("sources");
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
+        drop(blocker);
+        waiting.await.unwrap();
     }
 
     #[test]

@@ -124,6 +124,11 @@ impl TableBuilder {
         self.table.synced = true;
     }
 
+    /// Whether [`Self::set_synced`] has been called.
+    pub fn is_synced(&self) -> bool {
+        self.table.synced
+    }
+
     /// Records the port at which a frontend is really served; its own port ends a move.
     pub fn set_served_port(&mut self, frontend: Frontend, port: u16) {
         if port == frontend.port {

@@ -1,0 +1,425 @@
+//! The order of effects: what is done to listeners, the published table and the kernel when routes change.
+//!
+//! ```text
+//!  open new listeners ─► publish the table ─► write rules ─► close listeners that nothing leads to any more
+//! ```
+//!
+//! So captured traffic never meets a closed port: a rule points to a port only after it is open, and a port closes only
+//! after no rule points to it. Everything here works through [`Effects`], so that a test can watch the order.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::{debug, info, warn};
+
+use crate::capture::CaptureError;
+use crate::capture::plan::{
+    Arrival, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
+};
+use crate::dataplane::OpenError;
+use crate::model::{Family, ServiceName, ServicePortKey};
+use crate::routing::{NodeView, Route, RoutingTable, TableBuilder};
+use crate::telemetry::Health;
+
+use super::pace::Pace;
+
+/// What programming does to the world.
+pub(super) trait Effects {
+    /// How traffic arrives; `None` captures nothing and opens nothing.
+    fn arrival(&self) -> Option<Arrival>;
+    async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError>;
+    async fn close(&mut self, id: &ListenerId);
+    fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]);
+    /// Families that can be captured here.
+    fn families(&self) -> Vec<Family>;
+    async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError>;
+    /// Restores rules that somebody else removed; true if it had to.
+    async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError>;
+}
+
+/// How long a listener that could not be opened waits before it is tried again.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// What has been done so far. Owned by the reconciler.
+pub(super) struct Programmer<E> {
+    effects: E,
+    health: Health,
+    services: HashMap<ServiceName, Programmed>,
+    bound: HashMap<ListenerId, SocketAddr>,
+    families: BTreeMap<Family, FamilyRules>,
+    closing: Vec<ListenerId>,
+    reopen: BTreeSet<ServiceName>,
+    reopen_at: Option<Instant>,
+    node: Option<Arc<NodeView>>,
+}
+
+#[derive(Default)]
+struct Programmed {
+    specs: BTreeMap<ListenerId, ListenerSpec>,
+    routes: Vec<Arc<Route>>,
+    rules: Vec<Rules>,
+}
+
+struct FamilyRules {
+    pace: Pace,
+    written: Option<Rules>,
+    failing: bool,
+}
+
+impl<E: Effects> Programmer<E> {
+    pub(super) fn new(effects: E, health: Health, sync_period: Duration, now: Instant) -> Self {
+        let rules = |family| {
+            (
+                family,
+                FamilyRules {
+                    pace: Pace::new(sync_period, now),
+                    written: None,
+                    failing: false,
+                },
+            )
+        };
+        Self {
+            families: effects.families().into_iter().map(rules).collect(),
+            effects,
+            health,
+            services: HashMap::new(),
+            bound: HashMap::new(),
+            closing: Vec::new(),
+            reopen: BTreeSet::new(),
+            reopen_at: None,
+            node: None,
+        }
+    }
+
+    /// Brings listeners and the published table in line with what `builder` knows by now; rules follow in
+    /// [`Self::write`].
+    pub(super) async fn program(&mut self, builder: &mut TableBuilder, now: Instant) {
+        let built = builder.build();
+        for conflict in &built.conflicts {
+            warn!(service = %conflict.loser, address = conflict.address, owner = %conflict.owner, "address is taken; {conflict}");
+        }
+        let mut affected: BTreeSet<ServiceName> = built.changed.into_iter().collect();
+        affected.append(&mut self.reopen);
+        self.reopen_at = None;
+        // The first time there is no view before: that write replaces what an earlier run may have left, even if there
+        // is nothing to capture.
+        if self.node.as_ref() != Some(&built.table.node) {
+            let has_node_port = |(_, p): &(&ServiceName, &Programmed)| {
+                p.routes.iter().any(|route| route.node_port.is_some())
+            };
+            affected.extend(
+                self.services
+                    .iter()
+                    .filter(has_node_port)
+                    .map(|(name, _)| name.clone()),
+            );
+            self.node = Some(built.table.node.clone());
+            self.rules_changed(&Family::BOTH, now);
+        }
+
+        let wanted: Vec<(ServiceName, Programmed)> = affected
+            .into_iter()
+            .map(|name| (name.clone(), self.plan(&name, &built.table)))
+            .collect();
+        let mut moved = false;
+        for (name, service) in &wanted {
+            moved |= self.open_listeners(name, service, builder, now).await;
+        }
+        let table = if moved {
+            builder.build().table
+        } else {
+            built.table
+        };
+        self.publish(&wanted, table);
+        for (name, service) in wanted {
+            self.settle(name, service, now).await;
+        }
+        if self.effects.arrival() != Some(Arrival::Redirected) {
+            self.close_unused().await;
+        }
+    }
+
+    /// Writes and checks the rules that are due. Returns when to call again.
+    pub(super) async fn write(&mut self, now: Instant) -> Instant {
+        for family in self.families.keys().copied().collect::<Vec<_>>() {
+            let pace = &self.families[&family].pace;
+            if pace.write_due(now) {
+                self.write_family(family, now).await;
+            } else if pace.check_due(now) {
+                self.check_family(family, now).await;
+            }
+        }
+        if self.has_written() {
+            self.close_unused().await;
+        }
+        let paces = self.families.values().map(|rules| rules.pace.next());
+        paces
+            .chain(self.reopen_at)
+            .min()
+            .unwrap_or(now + Duration::from_secs(3600))
+    }
+
+    /// Whether a listener that could not be opened is due to be tried again.
+    pub(super) fn reopen_due(&self, now: Instant) -> bool {
+        self.reopen_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether everything decided so far has reached the kernel.
+    pub(super) fn has_written(&self) -> bool {
+        self.families.values().all(|rules| !rules.pace.is_waiting())
+    }
+
+    #[cfg(test)]
+    pub(super) fn effects_mut(&mut self) -> &mut E {
+        &mut self.effects
+    }
+
+    /// Gives back what does the effects, for the end.
+    pub(super) fn into_effects(self) -> E {
+        self.effects
+    }
+
+    fn plan(&self, name: &ServiceName, table: &RoutingTable) -> Programmed {
+        let routes = table.service(name).map_or(&[][..], |entry| &entry.routes);
+        let specs = match self.effects.arrival() {
+            None => BTreeMap::new(),
+            Some(arrival) => {
+                let captured = |route: &&Arc<Route>| self.families.contains_key(&route.key.family);
+                let specs = |route: &Arc<Route>| {
+                    plan_listeners(route, arrival, &table.node.node_port_addresses)
+                };
+                routes
+                    .iter()
+                    .filter(captured)
+                    .flat_map(specs)
+                    .map(|spec| (spec.id.clone(), spec))
+                    .collect()
+            }
+        };
+        Programmed {
+            specs,
+            routes: routes.to_vec(),
+            rules: Vec::new(),
+        }
+    }
+
+    // Opens what is new and what must serve from now on. True if a frontend is served at another port than its own.
+    async fn open_listeners(
+        &mut self,
+        name: &ServiceName,
+        wanted: &Programmed,
+        builder: &mut TableBuilder,
+        now: Instant,
+    ) -> bool {
+        let mut moved = false;
+        let before = self
+            .services
+            .get(name)
+            .map(|programmed| programmed.specs.clone())
+            .unwrap_or_default();
+        for (id, spec) in &wanted.specs {
+            let is_open = self.bound.contains_key(id);
+            let was_serving = before
+                .get(id)
+                .is_some_and(|old| old.state == ListenerState::Serving);
+            if is_open && (was_serving || spec.state == ListenerState::HeldClosed) {
+                continue;
+            }
+            self.closing.retain(|closing| closing != id);
+            match self.effects.open(spec).await {
+                Ok(addr) => {
+                    self.bound.insert(id.clone(), addr);
+                    if let Entry::At(frontend, _) = id.entry {
+                        builder.set_served_port(frontend, addr.port());
+                        moved |= addr.port() != frontend.port;
+                    }
+                }
+                Err(error) => {
+                    warn!(service = %id.route, frontend = %spec.bind, %error, "listener could not be opened; it is tried again");
+                    self.reopen.insert(name.clone());
+                    self.reopen_at = Some(now + REOPEN);
+                }
+            }
+        }
+        moved
+    }
+
+    fn publish(&mut self, wanted: &[(ServiceName, Programmed)], table: Arc<RoutingTable>) {
+        let mut changed = BTreeSet::new();
+        for (name, service) in wanted {
+            let before = self
+                .services
+                .get(name)
+                .map_or(&[][..], |programmed| &programmed.routes);
+            changed.extend(
+                before
+                    .iter()
+                    .chain(&service.routes)
+                    .map(|route| route.key.clone()),
+            );
+        }
+        let (generation, services) = (table.generation, wanted.len());
+        self.effects
+            .publish(table, &changed.into_iter().collect::<Vec<_>>());
+        debug!(generation, services, "table published");
+    }
+
+    // After the table is out: hold closed what serves nobody any more, note what nothing leads to, and see whether the
+    // kernel must learn something.
+    async fn settle(&mut self, name: ServiceName, mut service: Programmed, now: Instant) {
+        let before = self.services.remove(&name).unwrap_or_default();
+        for (id, old) in &before.specs {
+            match service.specs.get(id) {
+                Some(spec)
+                    if spec.state != old.state && spec.state == ListenerState::HeldClosed =>
+                {
+                    if let Err(error) = self.effects.open(spec).await {
+                        warn!(service = %id.route, %error, "port could not be held closed");
+                    }
+                }
+                Some(_) => {}
+                None => self.closing.push(id.clone()),
+            }
+        }
+        service.rules = self.rules_of(&service);
+        for family in Family::BOTH {
+            let part =
+                |p: &Programmed| p.rules.iter().find(|rules| rules.family == family).cloned();
+            if part(&before) != part(&service) {
+                self.rules_changed(&[family], now);
+            }
+        }
+        if !service.routes.is_empty() {
+            self.services.insert(name, service);
+        }
+    }
+
+    async fn write_family(&mut self, family: Family, now: Instant) {
+        let rules = self.all_rules(family);
+        let state = self
+            .families
+            .get_mut(&family)
+            .expect("only families with state are written");
+        if state.written.as_ref() == Some(&rules) {
+            state.pace.written(now, true);
+            self.health.updated(family.as_str(), SystemTime::now());
+            return;
+        }
+        match self.effects.write_rules(&rules).await {
+            Ok(()) => {
+                debug!(%family, redirects = rules.redirects.len(), node_ports = rules.node_ports.len(), "rules written");
+                if std::mem::take(&mut state.failing) {
+                    info!(%family, "rules can be written again");
+                }
+                state.written = Some(rules);
+                state.pace.written(now, true);
+                self.health.updated(family.as_str(), SystemTime::now());
+            }
+            Err(error) => {
+                state.failing = true;
+                // What the kernel holds now is not known; the next write replaces everything.
+                state.written = None;
+                state.pace.written(now, false);
+                tracing::error!(%family, %error, "rules could not be written; they are tried again");
+            }
+        }
+    }
+
+    async fn check_family(&mut self, family: Family, now: Instant) {
+        let state = self
+            .families
+            .get_mut(&family)
+            .expect("only families with state are checked");
+        match self.effects.check_rules(family).await {
+            Ok(restored) => {
+                if restored {
+                    warn!(%family, "rules had been removed by somebody else; they are back");
+                }
+                state.pace.checked(now);
+            }
+            Err(error) => {
+                tracing::error!(%family, %error, "rules could not be checked; they are written anew");
+                state.failing = true;
+                state.written = None;
+                state.pace.written(now, false);
+            }
+        }
+    }
+
+    async fn close_unused(&mut self) {
+        for id in std::mem::take(&mut self.closing) {
+            if self
+                .services
+                .get(&id.route.service)
+                .is_some_and(|service| service.specs.contains_key(&id))
+            {
+                continue;
+            }
+            self.effects.close(&id).await;
+            self.bound.remove(&id);
+        }
+    }
+
+    fn rules_changed(&mut self, families: &[Family], now: Instant) {
+        for family in families {
+            if let Some(state) = self.families.get_mut(family) {
+                state.pace.changed(now);
+                self.health.queued(family.as_str(), now);
+            }
+        }
+    }
+
+    fn rules_of(&self, service: &Programmed) -> Vec<Rules> {
+        let mut parts: Vec<Rules> = self
+            .families
+            .keys()
+            .map(|family| Rules::none(*family))
+            .collect();
+        for route in &service.routes {
+            if let Some(part) = parts
+                .iter_mut()
+                .find(|rules| rules.family == route.key.family)
+            {
+                self.add_route(part, route);
+            }
+        }
+        parts
+    }
+
+    fn all_rules(&self, family: Family) -> Rules {
+        let mut rules = Rules::none(family);
+        if let Some(node) = &self.node {
+            let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
+            rules.node_addresses = node
+                .node_port_addresses
+                .iter()
+                .filter(of_family)
+                .copied()
+                .collect();
+            rules.pod_cidrs = node
+                .pod_cidrs
+                .iter()
+                .filter(|cidr| Family::of(cidr.addr()) == family)
+                .copied()
+                .collect();
+        }
+        for route in self.services.values().flat_map(|service| &service.routes) {
+            if route.key.family == family {
+                self.add_route(&mut rules, route);
+            }
+        }
+        rules
+    }
+
+    fn add_route(&self, rules: &mut Rules, route: &Route) {
+        rules.add(route, |entry| {
+            let id = ListenerId {
+                route: route.key.clone(),
+                entry,
+            };
+            self.bound.get(&id).map(SocketAddr::port)
+        });
+    }
+}
