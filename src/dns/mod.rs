@@ -11,8 +11,11 @@
 
 mod cache;
 mod exchange;
+#[cfg(test)]
+mod fixture;
 mod forward;
 mod handler;
+mod listen;
 mod message;
 mod metrics;
 mod names;
@@ -24,9 +27,10 @@ mod services;
 mod upstream;
 mod wire;
 
+pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
-pub use server::{Server, StartError};
+pub use server::Server;
 
 use std::fmt;
 use std::net::SocketAddr;

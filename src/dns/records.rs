@@ -518,3 +518,7 @@ fn of_type(addresses: &BTreeSet<IpAddr>, kind: RecordType) -> Found {
         Found::Data(data)
     }
 }
+
+#[cfg(test)]
+#[path = "records_tests.rs"]
+mod tests;

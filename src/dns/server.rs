@@ -1,11 +1,9 @@
 //! The running DNS server: its sockets, its tasks, its end.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,10 +14,7 @@ use super::forward::{Forwarder, Upstreams};
 use super::handler::Handler;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
-use super::{Config, InvalidDomain, Metrics, resolv_conf};
-
-/// Tries to find a number that is free for both protocols when any will do.
-const PORT_ATTEMPTS: usize = 16;
+use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf};
 
 /// A TCP connection without a question for so long is closed.
 const TCP_IDLE: Duration = Duration::from_secs(10);
@@ -36,54 +31,6 @@ pub struct Server {
     listening: hickory_server::Server<Handler>,
     stop: CancellationToken,
     tasks: TaskTracker,
-}
-
-/// Why the server could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address could not be listened at.
-    #[error("--dns-listen {address} ({protocol}): {source}{}", hint(source))]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// `udp` or `tcp`.
-        protocol: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A wildcard would answer from an address that the client did not ask.
-    #[error(
-        "--dns-listen {0}: give one address of this host each; replies must leave from the address that was asked"
-    )]
-    Wildcard(SocketAddr),
-    /// The cluster domain is no name.
-    #[error("--cluster-domain: {0}")]
-    Domain(#[source] InvalidDomain),
-    /// The domain of an upstream is no name.
-    #[error("--dns-upstream: {0}")]
-    UpstreamDomain(#[source] InvalidDomain),
-}
-
-impl StartError {
-    /// Whether somebody else has the port, so that another one may be tried.
-    pub fn is_address_in_use(&self) -> bool {
-        match self {
-            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
-            Self::Wildcard(_) | Self::Domain(_) | Self::UpstreamDomain(_) => false,
-        }
-    }
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::AddrInUse {
-        "; stop the resolver that has it (`ss -lnp` shows which) or choose another address or port"
-    } else if error.kind() == io::ErrorKind::PermissionDenied {
-        "; ports below 1024 need CAP_NET_BIND_SERVICE, choose a higher one without it"
-    } else if error.kind() == io::ErrorKind::AddrNotAvailable {
-        "; no interface of this host has the address"
-    } else {
-        ""
-    }
 }
 
 impl Server {
@@ -109,7 +56,7 @@ impl Server {
             .map_err(StartError::UpstreamDomain)?;
         let mut sockets = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
-            sockets.push(bind(*address).await?);
+            sockets.extend(listen::bind(*address).await?);
         }
         let addresses: Vec<SocketAddr> = sockets.iter().map(|pair| pair.address).collect();
 
@@ -160,7 +107,7 @@ impl Server {
         })
     }
 
-    /// Where it listens, in the order of the configuration, ports as they were given.
+    /// Where it listens, in the order of the configuration: every address of a wildcard, ports as they were given.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -188,48 +135,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
     }
-}
-
-struct Sockets {
-    address: SocketAddr,
-    udp: UdpSocket,
-    tcp: TcpListener,
-}
-
-async fn bind(address: SocketAddr) -> Result<Sockets, StartError> {
-    if address.ip().is_unspecified() {
-        return Err(StartError::Wildcard(address));
-    }
-    let mut attempts = if address.port() == 0 {
-        PORT_ATTEMPTS
-    } else {
-        1
-    };
-    loop {
-        attempts -= 1;
-        match bind_once(address).await {
-            Err(error) if error.is_address_in_use() && attempts > 0 => {}
-            result => return result,
-        }
-    }
-}
-
-async fn bind_once(address: SocketAddr) -> Result<Sockets, StartError> {
-    let failed = |protocol| {
-        move |source| StartError::Listen {
-            address,
-            protocol,
-            source,
-        }
-    };
-    let tcp = TcpListener::bind(address).await.map_err(failed("tcp"))?;
-    let bound = tcp.local_addr().map_err(failed("tcp"))?;
-    let udp = UdpSocket::bind(bound).await.map_err(failed("udp"))?;
-    Ok(Sockets {
-        address: bound,
-        udp,
-        tcp,
-    })
 }
 
 async fn follow_resolv_conf(

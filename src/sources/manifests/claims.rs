@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::document::Manifest;
+use super::manifest::Manifest;
 use crate::control::ObjectKey;
 
 /// Where a manifest is; the order decides who comes first.

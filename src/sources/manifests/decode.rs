@@ -5,14 +5,14 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::value::StrDeserializer;
-use serde::de::{
-    self, DeserializeSeed, Deserializer, Expected, MapAccess, SeqAccess, Unexpected, Visitor,
-};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::mismatch::Mismatch;
 use super::tree::{Node, Value};
 
 /// How many unknown fields of a document are told.
@@ -57,8 +57,8 @@ pub(super) fn decode<'de, T: Deserialize<'de>>(node: &'de Node) -> Result<T, Vec
 #[derive(Clone, Copy)]
 enum Path<'a> {
     Root,
-    Key(&'a Path<'a>, &'a str),
-    Index(&'a Path<'a>, usize),
+    Key(&'a Self, &'a str),
+    Index(&'a Self, usize),
 }
 
 impl fmt::Display for Path<'_> {
@@ -104,7 +104,7 @@ impl<'de, 'p> Reader<'de, 'p> {
         })
     }
 
-    fn entries(&self, entries: &'de [(std::sync::Arc<str>, Node)]) -> Entries<'de, 'p> {
+    fn entries(&self, entries: &'de [(Arc<str>, Node)]) -> Entries<'de, 'p> {
         Entries {
             entries: entries.iter(),
             value: None,
@@ -229,7 +229,7 @@ impl<'de> Deserializer<'de> for Reader<'de, '_> {
 }
 
 struct Entries<'de, 'p> {
-    entries: std::slice::Iter<'de, (std::sync::Arc<str>, Node)>,
+    entries: std::slice::Iter<'de, (Arc<str>, Node)>,
     value: Option<(&'de str, &'de Node)>,
     path: Path<'p>,
     unknown: &'p RefCell<Vec<Misfit>>,
@@ -282,68 +282,6 @@ impl<'de> SeqAccess<'de> for Items<'de, '_> {
 
     fn size_hint(&self) -> Option<usize> {
         Some(self.items.len())
-    }
-}
-
-/// A value of the wrong type. The innermost reader that sees it go by adds its path.
-#[derive(Debug)]
-struct Mismatch {
-    path: Option<String>,
-    message: String,
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Mismatch {}
-
-impl de::Error for Mismatch {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self {
-            path: None,
-            message: message.to_string(),
-        }
-    }
-
-    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let expected = in_words(&expected.to_string()).to_owned();
-        Self::custom(format!("expected {expected}, found {}", describe(found)))
-    }
-
-    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let expected = in_words(&expected.to_string()).to_owned();
-        Self::custom(format!(
-            "{} is out of range for {expected}",
-            describe(found)
-        ))
-    }
-}
-
-/// What people call what Rust types are called in messages.
-fn in_words(expected: &str) -> &str {
-    match expected {
-        "i32" | "i64" | "u32" | "u64" | "a 32-bit integer" => "an integer",
-        "IntOrString" => "an integer or a string",
-        "Quantity" => "a quantity",
-        "a sequence" => "a list",
-        other => other,
-    }
-}
-
-fn describe(found: Unexpected<'_>) -> String {
-    match found {
-        Unexpected::Bool(value) => format!("the boolean {value}"),
-        Unexpected::Signed(number) => format!("the integer {number}"),
-        Unexpected::Float(number) => format!("the number {number:?}"),
-        Unexpected::Str(text) => format!("the string {text:?}"),
-        Unexpected::Unit => "null".to_owned(),
-        Unexpected::Seq => "a list".to_owned(),
-        Unexpected::Map => "a map".to_owned(),
-        // Nothing in a tree is any of these.
-        other => other.to_string(),
     }
 }
 

@@ -10,57 +10,12 @@ use serde::Deserialize;
 
 use super::decode::{Misfit, decode};
 use super::finding::{Finding, reason};
+use super::manifest::{Manifest, Origin};
 use super::tree::{Node, SyntaxError, Value};
 use crate::control::{Kind, Object, ObjectKey};
 
 /// How many documents of a file are read: ten times what a large cluster has in Services.
 const MAX_DOCUMENTS: usize = 100_000;
-
-/// An object and where it was written.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Manifest {
-    /// The object, decoded but neither defaulted nor validated. One without a name has an empty one.
-    pub object: Object,
-    /// Its place.
-    pub origin: Origin,
-}
-
-/// Where an object was written.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Origin {
-    /// The file, as the user named its directory.
-    pub file: Arc<Path>,
-    /// The line of the document, from 1.
-    pub line: u32,
-    tree: Arc<Node>,
-}
-
-impl Origin {
-    /// The line of a field such as `spec.ports[0].nodePort`; if the field is not written, that of the innermost part
-    /// of the path that is.
-    pub fn line_of(&self, field: &str) -> u32 {
-        self.tree.line_of(field)
-    }
-
-    /// Something to tell about a field of this object.
-    pub fn finding(
-        &self,
-        object: ObjectKey,
-        field: impl Into<String>,
-        reason: impl Into<String>,
-        message: impl Into<String>,
-    ) -> Finding {
-        let field = field.into();
-        Finding {
-            file: Arc::clone(&self.file),
-            line: self.line_of(&field),
-            object: Some(object),
-            field,
-            reason: reason.into(),
-            message: message.into(),
-        }
-    }
-}
 
 /// What a document turned out to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -446,7 +401,9 @@ mod tests {
     fn a_refused_document_has_a_key_only_if_it_says_so() {
         let key = |yaml: &str| match one(yaml) {
             Document::Refused(key, _) => key.map(|key| key.to_string()),
-            other => panic!("{other:?}"),
+            Document::Object(_) | Document::Unparsable(_) | Document::Ignored(_) => {
+                panic!("not refused: {yaml}")
+            }
         };
         assert_eq!(
             key("{kind: Service, apiVersion: v1, metadata: {name: a}, x: 1}").as_deref(),

@@ -17,12 +17,13 @@ mod file;
 mod finding;
 mod json;
 mod known_file;
-mod scalar;
+mod manifest;
+mod mismatch;
 mod tree;
 mod watch;
 mod yaml;
 
 pub use directory::{Directory, ScanError, Update};
-pub use document::{Manifest, Origin};
 pub use finding::Finding;
+pub use manifest::{Manifest, Origin};
 pub use watch::{WatchError, watch};

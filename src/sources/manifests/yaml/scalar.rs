@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{ScalarStyle, Tag};
 
-use super::tree::Value;
+use crate::sources::manifests::tree::Value;
 
 /// The value of a scalar. `Err` says what is wrong with its tag.
 pub(super) fn resolve(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, String> {
