@@ -42,17 +42,28 @@ pub(super) trait Effects {
 /// How long a listener that could not be opened waits before it is tried again.
 const REOPEN: Duration = Duration::from_secs(1);
 
+/// How often balancers forget what has expired, besides on changes.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// What has been done so far. Owned by the reconciler.
 pub(super) struct Programmer<E> {
     effects: E,
     health: Health,
     services: HashMap<ServiceName, Programmed>,
-    bound: HashMap<ListenerId, SocketAddr>,
+    bound: HashMap<ListenerId, Bound>,
     families: BTreeMap<Family, FamilyRules>,
     closing: Vec<ListenerId>,
     reopen: BTreeSet<ServiceName>,
     reopen_at: Option<Instant>,
+    sweep_at: Instant,
     node: Option<Arc<NodeView>>,
+}
+
+// An open listener: where, and in which state.
+#[derive(Clone, Copy)]
+struct Bound {
+    addr: SocketAddr,
+    state: ListenerState,
 }
 
 #[derive(Default)]
@@ -89,6 +100,7 @@ impl<E: Effects> Programmer<E> {
             closing: Vec::new(),
             reopen: BTreeSet::new(),
             reopen_at: None,
+            sweep_at: now + SWEEP,
             node: None,
         }
     }
@@ -123,6 +135,11 @@ impl<E: Effects> Programmer<E> {
             .into_iter()
             .map(|name| (name.clone(), self.plan(&name, &built.table)))
             .collect();
+        // A direct listener that takes over an address finds it free only after the one before has gone.
+        let direct = self.effects.arrival() == Some(Arrival::Direct);
+        if direct {
+            self.close_replaced(&wanted).await;
+        }
         let mut moved = false;
         for (name, service) in &wanted {
             moved |= self.open_listeners(name, service, builder, now).await;
@@ -134,9 +151,10 @@ impl<E: Effects> Programmer<E> {
         };
         self.publish(&wanted, table);
         for (name, service) in wanted {
+            sweep(&service.routes, now);
             self.settle(name, service, now).await;
         }
-        if self.effects.arrival() != Some(Arrival::Redirected) {
+        if direct {
             self.close_unused().await;
         }
     }
@@ -154,11 +172,16 @@ impl<E: Effects> Programmer<E> {
         if self.has_written() {
             self.close_unused().await;
         }
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP;
+            self.services
+                .values()
+                .for_each(|service| sweep(&service.routes, now));
+        }
         let paces = self.families.values().map(|rules| rules.pace.next());
         paces
             .chain(self.reopen_at)
-            .min()
-            .unwrap_or(now + Duration::from_secs(3600))
+            .fold(self.sweep_at, Instant::min)
     }
 
     /// Whether a listener that could not be opened is due to be tried again.
@@ -187,6 +210,13 @@ impl<E: Effects> Programmer<E> {
             None => BTreeMap::new(),
             Some(arrival) => {
                 let captured = |route: &&Arc<Route>| self.families.contains_key(&route.key.family);
+                // A node port does not answer at another Service's own address.
+                let owned = |spec: &ListenerSpec| match &spec.id.entry {
+                    Entry::At(frontend, _) => table
+                        .destination(frontend)
+                        .is_some_and(|destination| destination.route.key == spec.id.route),
+                    Entry::All | Entry::ClusterIp | Entry::External => true,
+                };
                 let specs = |route: &Arc<Route>| {
                     plan_listeners(route, arrival, &table.node.node_port_addresses)
                 };
@@ -194,6 +224,7 @@ impl<E: Effects> Programmer<E> {
                     .iter()
                     .filter(captured)
                     .flat_map(specs)
+                    .filter(owned)
                     .map(|spec| (spec.id.clone(), spec))
                     .collect()
             }
@@ -214,23 +245,18 @@ impl<E: Effects> Programmer<E> {
         now: Instant,
     ) -> bool {
         let mut moved = false;
-        let before = self
-            .services
-            .get(name)
-            .map(|programmed| programmed.specs.clone())
-            .unwrap_or_default();
         for (id, spec) in &wanted.specs {
-            let is_open = self.bound.contains_key(id);
-            let was_serving = before
-                .get(id)
-                .is_some_and(|old| old.state == ListenerState::Serving);
-            if is_open && (was_serving || spec.state == ListenerState::HeldClosed) {
+            let good = |bound: &Bound| {
+                bound.state == ListenerState::Serving || spec.state == ListenerState::HeldClosed
+            };
+            if self.bound.get(id).is_some_and(good) {
                 continue;
             }
             self.closing.retain(|closing| closing != id);
             match self.effects.open(spec).await {
                 Ok(addr) => {
-                    self.bound.insert(id.clone(), addr);
+                    let state = spec.state;
+                    self.bound.insert(id.clone(), Bound { addr, state });
                     if let Entry::At(frontend, _) = id.entry {
                         builder.set_served_port(frontend, addr.port());
                         moved |= addr.port() != frontend.port;
@@ -270,17 +296,22 @@ impl<E: Effects> Programmer<E> {
     // kernel must learn something.
     async fn settle(&mut self, name: ServiceName, mut service: Programmed, now: Instant) {
         let before = self.services.remove(&name).unwrap_or_default();
-        for (id, old) in &before.specs {
-            match service.specs.get(id) {
-                Some(spec)
-                    if spec.state != old.state && spec.state == ListenerState::HeldClosed =>
-                {
-                    if let Err(error) = self.effects.open(spec).await {
-                        warn!(service = %id.route, %error, "port could not be held closed");
+        for id in before.specs.keys() {
+            if !service.specs.contains_key(id) {
+                self.closing.push(id.clone());
+            }
+        }
+        for (id, spec) in &service.specs {
+            let Some(bound) = self.bound.get_mut(id) else {
+                continue;
+            };
+            if spec.state == ListenerState::HeldClosed && bound.state == ListenerState::Serving {
+                match self.effects.open(spec).await {
+                    Ok(_) => bound.state = ListenerState::HeldClosed,
+                    Err(error) => {
+                        warn!(service = %id.route, %error, "port could not be held closed")
                     }
                 }
-                Some(_) => {}
-                None => self.closing.push(id.clone()),
             }
         }
         service.rules = self.rules_of(&service);
@@ -348,6 +379,30 @@ impl<E: Effects> Programmer<E> {
         }
     }
 
+    async fn close_replaced(&mut self, wanted: &[(ServiceName, Programmed)]) {
+        let places: BTreeSet<SocketAddr> = wanted
+            .iter()
+            .flat_map(|(_, service)| service.specs.values())
+            .filter(|spec| !self.bound.contains_key(&spec.id))
+            .map(|spec| spec.bind)
+            .collect();
+        let mut replaced = Vec::new();
+        for (name, service) in wanted {
+            let before = self.services.get(name).map(|before| &before.specs);
+            let gone = before
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .filter(|spec| {
+                    !service.specs.contains_key(&spec.id) && places.contains(&spec.bind)
+                });
+            replaced.extend(gone.map(|spec| spec.id.clone()));
+        }
+        for id in replaced {
+            self.effects.close(&id).await;
+            self.bound.remove(&id);
+        }
+    }
+
     async fn close_unused(&mut self) {
         for id in std::mem::take(&mut self.closing) {
             if self
@@ -399,7 +454,9 @@ impl<E: Effects> Programmer<E> {
             rules.local_addresses = of_family(&node.local_addresses);
             rules.node_addresses = of_family(&node.node_port_addresses);
             rules.pod_cidrs.clone_from(&node.pod_cidrs);
-            rules.pod_cidrs.retain(|cidr| Family::of(cidr.addr()) == family);
+            rules
+                .pod_cidrs
+                .retain(|cidr| Family::of(cidr.addr()) == family);
         }
         for route in self.services.values().flat_map(|service| &service.routes) {
             if route.key.family == family {
@@ -415,7 +472,14 @@ impl<E: Effects> Programmer<E> {
                 route: route.key.clone(),
                 entry,
             };
-            self.bound.get(&id).map(SocketAddr::port)
+            self.bound.get(&id).map(|bound| bound.addr.port())
         });
+    }
+}
+
+// Lets balancers forget backends that serve nobody any more, and clients that have been away for too long.
+fn sweep(routes: &[Arc<Route>], now: Instant) {
+    for route in routes {
+        route.balancer.sweep(now, &|addr| route.still_serves(addr));
     }
 }

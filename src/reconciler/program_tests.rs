@@ -242,3 +242,31 @@ async fn a_port_that_had_to_move_is_in_the_table_that_is_published() {
     let table = bench.builder.build().table;
     assert_eq!(table.served_port(&tcp("10.96.0.10:80")), 8080);
 }
+
+#[tokio::test]
+async fn a_direct_listener_leaves_its_address_before_another_takes_it() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    bench.step(vec![web(), endpoints(true)]).await;
+    let mut renamed = service("web", "10.96.0.10");
+    renamed.ports[0].name = "http".into();
+    let log = bench
+        .step(vec![Event::ServiceApplied(Arc::new(renamed))])
+        .await;
+    assert_eq!(log[..2], ["close default/web", "hold default/web:http"]);
+}
+
+#[tokio::test]
+async fn a_service_deleted_and_made_again_before_its_rules_are_gone_keeps_its_port() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench
+        .builder
+        .apply(Event::ServiceDeleted(service_name("web")));
+    bench
+        .programmer
+        .program(&mut bench.builder, bench.now)
+        .await;
+    bench.programmer.effects_mut().log.clear();
+    let log = bench.step(vec![web(), endpoints(false)]).await;
+    assert_eq!(log, ["publish 1 routes, 1 changed", "hold default/web"]);
+}

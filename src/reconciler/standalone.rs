@@ -353,7 +353,7 @@ fn report(finding: &Finding) {
 
 fn report_rejection(manifest: &Manifest, key: &ObjectKey, rejection: &Rejection) {
     let finding = |field: &str, reason: &str, message: &str| {
-        manifest.origin.finding(key, field, reason, message)
+        manifest.origin.finding(key.clone(), field, reason, message)
     };
     if rejection.causes.is_empty() {
         report(&finding("", rejection.reason, &rejection.message));
