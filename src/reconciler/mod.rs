@@ -13,6 +13,7 @@ mod pace;
 mod program;
 #[cfg(test)]
 mod program_tests;
+mod rules;
 mod standalone;
 
 use std::collections::BTreeSet;

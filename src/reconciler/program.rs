@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::capture::CaptureError;
 use crate::capture::plan::{
@@ -23,7 +23,7 @@ use crate::model::{Family, ServiceName, ServicePortKey};
 use crate::routing::{NodeView, Route, RoutingTable, TableBuilder};
 use crate::telemetry::Health;
 
-use super::pace::Pace;
+use super::rules::{Due, KernelRules};
 
 /// What programming does to the world.
 pub(super) trait Effects {
@@ -48,10 +48,9 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// What has been done so far. Owned by the reconciler.
 pub(super) struct Programmer<E> {
     effects: E,
-    health: Health,
+    rules: KernelRules,
     services: HashMap<ServiceName, Programmed>,
     bound: HashMap<ListenerId, Bound>,
-    families: BTreeMap<Family, FamilyRules>,
     closing: Vec<ListenerId>,
     reopen: BTreeSet<ServiceName>,
     reopen_at: Option<Instant>,
@@ -73,28 +72,11 @@ struct Programmed {
     rules: Vec<Rules>,
 }
 
-struct FamilyRules {
-    pace: Pace,
-    written: Option<Rules>,
-    failing: bool,
-}
-
 impl<E: Effects> Programmer<E> {
     pub(super) fn new(effects: E, health: Health, sync_period: Duration, now: Instant) -> Self {
-        let rules = |family| {
-            (
-                family,
-                FamilyRules {
-                    pace: Pace::new(sync_period, now),
-                    written: None,
-                    failing: false,
-                },
-            )
-        };
         Self {
-            families: effects.families().into_iter().map(rules).collect(),
+            rules: KernelRules::new(&effects.families(), health, sync_period, now),
             effects,
-            health,
             services: HashMap::new(),
             bound: HashMap::new(),
             closing: Vec::new(),
@@ -128,7 +110,7 @@ impl<E: Effects> Programmer<E> {
                     .map(|(name, _)| name.clone()),
             );
             self.node = Some(built.table.node.clone());
-            self.rules_changed(&Family::BOTH, now);
+            self.rules.changed(&Family::BOTH, now);
         }
 
         let wanted: Vec<(ServiceName, Programmed)> = affected
@@ -161,12 +143,13 @@ impl<E: Effects> Programmer<E> {
 
     /// Writes and checks the rules that are due. Returns when to call again.
     pub(super) async fn write(&mut self, now: Instant) -> Instant {
-        for family in self.families.keys().copied().collect::<Vec<_>>() {
-            let pace = &self.families[&family].pace;
-            if pace.write_due(now) {
-                self.write_family(family, now).await;
-            } else if pace.check_due(now) {
-                self.check_family(family, now).await;
+        for (family, due) in self.rules.due(now) {
+            match due {
+                Due::Write => {
+                    let rules = self.all_rules(family);
+                    self.rules.write(rules, &mut self.effects, now).await;
+                }
+                Due::Check => self.rules.check(family, &mut self.effects, now).await,
             }
         }
         if self.has_written() {
@@ -178,10 +161,8 @@ impl<E: Effects> Programmer<E> {
                 .values()
                 .for_each(|service| sweep(&service.routes, now));
         }
-        let paces = self.families.values().map(|rules| rules.pace.next());
-        paces
-            .chain(self.reopen_at)
-            .fold(self.sweep_at, Instant::min)
+        let next = self.rules.next().into_iter().chain(self.reopen_at);
+        next.fold(self.sweep_at, Instant::min)
     }
 
     /// Whether a listener that could not be opened is due to be tried again.
@@ -191,7 +172,7 @@ impl<E: Effects> Programmer<E> {
 
     /// Whether everything decided so far has reached the kernel.
     pub(super) fn has_written(&self) -> bool {
-        self.families.values().all(|rules| !rules.pace.is_waiting())
+        self.rules.all_written()
     }
 
     #[cfg(test)]
@@ -209,7 +190,7 @@ impl<E: Effects> Programmer<E> {
         let specs = match self.effects.arrival() {
             None => BTreeMap::new(),
             Some(arrival) => {
-                let captured = |route: &&Arc<Route>| self.families.contains_key(&route.key.family);
+                let captured = |route: &&Arc<Route>| self.rules.has(route.key.family);
                 // A node port does not answer at another Service's own address.
                 let owned = |spec: &ListenerSpec| match &spec.id.entry {
                     Entry::At(frontend, _) => table
@@ -319,63 +300,11 @@ impl<E: Effects> Programmer<E> {
             let part =
                 |p: &Programmed| p.rules.iter().find(|rules| rules.family == family).cloned();
             if part(&before) != part(&service) {
-                self.rules_changed(&[family], now);
+                self.rules.changed(&[family], now);
             }
         }
         if !service.routes.is_empty() {
             self.services.insert(name, service);
-        }
-    }
-
-    async fn write_family(&mut self, family: Family, now: Instant) {
-        let rules = self.all_rules(family);
-        let state = self
-            .families
-            .get_mut(&family)
-            .expect("only families with state are written");
-        if state.written.as_ref() == Some(&rules) {
-            state.pace.written(now, true);
-            self.health.updated(family.as_str(), SystemTime::now());
-            return;
-        }
-        match self.effects.write_rules(&rules).await {
-            Ok(()) => {
-                debug!(%family, redirects = rules.redirects.len(), node_ports = rules.node_ports.len(), "rules written");
-                if std::mem::take(&mut state.failing) {
-                    info!(%family, "rules can be written again");
-                }
-                state.written = Some(rules);
-                state.pace.written(now, true);
-                self.health.updated(family.as_str(), SystemTime::now());
-            }
-            Err(error) => {
-                state.failing = true;
-                // What the kernel holds now is not known; the next write replaces everything.
-                state.written = None;
-                state.pace.written(now, false);
-                tracing::error!(%family, %error, "rules could not be written; they are tried again");
-            }
-        }
-    }
-
-    async fn check_family(&mut self, family: Family, now: Instant) {
-        let state = self
-            .families
-            .get_mut(&family)
-            .expect("only families with state are checked");
-        match self.effects.check_rules(family).await {
-            Ok(restored) => {
-                if restored {
-                    warn!(%family, "rules had been removed by somebody else; they are back");
-                }
-                state.pace.checked(now);
-            }
-            Err(error) => {
-                tracing::error!(%family, %error, "rules could not be checked; they are written anew");
-                state.failing = true;
-                state.written = None;
-                state.pace.written(now, false);
-            }
         }
     }
 
@@ -417,21 +346,8 @@ impl<E: Effects> Programmer<E> {
         }
     }
 
-    fn rules_changed(&mut self, families: &[Family], now: Instant) {
-        for family in families {
-            if let Some(state) = self.families.get_mut(family) {
-                state.pace.changed(now);
-                self.health.queued(family.as_str(), now);
-            }
-        }
-    }
-
     fn rules_of(&self, service: &Programmed) -> Vec<Rules> {
-        let mut parts: Vec<Rules> = self
-            .families
-            .keys()
-            .map(|family| Rules::none(*family))
-            .collect();
+        let mut parts: Vec<Rules> = self.rules.families().map(Rules::none).collect();
         for route in &service.routes {
             if let Some(part) = parts
                 .iter_mut()
