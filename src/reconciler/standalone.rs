@@ -3,7 +3,7 @@
 //! Owns the control plane, which manifest every object came from, and the file that keeps allocations across restarts.
 //! A document that is refused because something is taken waits here until something is released.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,13 +29,23 @@ pub(super) struct Standalone {
     control: ControlPlane,
     node_name: NodeName,
     origins: HashMap<ObjectKey, Origin>,
-    waiting: BTreeMap<ObjectKey, Manifest>,
+    waiting: BTreeMap<ObjectKey, Pending>,
+    refused: BTreeSet<ObjectKey>,
     objects: Objects,
     per_namespace: HashMap<Arc<str>, usize>,
     state_file: PathBuf,
     saved: Option<Allocations>,
     /// In `dev`, cluster IPs outside this range are replaced by one inside.
     replace_outside: Option<IpNet>,
+}
+
+// A manifest on its way to the control plane.
+struct Pending {
+    manifest: Manifest,
+    /// The cluster IP that was taken out of it.
+    replaced: Option<String>,
+    /// A refusal has been told already.
+    reported: bool,
 }
 
 /// What a batch of updates comes to.
@@ -69,6 +79,7 @@ impl Standalone {
             node_name,
             origins: HashMap::new(),
             waiting: BTreeMap::new(),
+            refused: BTreeSet::new(),
             objects: Objects::default(),
             per_namespace: HashMap::new(),
             state_file,
@@ -96,14 +107,19 @@ impl Standalone {
                 Update::Healed(file) => info!(file = %file.display(), "manifest is good again"),
             }
         }
-        let kept = self.control.allocations();
-        manifests.sort_by_key(|manifest| rank(manifest, &kept));
-        for manifest in manifests {
-            self.apply(manifest, now);
+        let mut pending: Vec<Pending> = manifests
+            .into_iter()
+            .map(|manifest| self.adapt(manifest))
+            .collect();
+        for pending in &pending {
+            self.control.announce(&pending.manifest.object);
         }
-        let waiting = std::mem::take(&mut self.waiting);
-        for manifest in waiting.into_values() {
-            self.apply(manifest, now);
+        pending.sort_by_key(|pending| self.rank(&pending.manifest.object));
+        for pending in pending {
+            self.apply(pending, now);
+        }
+        for waiting in std::mem::take(&mut self.waiting).into_values() {
+            self.apply(waiting, now);
         }
         let changes = self.control.reconcile(now);
         let outcome = self.convert(&changes);
@@ -111,32 +127,37 @@ impl Standalone {
         outcome
     }
 
-    fn apply(&mut self, mut manifest: Manifest, now: Timestamp) {
+    fn apply(&mut self, pending: Pending, now: Timestamp) {
+        let manifest = &pending.manifest;
         let key = manifest.object.key();
-        let replaced = self.replace_foreign_cluster_ip(&mut manifest.object);
-        let was_waiting = self.waiting.remove(&key).is_some();
+        self.waiting.remove(&key);
         match self.control.apply(manifest.object.clone(), now) {
             Ok(warnings) => {
                 for warning in warnings {
                     report_warning(&manifest.origin, &key, &warning.field, &warning.message);
                 }
-                if let Some(given) = replaced {
-                    let served = self.cluster_ip(&key).unwrap_or_default();
-                    let range = self
-                        .replace_outside
-                        .map(|range| range.to_string())
-                        .unwrap_or_default();
-                    let message = format!("{given} is outside {range}; served at {served} instead");
-                    report_warning(&manifest.origin, &key, "spec.clusterIP", &message);
+                if let Some(given) = &pending.replaced {
+                    self.report_replacement(manifest, &key, given);
                 }
-                self.origins.insert(key, manifest.origin);
+                if self.refused.remove(&key) {
+                    info!(object = %key, "accepted after all");
+                }
+                self.origins.insert(key, pending.manifest.origin);
             }
             Err(rejection) => {
-                if !was_waiting {
-                    report_rejection(&manifest, &key, &rejection);
+                if !pending.reported {
+                    report_rejection(manifest, &key, &rejection);
                 }
+                self.refused.insert(key.clone());
                 if rejection.retry {
-                    self.waiting.insert(key, manifest);
+                    let reported = true;
+                    self.waiting.insert(
+                        key,
+                        Pending {
+                            reported,
+                            ..pending
+                        },
+                    );
                 }
             }
         }
@@ -144,28 +165,60 @@ impl Standalone {
 
     fn remove(&mut self, key: &ObjectKey, now: Timestamp) {
         self.waiting.remove(key);
+        self.refused.remove(key);
         self.origins.remove(key);
         self.control.delete(key, now);
     }
 
-    // Loopback can serve only its own addresses. Returns the address that was taken out.
-    fn replace_foreign_cluster_ip(&self, object: &mut Object) -> Option<String> {
-        let range = self.replace_outside?;
-        let Object::Service(service) = object else {
-            return None;
-        };
-        let spec = service.spec.as_mut()?;
-        let given = spec
-            .cluster_ip
-            .clone()
-            .or_else(|| spec.cluster_ips.as_ref()?.first().cloned())?;
-        let ip: IpAddr = given.parse().ok()?;
-        if range.contains(&ip) {
-            return None;
+    // Loopback can serve only its own addresses: in `dev` a cluster IP outside the range is taken out.
+    fn adapt(&self, mut manifest: Manifest) -> Pending {
+        let mut replaced = None;
+        if let (Some(range), Object::Service(service)) =
+            (self.replace_outside, &mut manifest.object)
+            && let Some(spec) = &mut service.spec
+        {
+            let first = spec
+                .cluster_ips
+                .as_ref()
+                .and_then(|list| list.first().cloned());
+            let given = spec.cluster_ip.clone().or(first);
+            let ip = given
+                .as_deref()
+                .and_then(|text| text.parse::<IpAddr>().ok());
+            if ip.is_some_and(|ip| !range.contains(&ip)) {
+                spec.cluster_ip = None;
+                spec.cluster_ips = None;
+                replaced = given;
+            }
         }
-        spec.cluster_ip = None;
-        spec.cluster_ips = None;
-        Some(given)
+        Pending {
+            manifest,
+            replaced,
+            reported: false,
+        }
+    }
+
+    fn report_replacement(&self, manifest: &Manifest, key: &ObjectKey, given: &str) {
+        let served = self.cluster_ip(key).unwrap_or_default();
+        let range = self
+            .replace_outside
+            .map(|range| range.to_string())
+            .unwrap_or_default();
+        let message = format!("{given} is outside {range}; served at {served} instead");
+        report_warning(&manifest.origin, key, "spec.clusterIP", &message);
+    }
+
+    // What others refer to comes first; of two Services the one that was accepted earlier, in an earlier run too.
+    fn rank(&self, object: &Object) -> (u8, Timestamp) {
+        let kind = match object {
+            Object::Namespace(_) => 0,
+            Object::Node(_) => 1,
+            Object::Service(_) => 2,
+            Object::Pod(_) => 3,
+            Object::EndpointSlice(_) | Object::Endpoints(_) => 4,
+        };
+        let accepted = self.control.accepted_at(&object.key());
+        (kind, accepted.unwrap_or(Timestamp::MAX))
     }
 
     fn cluster_ip(&self, key: &ObjectKey) -> Option<String> {
@@ -309,41 +362,6 @@ impl Standalone {
                 error!(file = %self.state_file.display(), %error, "allocations cannot be kept for the next start")
             }
         }
-    }
-}
-
-// Explicit addresses and ports come before kept ones, kept ones before new ones; what Pods and slices refer to comes
-// first of all.
-fn rank(manifest: &Manifest, kept: &Allocations) -> u8 {
-    match &manifest.object {
-        Object::Namespace(_) => 0,
-        Object::Node(_) => 1,
-        Object::Service(service) => {
-            let spec = service.spec.as_ref();
-            let address =
-                spec.is_some_and(|spec| spec.cluster_ip.is_some() || spec.cluster_ips.is_some());
-            let ports = spec.and_then(|spec| spec.ports.as_ref());
-            let node_port =
-                ports.is_some_and(|ports| ports.iter().any(|port| port.node_port.is_some()));
-            let health = spec.is_some_and(|spec| spec.health_check_node_port.is_some());
-            if address || node_port || health {
-                2
-            } else if kept.contains(&manifest.object.key()) {
-                3
-            } else {
-                4
-            }
-        }
-        Object::Pod(pod)
-            if pod
-                .status
-                .as_ref()
-                .is_some_and(|status| status.pod_ip.is_some()) =>
-        {
-            5
-        }
-        Object::Pod(_) => 6,
-        Object::EndpointSlice(_) | Object::Endpoints(_) => 7,
     }
 }
 

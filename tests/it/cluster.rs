@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 /// How long anything may take before a test gives up; `VIADUCT_TEST_PATIENCE` in seconds stretches it.
-pub fn patience() -> Duration {
+pub(crate) fn patience() -> Duration {
     let seconds = std::env::var("VIADUCT_TEST_PATIENCE")
         .ok()
         .and_then(|text| text.parse().ok());
@@ -21,7 +21,7 @@ pub fn patience() -> Duration {
 }
 
 /// Asks again until `probe` answers, for as long as patience lasts; then fails with what it said last.
-pub fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl FnMut() -> Result<T, E>) -> T {
+pub(crate) fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl FnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + patience();
     loop {
         match probe() {
@@ -34,7 +34,7 @@ pub fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl FnMut() -> 
 
 static NEXT: AtomicU8 = AtomicU8::new(1);
 
-pub struct Cluster {
+pub(crate) struct Cluster {
     child: Child,
     third: u8,
     root: tempfile::TempDir,
@@ -45,7 +45,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts with these manifests, and waits for the greeting.
-    pub fn start(manifests: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(manifests: &[(&str, &str)]) -> Self {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("manifests");
         std::fs::create_dir(&directory).unwrap();
@@ -121,34 +121,34 @@ impl Cluster {
     }
 
     /// Ends it in order and starts it again over the same files and data.
-    pub fn restart(self) -> Self {
+    pub(crate) fn restart(self) -> Self {
         let third = self.third;
         let (status, root) = self.end(Signal::SIGTERM);
         assert!(status.success(), "{status}");
         Self::spawn(root, third)
     }
 
-    pub fn greeting(&self) -> &str {
+    pub(crate) fn greeting(&self) -> &str {
         &self.greeting
     }
 
-    pub fn directory(&self) -> PathBuf {
+    pub(crate) fn directory(&self) -> PathBuf {
         self.root.path().join("manifests")
     }
 
     /// Replaces a manifest by rename, as careful editors do.
-    pub fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let fresh = self.directory().join(format!("{name}.tmp"));
         std::fs::write(&fresh, text).unwrap();
         std::fs::rename(fresh, self.directory().join(name)).unwrap();
     }
 
-    pub fn remove(&self, name: &str) {
+    pub(crate) fn remove(&self, name: &str) {
         std::fs::remove_file(self.directory().join(name)).unwrap();
     }
 
     /// Waits for a log line that contains all of `words`.
-    pub fn wait_for_log(&mut self, words: &[&str]) -> String {
+    pub(crate) fn wait_for_log(&mut self, words: &[&str]) -> String {
         let deadline = Instant::now() + patience();
         loop {
             match self
@@ -167,7 +167,7 @@ impl Cluster {
     }
 
     /// An address that the greeting names, such as `DNS`.
-    pub fn address(&self, name: &str) -> SocketAddr {
+    pub(crate) fn address(&self, name: &str) -> SocketAddr {
         let line = self
             .greeting
             .lines()
@@ -181,7 +181,7 @@ impl Cluster {
     }
 
     /// Runs `viaduct get`.
-    pub fn get(&self, words: &[&str]) -> std::process::Output {
+    pub(crate) fn get(&self, words: &[&str]) -> std::process::Output {
         Command::new(env!("CARGO_BIN_EXE_viaduct"))
             .arg("get")
             .args(words)
@@ -192,7 +192,7 @@ impl Cluster {
     }
 
     /// The items of `viaduct get RESOURCE -A -o json`.
-    pub fn items(&self, resource: &str) -> Vec<Value> {
+    pub(crate) fn items(&self, resource: &str) -> Vec<Value> {
         let output = self.get(&[resource, "-A", "-o", "json"]);
         assert!(
             output.status.success(),
@@ -204,7 +204,7 @@ impl Cluster {
     }
 
     /// Where a Service port is served, as the table shows it.
-    pub fn served_at(&self, service: &str) -> SocketAddr {
+    pub(crate) fn served_at(&self, service: &str) -> SocketAddr {
         eventually("the Service in the table", || {
             let output = self.get(&["services", service]);
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -248,7 +248,7 @@ impl Cluster {
     }
 
     /// Sends `signal` and waits for the end.
-    pub fn stop(self, signal: Signal) -> ExitStatus {
+    pub(crate) fn stop(self, signal: Signal) -> ExitStatus {
         self.end(signal).0
     }
 }
@@ -274,7 +274,7 @@ fn follow(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 }
 
 /// The body of `GET path`, with the status.
-pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, patience())?;
     stream.set_read_timeout(Some(patience()))?;
     write!(
@@ -293,12 +293,12 @@ pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String
 }
 
 /// Which Pod answers an HTTP request.
-pub fn served_by(address: SocketAddr) -> std::io::Result<String> {
+pub(crate) fn served_by(address: SocketAddr) -> std::io::Result<String> {
     http_get(address, "/").map(|(_, body)| body.trim().to_owned())
 }
 
 /// What comes back for one datagram.
-pub fn udp_ask(address: SocketAddr, datagram: &[u8]) -> std::io::Result<Vec<u8>> {
+pub(crate) fn udp_ask(address: SocketAddr, datagram: &[u8]) -> std::io::Result<Vec<u8>> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -310,14 +310,14 @@ pub fn udp_ask(address: SocketAddr, datagram: &[u8]) -> std::io::Result<Vec<u8>>
 }
 
 /// A Service over Pods labelled `app: NAME`.
-pub fn service(name: &str, port: u16) -> String {
+pub(crate) fn service(name: &str, port: u16) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports:\n  - port: {port}\n    targetPort: 8080\n"
     )
 }
 
 /// A simulated Pod labelled `app: APP`, with a `Ready` condition.
-pub fn pod(app: &str, name: &str, ready: bool) -> String {
+pub(crate) fn pod(app: &str, name: &str, ready: bool) -> String {
     let status = if ready { "True" } else { "False" };
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: {app}}}\n  annotations: {{viaduct.dev/simulate: echo}}\nspec:\n  containers:\n  - name: main\n    image: example.com/{app}\n    ports:\n    - containerPort: 8080\nstatus:\n  conditions:\n  - {{type: Ready, status: \"{status}\"}}\n"
