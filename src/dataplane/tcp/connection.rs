@@ -17,7 +17,8 @@ use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::flow_log::Closed;
 use super::dial::{DialError, dial};
-use super::relay::{End, Relay, Side};
+use super::exchange::Side;
+use super::relay::{End, Relay};
 
 /// Serves an accepted connection until its end.
 pub(super) async fn serve(client: TcpStream, peer: SocketAddr, flow: Admitted) {

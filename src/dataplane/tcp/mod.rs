@@ -9,7 +9,10 @@ mod accept;
 mod connection;
 mod dial;
 mod direction;
+mod exchange;
 mod pipe_pool;
 mod relay;
+#[cfg(test)]
+mod simulation;
 
 pub(super) use accept::accept;

@@ -1,8 +1,7 @@
-//! The relay of one TCP connection: two [`Direction`]s over two tokio streams, as one hand-written future.
+//! The relay of one TCP connection: an [`Exchange`] over two tokio streams, as one hand-written future.
 //!
-//! FIN passes as FIN and leaves the other direction open; a broken end passes as RST. Dropped before its end (abort,
-//! panic), it resets both ends: an unfinished flow never looks finished. An idle relay holds two descriptors and no
-//! buffer.
+//! FIN passes as FIN, RST as RST. Dropped before its end (abort, panic), it resets both ends: an unfinished flow never
+//! looks finished. An idle relay holds two descriptors and no buffer.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,7 +16,8 @@ use tokio::net::TcpStream;
 use crate::net::sockets::reset_on_close;
 
 use super::super::admission::Admitted;
-use super::direction::{Broken, Direction, Path, Progress};
+use super::direction::Path;
+use super::exchange::{EndOfStream, Ends, Exchange, Outcome, Side};
 use super::pipe_pool::PooledPipe;
 
 /// One read of a busy flow: 64 KiB copies at 2.5 GiB/s where 8 KiB reach 1.2.
@@ -28,15 +28,8 @@ thread_local! {
     static COPY_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
-/// An end of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Client,
-    Backend,
-}
-
 /// How a relay ended.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// Both directions ended with a FIN.
     Finished,
@@ -49,10 +42,7 @@ pub(super) enum End {
 pub(super) struct Relay {
     client: TcpStream,
     backend: TcpStream,
-    to_backend: Direction<PooledPipe>,
-    to_client: Direction<PooledPipe>,
-    // The side that takes nothing more. What it sent before is still delivered, and then the other side is reset.
-    deaf: Option<Side>,
+    exchange: Exchange<PooledPipe>,
     finished: bool,
     flow: Admitted,
 }
@@ -62,9 +52,7 @@ impl Relay {
         Self {
             client,
             backend,
-            to_backend: Direction::new(),
-            to_client: Direction::new(),
-            deaf: None,
+            exchange: Exchange::new(),
             finished: false,
             flow,
         }
@@ -77,72 +65,27 @@ impl Relay {
 
     /// Bytes delivered so far: to the backend, to the client.
     pub(super) fn moved(&self) -> (u64, u64) {
-        (self.to_backend.moved(), self.to_client.moved())
+        self.exchange.moved()
     }
 
-    // Moves what can be moved away from `from`. `None` = go on later.
-    fn pump(&mut self, from: Side, cx: &mut Context<'_>) -> Result<Progress, End> {
-        let (direction, other, source, sink) = match from {
-            Side::Client => (
-                &mut self.to_backend,
-                self.to_client.is_done(),
-                &mut self.client,
-                &mut self.backend,
-            ),
-            Side::Backend => (
-                &mut self.to_client,
-                self.to_backend.is_done(),
-                &mut self.backend,
-                &mut self.client,
-            ),
-        };
-        if self.deaf == Some(from.other()) {
-            return Ok(Progress::Blocked);
-        }
-        let from_is_deaf = self.deaf == Some(from);
+    fn pump(&mut self, cx: &mut Context<'_>) -> Outcome {
+        let before = self.exchange.moved();
         let mut streams = Streams {
-            source,
-            sink,
-            // After the second FIN both sockets are closed at once, which sends it; and a side that broke must not be
-            // told of as if it had ended.
-            announce_end: !other && !from_is_deaf,
+            client: &mut self.client,
+            backend: &mut self.backend,
             cx,
         };
-        let before = direction.moved();
-        let outcome = COPY_BUFFER.with_borrow_mut(|buffer| direction.pump(&mut streams, buffer));
+        let outcome =
+            COPY_BUFFER.with_borrow_mut(|buffer| self.exchange.pump(&mut streams, buffer));
+        let after = self.exchange.moved();
         let metrics = &self.flow.listener.shared.metrics;
-        let moved = direction.moved() - before;
-        if moved > 0 {
-            match from {
-                Side::Client => metrics.tcp_bytes_to_backends.inc_by(moved),
-                Side::Backend => metrics.tcp_bytes_to_clients.inc_by(moved),
-            }
+        if after.0 > before.0 {
+            metrics.tcp_bytes_to_backends.inc_by(after.0 - before.0);
         }
-        match outcome {
-            Ok(Progress::Done) if from_is_deaf => Err(End::Reset(from)),
-            Ok(progress) => Ok(progress),
-            Err(Broken::Source(error)) => {
-                tracing::debug!(side = ?from, %error, "read failed");
-                Err(End::Reset(from))
-            }
-            Err(Broken::Sink(error)) => {
-                tracing::debug!(side = ?from.other(), %error, "write failed");
-                if self.deaf.is_some() || other {
-                    return Err(End::Reset(from.other()));
-                }
-                self.deaf = Some(from.other());
-                Ok(Progress::Blocked)
-            }
+        if after.1 > before.1 {
+            metrics.tcp_bytes_to_clients.inc_by(after.1 - before.1);
         }
-    }
-}
-
-impl Side {
-    fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Backend,
-            Self::Backend => Self::Client,
-        }
+        outcome
     }
 }
 
@@ -151,22 +94,17 @@ impl Future for Relay {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
-        let outcome = this.pump(Side::Client, cx).and_then(|to_backend| {
-            this.pump(Side::Backend, cx)
-                .map(|to_client| (to_backend, to_client))
-        });
-        match outcome {
-            Ok((Progress::Done, Progress::Done)) => {
+        match this.pump(cx) {
+            Outcome::Blocked => Poll::Pending,
+            Outcome::Yield => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Outcome::Finished => {
                 this.finished = true;
                 Poll::Ready(End::Finished)
             }
-            Ok((to_backend, to_client)) => {
-                if to_backend == Progress::Yield || to_client == Progress::Yield {
-                    cx.waker().wake_by_ref();
-                }
-                Poll::Pending
-            }
-            Err(end) => Poll::Ready(end),
+            Outcome::Reset(side) => Poll::Ready(End::Reset(side)),
         }
     }
 }
@@ -180,15 +118,43 @@ impl Drop for Relay {
     }
 }
 
-// The two sockets of one direction, while the task is polled.
+// Both sockets, while the task is polled.
 struct Streams<'a, 'cx> {
-    source: &'a mut TcpStream,
-    sink: &'a mut TcpStream,
-    announce_end: bool,
+    client: &'a mut TcpStream,
+    backend: &'a mut TcpStream,
     cx: &'a mut Context<'cx>,
 }
 
-impl Path for Streams<'_, '_> {
+impl<'cx> Ends for Streams<'_, 'cx> {
+    type Pipe = PooledPipe;
+    type Path<'a>
+        = OneWay<'a, 'cx>
+    where
+        Self: 'a;
+
+    fn path(&mut self, source: Side, end: EndOfStream) -> OneWay<'_, 'cx> {
+        let (source, sink) = match source {
+            Side::Client => (&mut *self.client, &mut *self.backend),
+            Side::Backend => (&mut *self.backend, &mut *self.client),
+        };
+        OneWay {
+            source,
+            sink,
+            end,
+            cx: self.cx,
+        }
+    }
+}
+
+// One direction's use of them.
+struct OneWay<'a, 'cx> {
+    source: &'a mut TcpStream,
+    sink: &'a mut TcpStream,
+    end: EndOfStream,
+    cx: &'a mut Context<'cx>,
+}
+
+impl Path for OneWay<'_, '_> {
     type Pipe = PooledPipe;
 
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
@@ -203,7 +169,7 @@ impl Path for Streams<'_, '_> {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        if self.announce_end {
+        if self.end == EndOfStream::Announce {
             SockRef::from(&*self.sink).shutdown(Shutdown::Write)?;
         }
         Ok(())

@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
@@ -110,22 +111,11 @@ impl Forwarder {
 
     // One batch from clients to backends.
     fn poll_clients(&mut self, batch: &mut Batch, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let Poll::Ready(Ok(mut guard)) = self.socket.poll_read_ready(cx) else {
+        let Poll::Ready(received) = receive_ready(&self.socket, SLOTS, cx, |socket| {
+            batch.receive(socket, 0..SLOTS)
+        }) else {
             return Poll::Pending;
         };
-        let received = match batch.receive(guard.get_inner(), 0..SLOTS) {
-            Ok(n) => n,
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::warn!(listener = %self.listener.id, %error, "receive failed");
-                }
-                0
-            }
-        };
-        // A short batch has emptied the socket; the next arrival is a new event.
-        if received < SLOTS {
-            guard.clear_ready();
-        }
         let mut start = 0;
         while start < received {
             let key = key(batch, start);
@@ -139,11 +129,7 @@ impl Forwarder {
             }
             start = end;
         }
-        if received == 0 {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
-        }
+        Poll::Ready(())
     }
 
     // A run of datagrams of one flow.
@@ -337,26 +323,47 @@ impl Backends {
 
     // Queues the flows whose sockets have become readable.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Poll::Ready(Ok(mut guard)) = self.poller.poll_read_ready(cx) else {
-            return Poll::Pending;
-        };
         let mut tokens = [0; EVENTS];
-        let n = match guard.get_inner().ready(&mut tokens) {
-            Ok(n) => n,
-            Err(error) => {
-                tracing::warn!(%error, "epoll failed");
-                0
+        receive_ready(&self.poller, EVENTS, cx, |poller| {
+            match poller.ready(&mut tokens)? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                n => Ok(n),
             }
+        })
+        .map(|n| {
+            let flows = tokens[..n].iter().map(|token| FlowId::from_token(*token));
+            self.ready.extend(flows);
+        })
+    }
+}
+
+// Receives once something is there, up to `most`; pending only when the task will be woken by the next arrival.
+fn receive_ready<T: AsRawFd>(
+    from: &AsyncFd<T>,
+    most: usize,
+    cx: &mut Context<'_>,
+    mut receive: impl FnMut(&T) -> io::Result<usize>,
+) -> Poll<usize> {
+    loop {
+        let mut guard = match ready!(from.poll_read_ready(cx)) {
+            Ok(guard) => guard,
+            // The runtime ends, and this task with it.
+            Err(_shutdown) => return Poll::Pending,
         };
-        if n < EVENTS {
-            guard.clear_ready();
-        }
-        self.ready
-            .extend(tokens[..n].iter().map(|token| FlowId::from_token(*token)));
-        if n == 0 {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
+        match receive(guard.get_inner()) {
+            Ok(n) => {
+                // Less than asked for has emptied it; the next arrival is a new event.
+                if n < most {
+                    guard.clear_ready();
+                }
+                return Poll::Ready(n);
+            }
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::warn!(%error, "receive failed");
+                }
+                guard.clear_ready();
+            }
         }
     }
 }

@@ -1,10 +1,13 @@
 //! A data path with one Service, and what tests need to change it and look at it.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use viaduct::capture::plan::{Entry, ListenerId, ListenerSpec, ListenerState};
 use viaduct::dataplane::{Config, Dataplane, Metrics};
 use viaduct::model::{
@@ -221,4 +224,11 @@ pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("took too long: {what}"),
     }
+}
+
+/// A client that connects there is reset; it may learn of it while it still connects.
+pub(super) async fn is_reset(at: SocketAddr) {
+    let end = async { TcpStream::connect(at).await?.read(&mut [0; 1]).await };
+    let error = soon("reset", end).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
