@@ -10,6 +10,8 @@ mod nftables;
 mod passive;
 pub mod plan;
 #[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
 mod samples;
 mod stale_flows;
 mod tool;

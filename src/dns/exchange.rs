@@ -1,0 +1,331 @@
+//! One message in, one message out: who answers it, and with what. Opens no sockets.
+//!
+//! [`Exchange::begin`] never waits: names of the cluster, rejections and remembered answers are finished there. What
+//! needs an upstream becomes a [`Pending`], which its transport drives without holding up anybody else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::FutureExt;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Record, RecordType};
+
+use crate::routing::{NodeView, Published, RoutingTable};
+
+use super::cache::{Kept, Key};
+use super::forward::{ForwardError, Forwarder, Seat};
+use super::message::{Question, Rejected, Reply, Transport};
+use super::metrics::Metrics;
+use super::records::{Answer, Authority, End, Local};
+
+/// Everything that an answer is made of. Shared by all sockets.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    authority: Authority,
+    table: Published,
+    forwarder: Arc<Forwarder>,
+    serial: SerialClock,
+    metrics: Arc<Metrics>,
+}
+
+/// What a message leads to.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// This is sent back.
+    Reply(Vec<u8>),
+    /// Nothing is sent back.
+    Silence,
+    /// An upstream has to be asked first.
+    Wait(Box<Pending>),
+}
+
+/// A question that waits for an upstream.
+#[derive(Debug)]
+pub(super) struct Pending {
+    question: Question,
+    key: Key,
+    // Ours, in front of the upstream's answer; the key is about the last one's target.
+    aliases: Vec<Record>,
+    seat: Seat,
+    transport: Transport,
+    started: Instant,
+}
+
+// The SOA serial: the second in which the newest table was first seen.
+#[derive(Debug, Default)]
+struct SerialClock {
+    generation: AtomicU64,
+    serial: AtomicU32,
+}
+
+impl SerialClock {
+    fn at(&self, table: &RoutingTable) -> u32 {
+        let seen = self.generation.swap(table.generation, Ordering::Relaxed);
+        let serial = self.serial.load(Ordering::Relaxed);
+        if seen == table.generation && serial != 0 {
+            return serial;
+        }
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        // Serial numbers wrap by design (RFC 1982).
+        let now = u32::try_from(since_epoch.as_secs() & u64::from(u32::MAX)).unwrap_or(0);
+        self.serial.store(now, Ordering::Relaxed);
+        now
+    }
+}
+
+impl Exchange {
+    /// Answers from `table` what `authority` covers, everything else through `forwarder`.
+    pub(super) fn new(
+        authority: Authority,
+        table: Published,
+        forwarder: Arc<Forwarder>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            authority,
+            table,
+            forwarder,
+            serial: SerialClock::default(),
+            metrics,
+        }
+    }
+
+    /// Answers `message`, or says what its answer waits for.
+    pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
+        let started = Instant::now();
+        let question = match Question::parse(message) {
+            Ok(question) => question,
+            Err(rejected) => return self.reject(rejected, transport),
+        };
+        // Nothing that one message does may end the service for all others.
+        match catch_unwind(AssertUnwindSafe(|| {
+            self.decide(&question, client, transport, started)
+        })) {
+            Ok(step) => step,
+            Err(_) => {
+                self.metrics.panics.inc();
+                self.send(failed(&question, ResponseCode::ServFail), false, started)
+            }
+        }
+    }
+
+    /// Finishes a question that had to wait.
+    pub(super) async fn finish(self: Arc<Self>, pending: Box<Pending>) -> Step {
+        let answered = AssertUnwindSafe(self.complete(&pending))
+            .catch_unwind()
+            .await;
+        answered.unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            let reply = failed(&pending.question, ResponseCode::ServFail);
+            self.send(reply, false, pending.started)
+        })
+    }
+
+    fn decide(
+        &self,
+        question: &Question,
+        client: SocketAddr,
+        transport: Transport,
+        started: Instant,
+    ) -> Step {
+        let table = self.table.load();
+        let own = &self.authority.own_addresses;
+        if !may_ask(client.ip().to_canonical(), &table.node, own) {
+            self.count(question, transport, "refused");
+            return self.send(failed(question, ResponseCode::Refused), false, started);
+        }
+        let serial = self.serial.at(&table);
+        let answer = self
+            .authority
+            .answer(&table, serial, &question.name, question.kind);
+        drop(table);
+        let (local, zone) = match answer {
+            Answer::Cluster(local) => (local, "cluster"),
+            Answer::Reverse(local) => (local, "reverse"),
+            Answer::Forward => {
+                self.count(question, transport, "forward");
+                let key = Key::of(question);
+                return self.elsewhere(question, key, Vec::new(), client, transport, started);
+            }
+        };
+        self.count(question, transport, zone);
+        if let Local {
+            aliases,
+            end: End::Outside(target),
+        } = local
+        {
+            let key = Key::of(&question.about(target));
+            return self.elsewhere(question, key, aliases, client, transport, started);
+        }
+        let (reply, truncated) = question.local_reply(local, transport);
+        self.send(reply, truncated, started)
+    }
+
+    fn elsewhere(
+        &self,
+        question: &Question,
+        key: Key,
+        aliases: Vec<Record>,
+        client: SocketAddr,
+        transport: Transport,
+        started: Instant,
+    ) -> Step {
+        if let Some(kept) = self.forwarder.remembered(&key) {
+            let (reply, truncated) = compose(question, aliases, &kept, transport);
+            return self.send(reply, truncated, started);
+        }
+        match self.forwarder.take_seat(client.ip()) {
+            Some(seat) => Step::Wait(Box::new(Pending {
+                question: question.clone(),
+                key,
+                aliases,
+                seat,
+                transport,
+                started,
+            })),
+            None => self.send(failed(question, ResponseCode::Refused), false, started),
+        }
+    }
+
+    async fn complete(&self, pending: &Pending) -> Step {
+        let Pending {
+            question,
+            key,
+            aliases,
+            seat,
+            transport,
+            started,
+        } = pending;
+        let (reply, truncated) = match self.forwarder.ask(question.id, key, seat).await {
+            Ok(relayed) => {
+                let fresh = Kept { relayed, age: 0 };
+                compose(question, aliases.clone(), &fresh, *transport)
+            }
+            Err(ForwardError::OwnLoop) => {
+                self.metrics.dropped.with_label_values(&["own_loop"]).inc();
+                return Step::Silence;
+            }
+            Err(ForwardError::Exchange(error)) => {
+                tracing::debug!(name = %question.name, %error, "question not answered");
+                (failed(question, ResponseCode::ServFail), false)
+            }
+        };
+        self.send(reply, truncated, *started)
+    }
+
+    fn reject(&self, rejected: Rejected, transport: Transport) -> Step {
+        match rejected {
+            Rejected::Silently => {
+                self.metrics
+                    .dropped
+                    .with_label_values(&["not_a_query"])
+                    .inc();
+                Step::Silence
+            }
+            Rejected::With(code, octets) => {
+                let labels = [transport.as_str(), "other", "refused"];
+                self.metrics.requests.with_label_values(&labels).inc();
+                self.metrics
+                    .responses
+                    .with_label_values(&[code_label(code)])
+                    .inc();
+                Step::Reply(octets)
+            }
+        }
+    }
+
+    fn count(&self, question: &Question, transport: Transport, zone: &str) {
+        let labels = [transport.as_str(), type_label(question.kind), zone];
+        self.metrics.requests.with_label_values(&labels).inc();
+    }
+
+    fn send(&self, reply: Reply, truncated: bool, started: Instant) -> Step {
+        self.metrics
+            .responses
+            .with_label_values(&[code_label(reply.code)])
+            .inc();
+        self.metrics
+            .duration
+            .observe(started.elapsed().as_secs_f64());
+        if truncated {
+            self.metrics.truncated.inc();
+        }
+        Step::Reply(reply.octets)
+    }
+}
+
+fn compose(
+    question: &Question,
+    aliases: Vec<Record>,
+    kept: &Kept,
+    transport: Transport,
+) -> (Reply, bool) {
+    if aliases.is_empty() {
+        question
+            .relayed_reply(&kept.relayed, kept.age, transport)
+            .unwrap_or_else(|_| (failed(question, ResponseCode::ServFail), false))
+    } else {
+        question.chased_reply(aliases, &kept.relayed, kept.age, transport)
+    }
+}
+
+fn failed(question: &Question, code: ResponseCode) -> Reply {
+    Reply {
+        code,
+        octets: question.failure(code),
+    }
+}
+
+// Everybody on this node or in the cluster. An open resolver would serve attacks on others.
+fn may_ask(client: IpAddr, node: &NodeView, own: &[IpAddr]) -> bool {
+    let near = match client {
+        IpAddr::V4(v4) => {
+            // 100.64.0.0/10 (RFC 6598) is where several providers take pod addresses from.
+            let [first, second, ..] = v4.octets();
+            let shared = first == 100 && second & 0xC0 == 64;
+            v4.is_loopback() || v4.is_private() || v4.is_link_local() || shared
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    };
+    near || own.contains(&client)
+        || node.local_addresses.contains(&client)
+        || node.pod_cidrs.iter().any(|cidr| cidr.contains(&client))
+}
+
+fn type_label(kind: RecordType) -> &'static str {
+    const LABELS: [(RecordType, &str); 12] = [
+        (RecordType::A, "A"),
+        (RecordType::AAAA, "AAAA"),
+        (RecordType::ANY, "ANY"),
+        (RecordType::CNAME, "CNAME"),
+        (RecordType::HTTPS, "HTTPS"),
+        (RecordType::MX, "MX"),
+        (RecordType::NS, "NS"),
+        (RecordType::PTR, "PTR"),
+        (RecordType::SOA, "SOA"),
+        (RecordType::SRV, "SRV"),
+        (RecordType::SVCB, "SVCB"),
+        (RecordType::TXT, "TXT"),
+    ];
+    let known = LABELS.iter().find(|(known, _)| *known == kind);
+    known.map_or("other", |(_, label)| label)
+}
+
+fn code_label(code: ResponseCode) -> &'static str {
+    const LABELS: [(ResponseCode, &str); 7] = [
+        (ResponseCode::NoError, "NOERROR"),
+        (ResponseCode::NXDomain, "NXDOMAIN"),
+        (ResponseCode::ServFail, "SERVFAIL"),
+        (ResponseCode::Refused, "REFUSED"),
+        (ResponseCode::FormErr, "FORMERR"),
+        (ResponseCode::NotImp, "NOTIMP"),
+        (ResponseCode::BADVERS, "BADVERS"),
+    ];
+    let known = LABELS.iter().find(|(known, _)| *known == code);
+    known.map_or("other", |(_, label)| label)
+}
