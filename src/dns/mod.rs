@@ -24,6 +24,8 @@ mod resolv_conf;
 mod reverse;
 mod server;
 mod services;
+#[cfg(test)]
+mod stub;
 mod tcp;
 mod udp;
 mod upstream;

@@ -62,7 +62,7 @@ struct Open {
 #[derive(Debug)]
 struct Connection {
     client: IpAddr,
-    // All permits are there exactly while no question is under way.
+    // Each question under way holds a permit, and the reader one for the next question.
     pipeline: Arc<Semaphore>,
     close: CancellationToken,
 }
@@ -107,7 +107,7 @@ impl Connections {
 
 impl Open {
     fn close_oldest_idle(&mut self, among: impl Fn(&Connection) -> bool) -> Option<()> {
-        let is_idle = |other: &Connection| other.pipeline.available_permits() == MAX_PIPELINED;
+        let is_idle = |other: &Connection| is_idle(&other.pipeline);
         let (id, _) = self
             .by_id
             .iter()
@@ -116,6 +116,10 @@ impl Open {
         self.by_id.remove(&id)?.close.cancel();
         Some(())
     }
+}
+
+fn is_idle(pipeline: &Semaphore) -> bool {
+    pipeline.available_permits() + 1 >= MAX_PIPELINED
 }
 
 impl Drop for Listed {
@@ -220,7 +224,7 @@ async fn read_questions(
         };
         // Not idle for as long as an answer is awaited.
         while timeout(IDLE_TIMEOUT, stream.readable()).await.is_err() {
-            if pipeline.available_permits() + 1 == MAX_PIPELINED {
+            if is_idle(&pipeline) {
                 return Ok(());
             }
         }
