@@ -329,3 +329,57 @@ fn code_label(code: ResponseCode) -> &'static str {
     let known = LABELS.iter().find(|(known, _)| *known == code);
     known.map_or("other", |(_, label)| label)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clients_nearby_may_ask() {
+        let node = NodeView {
+            pod_cidrs: vec!["198.51.100.0/24".parse().unwrap()],
+            local_addresses: ["203.0.113.1".parse().unwrap()].into(),
+            ..NodeView::default()
+        };
+        let own = ["203.0.113.2".parse().unwrap()];
+        let rows = [
+            ("127.0.0.1", true),
+            ("10.255.255.255", true),
+            ("11.0.0.0", false),
+            ("172.16.0.1", true),
+            ("172.32.0.1", false),
+            ("192.168.1.1", true),
+            ("169.254.1.1", true),
+            ("100.64.0.1", true),
+            ("100.127.255.255", true),
+            ("100.128.0.0", false),
+            ("198.51.100.7", true),
+            ("203.0.113.1", true),
+            ("203.0.113.2", true),
+            ("203.0.113.3", false),
+            ("8.8.8.8", false),
+            ("::1", true),
+            ("fd00::1", true),
+            ("fe80::1", true),
+            ("2001:db8::1", false),
+        ];
+        for (client, expected) in rows {
+            assert_eq!(
+                may_ask(client.parse().unwrap(), &node, &own),
+                expected,
+                "{client}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_serial_is_new_with_each_table() {
+        let clock = SerialClock::default();
+        let mut table = RoutingTable::default();
+        let first = clock.at(&table);
+        assert_eq!(clock.at(&table), first);
+        clock.serial.store(1, Ordering::Relaxed);
+        table.generation += 1;
+        assert!(clock.at(&table) >= first);
+    }
+}

@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Client {
     server: Server,
     at: SocketAddr,
+    metrics: Arc<Metrics>,
 }
 
 async fn start(upstreams: Vec<SocketAddr>) -> Client {
@@ -61,9 +62,13 @@ async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr
         owned_ranges: vec!["10.96.0.0/16".parse().unwrap()],
     };
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-    let server = Server::start(config, table, metrics).await.unwrap();
+    let server = Server::start(config, table, metrics.clone()).await.unwrap();
     let at = server.addresses()[0];
-    Client { server, at }
+    Client {
+        server,
+        at,
+        metrics,
+    }
 }
 
 fn query(name: &str, kind: RecordType) -> Message {
@@ -445,6 +450,56 @@ async fn a_resolver_that_fails_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_refusal_without_a_question_is_understood() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let reply = client.ask("curt.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(stub.asked("curt.test."), 1);
+}
+
+#[tokio::test]
+async fn a_question_that_comes_back_is_dropped() {
+    // A resolver that hands our own question back to us, octet by octet.
+    let mirror = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let client = start(vec![mirror.local_addr().unwrap()]).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(client.at).await.unwrap();
+    let question = query("www.test.", RecordType::A).to_vec().unwrap();
+    socket.send(&question).await.unwrap();
+    let mut buffer = vec![0; 512];
+    let (length, upstream_side) = mirror.recv_from(&mut buffer).await.unwrap();
+    let mut reply = Message::from_vec(&buffer[..length]).unwrap();
+    socket.send(&buffer[..length]).await.unwrap();
+    let probe = query("web.ns.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
+    socket.send(&probe).await.unwrap();
+    let length = socket.recv(&mut buffer).await.unwrap();
+    assert_eq!(
+        data(&Message::from_vec(&buffer[..length]).unwrap()),
+        ["10.96.0.1"]
+    );
+    // The first question is still answered once the upstream comes to its senses.
+    reply.metadata.message_type = MessageType::Response;
+    mirror
+        .send_to(&reply.to_vec().unwrap(), upstream_side)
+        .await
+        .unwrap();
+    let length = socket.recv(&mut buffer).await.unwrap();
+    assert_eq!(
+        Message::from_vec(&buffer[..length]).unwrap().metadata.id,
+        0x1234
+    );
+    let dropped = client
+        .metrics
+        .dropped
+        .with_label_values(&["own_loop"])
+        .get();
+    assert_eq!(dropped, 1);
+}
+
+#[tokio::test]
 async fn without_anybody_to_ask_other_names_fail_at_once() {
     let closed = TcpListener::bind("127.0.0.1:0")
         .await
@@ -628,6 +683,59 @@ async fn the_oldest_idle_connection_makes_room_for_a_new_one() {
     assert_eq!(ended.expect("still open").unwrap(), 0);
     send(&mut streams[1], &question).await;
     assert_eq!(data(&receive(&mut streams[1]).await), ["10.96.0.1"]);
+}
+
+#[tokio::test]
+async fn a_new_connection_is_refused_when_all_others_are_at_work() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let (slow, quick) = (
+        query("held.test.", RecordType::A),
+        query("web.ns.svc.cluster.local.", RecordType::A),
+    );
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(client.at).await.unwrap();
+        send(&mut stream, &slow).await;
+        send(&mut stream, &quick).await;
+        // The quick answer says that the slow question is under way.
+        assert_eq!(data(&receive(&mut stream).await), ["10.96.0.1"]);
+        streams.push(stream);
+    }
+    let mut one_more = TcpStream::connect(client.at).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, one_more.read(&mut [0])).await;
+    assert_eq!(ended.expect("still open").unwrap(), 0);
+    stub.release();
+    for stream in &mut streams {
+        assert_eq!(data(&receive(stream).await), ["192.0.2.80"]);
+    }
+}
+
+#[tokio::test]
+async fn too_many_waiting_questions_of_one_client_are_refused() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(client.at).await.unwrap();
+    let mut question = query("held.test.", RecordType::A);
+    let mut buffer = vec![0; 512];
+    for id in 0..201 {
+        question.metadata.id = id;
+        socket.send(&question.to_vec().unwrap()).await.unwrap();
+    }
+    let length = socket.recv(&mut buffer).await.unwrap();
+    let refused = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(refused.metadata.id, 200);
+    assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
+    assert_eq!(client.metrics.forwards_rejected.get(), 1);
+    stub.release();
+    for _ in 0..200 {
+        let received = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await;
+        received.expect("no reply").unwrap();
+    }
+    // Their places are free again.
+    let reply = client.ask("missing.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
 }
 
 #[tokio::test]

@@ -96,6 +96,13 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         let (socket, shared) = (socket.clone(), shared.clone());
         tasks.spawn(async move {
             let mut reply = answer(&query, &name, &shared).await;
+            if name == "curt.test." {
+                reply.queries.clear();
+                reply.answers.clear();
+                reply.authorities.clear();
+                reply.edns = None;
+                reply.metadata.response_code = ResponseCode::Refused;
+            }
             if name == "big.test." {
                 reply.metadata.truncation = true;
                 reply.answers.truncate(1);

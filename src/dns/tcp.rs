@@ -48,8 +48,6 @@ const ERROR_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Connections {
     open: Mutex<Open>,
     metrics: Arc<Metrics>,
-    max: usize,
-    max_of_one: usize,
 }
 
 #[derive(Debug, Default)]
@@ -74,13 +72,11 @@ struct Listed {
 }
 
 impl Connections {
-    /// No connections, within the default limits.
+    /// No connections yet.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             open: Mutex::new(Open::default()),
             metrics,
-            max: MAX_CONNECTIONS,
-            max_of_one: MAX_CONNECTIONS_OF_ONE,
         }
     }
 
@@ -89,9 +85,9 @@ impl Connections {
         let client = connection.client;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = |other: &Connection| other.client == client;
-        if open.by_id.values().filter(|other| of_client(other)).count() >= self.max_of_one {
+        if open.by_id.values().filter(|other| of_client(other)).count() >= MAX_CONNECTIONS_OF_ONE {
             open.close_oldest_idle(of_client)?;
-        } else if open.by_id.len() >= self.max {
+        } else if open.by_id.len() >= MAX_CONNECTIONS {
             open.close_oldest_idle(|_| true)?;
         }
         let id = open.next_id;
@@ -222,8 +218,8 @@ async fn read_questions(
         let Ok(permit) = pipeline.clone().acquire_owned().await else {
             return Ok(());
         };
-        // Not idle for as long as an answer is awaited.
-        while timeout(IDLE_TIMEOUT, stream.readable()).await.is_err() {
+        // Not idle for as long as an answer is awaited. What is only looked at cannot be lost to a time-out.
+        while timeout(IDLE_TIMEOUT, stream.peek(&mut [0])).await.is_err() {
             if is_idle(&pipeline) {
                 return Ok(());
             }

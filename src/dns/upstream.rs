@@ -272,13 +272,16 @@ async fn ask_tcp(addr: SocketAddr, query: &[u8]) -> Result<Relayed, AskError> {
     Ok(Relayed::read(reply)?)
 }
 
-// Id, direction, name (in any case), type and class.
+// Id, direction, name (in any case), type and class. A refusal may leave the question out: it costs only the attempt.
 fn answers(query: &[u8], reply: &[u8]) -> bool {
+    if reply.len() < HEADER || reply[..2] != query[..2] || reply[2] & 0x80 == 0 {
+        return false;
+    }
+    if read_u16(reply, 4) == Ok(0) {
+        return reply[3] & 0x0F != 0 && reply[6..HEADER] == [0; 6];
+    }
     let question = |message: &[u8]| layout_question(message).map(<[u8]>::to_ascii_lowercase);
-    reply.len() >= HEADER
-        && reply[..2] == query[..2]
-        && reply[2] & 0x80 != 0
-        && question(reply).is_some_and(|asked| Some(asked) == question(query))
+    question(reply).is_some_and(|asked| Some(asked) == question(query))
 }
 
 fn layout_question(message: &[u8]) -> Option<&[u8]> {
