@@ -413,3 +413,7 @@ impl Relayed {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

@@ -143,28 +143,21 @@ fn ports_of_sctp_have_names_although_nothing_serves_them() {
         name: name.into(),
         port: Port::try_from(port).unwrap(),
     };
-    let with_sctp = |event| match event {
-        Event::ServiceApplied(service) => {
-            let mut service = (*service).clone();
-            service.sctp_ports = vec![sctp("sig", 3868)];
-            Event::ServiceApplied(service.into())
-        }
-        Event::SliceApplied(slice) => {
-            let mut slice = (*slice).clone();
-            slice.sctp_ports = vec![sctp("sig", 3869)];
-            Event::SliceApplied(slice.into())
-        }
-        other => panic!("{other:?} has no ports"),
-    };
-    let endpoints = [ready("10.1.9.1", None)];
-    let events = [
-        service("ss7", ServiceKind::ClusterIp, "10.96.0.77", &[]),
-        service("peers", ServiceKind::Headless, "", &[]),
-        slice("peers-1", "peers", &[], &endpoints),
-    ];
-    for event in events {
-        builder.apply(with_sctp(event));
+    let (ss7, peers) = (ServiceKind::ClusterIp, ServiceKind::Headless);
+    for (name, kind, ips) in [("ss7", ss7, "10.96.0.77"), ("peers", peers, "")] {
+        let Event::ServiceApplied(mut applied) = service(name, kind, ips, &[]) else {
+            panic!("a Service is applied");
+        };
+        Arc::make_mut(&mut applied).sctp_ports = vec![sctp("sig", 3868)];
+        builder.apply(Event::ServiceApplied(applied));
     }
+    let Event::SliceApplied(mut applied) =
+        slice("peers-1", "peers", &[], &[ready("10.1.9.1", None)])
+    else {
+        panic!("a slice is applied");
+    };
+    Arc::make_mut(&mut applied).sctp_ports = vec![sctp("sig", 3869)];
+    builder.apply(Event::SliceApplied(applied));
     builder.set_synced();
     check(
         &authority(),

@@ -165,6 +165,7 @@ pub(super) async fn exchange(
                 let failure = match reply {
                     Ok(reply) if is_usable(&reply) => {
                         upstream.answered();
+                        metrics.upstream_duration.observe(started.elapsed().as_secs_f64());
                         return Ok(reply);
                     }
                     Ok(reply) => {
