@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::Name;
 
-use super::message::{Question, Relayed};
+use super::message::Question;
+use super::relayed::Relayed;
 use super::wire::{Section, TYPE_SOA, read_u16, read_u32};
 
 /// Octets that all entries together may have. CoreDNS needs about as much for its default of 10,000 entries.

@@ -100,7 +100,7 @@ impl Exchange {
         let started = Instant::now();
         let question = match Question::parse(message) {
             Ok(question) => question,
-            Err(rejected) => return self.reject(rejected, transport),
+            Err(rejected) => return self.reject(rejected, transport, started),
         };
         // Nothing that one message does may end the service for all others.
         match catch_unwind(AssertUnwindSafe(|| {
@@ -109,7 +109,7 @@ impl Exchange {
             Ok(step) => step,
             Err(_) => {
                 self.metrics.panics.inc();
-                self.send(failed(&question, ResponseCode::ServFail), false, started)
+                self.send(question.failure(ResponseCode::ServFail), started)
             }
         }
     }
@@ -121,8 +121,8 @@ impl Exchange {
             .await;
         answered.unwrap_or_else(|_| {
             self.metrics.panics.inc();
-            let reply = failed(&pending.question, ResponseCode::ServFail);
-            self.send(reply, false, pending.started)
+            let reply = pending.question.failure(ResponseCode::ServFail);
+            self.send(reply, pending.started)
         })
     }
 
@@ -137,7 +137,7 @@ impl Exchange {
         let own = &self.authority.own_addresses;
         if !may_ask(client.ip().to_canonical(), &table.node, own) {
             self.count(question, transport, "refused");
-            return self.send(failed(question, ResponseCode::Refused), false, started);
+            return self.send(question.failure(ResponseCode::Refused), started);
         }
         let serial = self.serial.at(&table);
         let answer = self
@@ -162,8 +162,7 @@ impl Exchange {
             let key = Key::of(&question.about(target));
             return self.elsewhere(question, key, aliases, client, transport, started);
         }
-        let (reply, truncated) = question.local_reply(local, transport);
-        self.send(reply, truncated, started)
+        self.send(question.local_reply(local, transport), started)
     }
 
     fn elsewhere(
@@ -176,8 +175,7 @@ impl Exchange {
         started: Instant,
     ) -> Step {
         if let Some(kept) = self.forwarder.remembered(&key) {
-            let (reply, truncated) = compose(question, aliases, &kept, transport);
-            return self.send(reply, truncated, started);
+            return self.send(compose(question, aliases, &kept, transport), started);
         }
         match self.forwarder.take_seat(client.ip()) {
             Some(seat) => Step::Wait(Box::new(Pending {
@@ -188,7 +186,7 @@ impl Exchange {
                 transport,
                 started,
             })),
-            None => self.send(failed(question, ResponseCode::Refused), false, started),
+            None => self.send(question.failure(ResponseCode::Refused), started),
         }
     }
 
@@ -201,7 +199,7 @@ impl Exchange {
             transport,
             started,
         } = pending;
-        let (reply, truncated) = match self.forwarder.ask(question.id, key, seat).await {
+        let reply = match self.forwarder.ask(question.id, key, seat).await {
             Ok(relayed) => {
                 let fresh = Kept { relayed, age: 0 };
                 compose(question, aliases.clone(), &fresh, *transport)
@@ -212,13 +210,13 @@ impl Exchange {
             }
             Err(ForwardError::Exchange(error)) => {
                 tracing::debug!(name = %question.name, %error, "question not answered");
-                (failed(question, ResponseCode::ServFail), false)
+                question.failure(ResponseCode::ServFail)
             }
         };
-        self.send(reply, truncated, *started)
+        self.send(reply, *started)
     }
 
-    fn reject(&self, rejected: Rejected, transport: Transport) -> Step {
+    fn reject(&self, rejected: Rejected, transport: Transport, started: Instant) -> Step {
         match rejected {
             Rejected::Silently => {
                 self.metrics
@@ -227,14 +225,10 @@ impl Exchange {
                     .inc();
                 Step::Silence
             }
-            Rejected::With(code, octets) => {
+            Rejected::With(reply) => {
                 let labels = [transport.as_str(), "other", "refused"];
                 self.metrics.requests.with_label_values(&labels).inc();
-                self.metrics
-                    .responses
-                    .with_label_values(&[code_label(code)])
-                    .inc();
-                Step::Reply(octets)
+                self.send(reply, started)
             }
         }
     }
@@ -244,41 +238,26 @@ impl Exchange {
         self.metrics.requests.with_label_values(&labels).inc();
     }
 
-    fn send(&self, reply: Reply, truncated: bool, started: Instant) -> Step {
-        self.metrics
-            .responses
-            .with_label_values(&[code_label(reply.code)])
-            .inc();
+    fn send(&self, reply: Reply, started: Instant) -> Step {
+        let label = code_label(reply.code);
+        self.metrics.responses.with_label_values(&[label]).inc();
         self.metrics
             .duration
             .observe(started.elapsed().as_secs_f64());
-        if truncated {
+        if reply.truncated {
             self.metrics.truncated.inc();
         }
         Step::Reply(reply.octets)
     }
 }
 
-fn compose(
-    question: &Question,
-    aliases: Vec<Record>,
-    kept: &Kept,
-    transport: Transport,
-) -> (Reply, bool) {
-    if aliases.is_empty() {
-        question
-            .relayed_reply(&kept.relayed, kept.age, transport)
-            .unwrap_or_else(|_| (failed(question, ResponseCode::ServFail), false))
+fn compose(question: &Question, aliases: Vec<Record>, kept: &Kept, transport: Transport) -> Reply {
+    let reply = if aliases.is_empty() {
+        question.relayed_reply(&kept.relayed, kept.age, transport)
     } else {
         question.chased_reply(aliases, &kept.relayed, kept.age, transport)
-    }
-}
-
-fn failed(question: &Question, code: ResponseCode) -> Reply {
-    Reply {
-        code,
-        octets: question.failure(code),
-    }
+    };
+    reply.unwrap_or_else(|_| question.failure(ResponseCode::ServFail))
 }
 
 // Everybody on this node or in the cluster. An open resolver would serve attacks on others.

@@ -4,6 +4,7 @@ use hickory_proto::op::Query;
 use hickory_proto::rr::RData;
 use proptest::prelude::*;
 
+use super::super::relayed::Relayed;
 use super::*;
 
 fn question() -> Vec<u8> {
@@ -30,8 +31,8 @@ fn relayed(code: ResponseCode, answers: usize) -> Relayed {
 
 fn reply_to(octets: &[u8]) -> Option<Vec<u8>> {
     match Question::parse(octets) {
-        Ok(question) => Some(question.failure(ResponseCode::ServFail)),
-        Err(Rejected::With(_, reply)) => Some(reply),
+        Ok(question) => Some(question.failure(ResponseCode::ServFail).octets),
+        Err(Rejected::With(reply)) => Some(reply.octets),
         Err(Rejected::Silently) => None,
     }
 }
@@ -39,7 +40,7 @@ fn reply_to(octets: &[u8]) -> Option<Vec<u8>> {
 #[test]
 fn what_is_relayed_loses_the_upstreams_flags() {
     let asked = Question::parse(&question()).unwrap();
-    let (reply, _) = asked
+    let reply = asked
         .relayed_reply(&relayed(ResponseCode::NoError, 1), 0, Transport::Udp)
         .unwrap();
     let header = Message::from_vec(&reply.octets).unwrap().metadata;
@@ -57,7 +58,7 @@ fn a_long_response_code_needs_room_that_a_plain_client_has_not() {
     let relayed = relayed(ResponseCode::BADCOOKIE, 0);
     assert_eq!(relayed.code(), None);
     let code = |asked: &Question| {
-        let (reply, _) = asked.relayed_reply(&relayed, 0, Transport::Udp).unwrap();
+        let reply = asked.relayed_reply(&relayed, 0, Transport::Udp).unwrap();
         Message::from_vec(&reply.octets)
             .unwrap()
             .metadata
@@ -101,10 +102,11 @@ proptest! {
         let size_at = octets.len() - 8;
         octets[size_at..size_at + 2].copy_from_slice(&payload.to_be_bytes());
         let asked = Question::parse(&octets).unwrap();
-        let (reply, truncated) = asked.relayed_reply(&relayed(ResponseCode::NoError, answers), 3, Transport::Udp).unwrap();
+        let reply = asked.relayed_reply(&relayed(ResponseCode::NoError, answers), 3, Transport::Udp).unwrap();
         let limit = usize::from(payload.clamp(512, MAX_UDP));
         prop_assert!(reply.octets.len() <= limit);
         let read = Message::from_vec(&reply.octets).unwrap();
+        let truncated = reply.truncated;
         prop_assert_eq!(read.metadata.truncation, truncated);
         prop_assert_eq!(truncated, read.answers.len() < answers);
         prop_assert!(read.edns.is_some());

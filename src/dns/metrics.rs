@@ -75,7 +75,7 @@ impl Metrics {
         Ok(Self {
             requests: counters(
                 "viaduct_dns_requests_total",
-                "DNS questions by transport, type and zone (cluster, reverse or forward).",
+                "DNS questions by transport, type and zone (cluster, reverse, forward or refused).",
                 &["proto", "type", "zone"],
             )?,
             responses: counters(

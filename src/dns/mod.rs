@@ -5,10 +5,10 @@
 //!                                  └─► forward ─► cache, upstream     all other names
 //! ```
 //!
-//! `records`, `services`, `names`, `reverse`, `message`, `wire` and `cache` are pure; sockets are in `server`, `udp`,
-//! `tcp` and `upstream` only. The two loops are our own: those of hickory-server lose replies in bursts, answer the
-//! questions of one connection in order however long one waits, and have no limit of connections. Names under the cluster domain are never forwarded and never cached: the table is the
-//! answer.
+//! Only `listen`, `udp`, `tcp` and `upstream` touch sockets, only `resolv_conf` reads files; `records`, `message`,
+//! `relayed`, `wire`, `cache` and what they use are pure. The loops of the sockets are our own: those of hickory-server
+//! lose replies in bursts, answer the questions of one connection in order however long one waits, and admit any number
+//! of connections. Names under the cluster domain are never forwarded and never cached: the table is the answer.
 
 mod cache;
 mod exchange;
@@ -19,7 +19,9 @@ mod listen;
 mod message;
 mod metrics;
 mod names;
+mod pointers;
 mod records;
+mod relayed;
 mod resolv_conf;
 mod reverse;
 mod server;

@@ -18,8 +18,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::cache::Key;
-use super::message::Relayed;
 use super::metrics::Metrics;
+use super::relayed::Relayed;
 use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16};
 
 /// All attempts together. glibc gives up on a server after 5 s, and must hear of a failure before that.

@@ -23,7 +23,8 @@ pub(super) const TYPE_SOA: u16 = 6;
 pub(super) const TYPE_AAAA: u16 = 28;
 pub(super) const TYPE_OPT: u16 = 41;
 
-const FLAG_TC: u8 = 0x02;
+/// In the third octet of the header: there was more to say.
+pub(super) const FLAG_TC: u8 = 0x02;
 const FLAG_DO: u16 = 0x8000;
 
 /// The EDNS option of extended errors (RFC 8914), the only one that is relayed: all others are between neighbours.
