@@ -17,7 +17,7 @@ use crate::routing::{NodeView, Published, RoutingTable};
 
 use super::cache::{Kept, Key};
 use super::forward::{ForwardError, Forwarder, Seat};
-use super::message::{Question, Rejected, Reply, Transport};
+use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::Metrics;
 use super::records::{Answer, Authority, End, Local};
 
@@ -45,11 +45,18 @@ pub(super) enum Step {
 /// A question that waits for an upstream.
 #[derive(Debug)]
 pub(super) struct Pending {
-    question: Question,
+    request: Request,
     key: Key,
     // Ours, in front of the upstream's answer; the key is about the last one's target.
     aliases: Vec<Record>,
     seat: Seat,
+}
+
+// A question, who asked it, how and when.
+#[derive(Debug)]
+struct Request {
+    question: Question,
+    client: IpAddr,
     transport: Transport,
     started: Instant,
 }
@@ -98,20 +105,20 @@ impl Exchange {
     /// Answers `message`, or says what its answer waits for.
     pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
         let started = Instant::now();
-        let question = match Question::parse(message) {
-            Ok(question) => question,
-            Err(rejected) => return self.reject(rejected, transport, started),
-        };
-        // Nothing that one message does may end the service for all others.
-        match catch_unwind(AssertUnwindSafe(|| {
-            self.decide(&question, client, transport, started)
-        })) {
-            Ok(step) => step,
-            Err(_) => {
-                self.metrics.panics.inc();
-                self.send(question.failure(ResponseCode::ServFail), started)
-            }
-        }
+        let step = AssertUnwindSafe(|| match Question::parse(message) {
+            Ok(question) => self.decide(Request {
+                question,
+                client: client.ip().to_canonical(),
+                transport,
+                started,
+            }),
+            Err(rejected) => self.reject(rejected, transport, started),
+        });
+        // Nothing that one message does may end the service for all others. Only what had a header gets as far as that.
+        catch_unwind(step).unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            self.send(bare_reply(message, ResponseCode::ServFail), started)
+        })
     }
 
     /// Finishes a question that had to wait.
@@ -121,23 +128,16 @@ impl Exchange {
             .await;
         answered.unwrap_or_else(|_| {
             self.metrics.panics.inc();
-            let reply = pending.question.failure(ResponseCode::ServFail);
-            self.send(reply, pending.started)
+            self.fail(&pending.request, ResponseCode::ServFail)
         })
     }
 
-    fn decide(
-        &self,
-        question: &Question,
-        client: SocketAddr,
-        transport: Transport,
-        started: Instant,
-    ) -> Step {
+    fn decide(&self, request: Request) -> Step {
+        let question = &request.question;
         let table = self.table.load();
-        let own = &self.authority.own_addresses;
-        if !may_ask(client.ip().to_canonical(), &table.node, own) {
-            self.count(question, transport, "refused");
-            return self.send(question.failure(ResponseCode::Refused), started);
+        if !may_ask(request.client, &table.node, &self.authority.own_addresses) {
+            self.count(&request, "refused");
+            return self.fail(&request, ResponseCode::Refused);
         }
         let serial = self.serial.at(&table);
         let answer = self
@@ -148,72 +148,64 @@ impl Exchange {
             Answer::Cluster(local) => (local, "cluster"),
             Answer::Reverse(local) => (local, "reverse"),
             Answer::Forward => {
-                self.count(question, transport, "forward");
+                self.count(&request, "forward");
                 let key = Key::of(question);
-                return self.elsewhere(question, key, Vec::new(), client, transport, started);
+                return self.elsewhere(request, key, Vec::new());
             }
         };
-        self.count(question, transport, zone);
-        if let Local {
-            aliases,
-            end: End::Outside(target),
-        } = local
-        {
-            let key = Key::of(&question.about(target));
-            return self.elsewhere(question, key, aliases, client, transport, started);
+        self.count(&request, zone);
+        match local {
+            Local {
+                aliases,
+                end: End::Outside(target),
+            } => {
+                let key = Key::of(&question.about(target));
+                self.elsewhere(request, key, aliases)
+            }
+            local => {
+                let reply = question.local_reply(local, request.transport);
+                self.send(reply, request.started)
+            }
         }
-        self.send(question.local_reply(local, transport), started)
     }
 
-    fn elsewhere(
-        &self,
-        question: &Question,
-        key: Key,
-        aliases: Vec<Record>,
-        client: SocketAddr,
-        transport: Transport,
-        started: Instant,
-    ) -> Step {
+    fn elsewhere(&self, request: Request, key: Key, aliases: Vec<Record>) -> Step {
         if let Some(kept) = self.forwarder.remembered(&key) {
-            return self.send(compose(question, aliases, &kept, transport), started);
+            return self.send(compose(&request, aliases, &kept), request.started);
         }
-        match self.forwarder.take_seat(client.ip()) {
+        match self.forwarder.take_seat(request.client) {
             Some(seat) => Step::Wait(Box::new(Pending {
-                question: question.clone(),
+                request,
                 key,
                 aliases,
                 seat,
-                transport,
-                started,
             })),
-            None => self.send(question.failure(ResponseCode::Refused), started),
+            None => self.fail(&request, ResponseCode::Refused),
         }
     }
 
     async fn complete(&self, pending: &Pending) -> Step {
         let Pending {
-            question,
+            request,
             key,
             aliases,
             seat,
-            transport,
-            started,
         } = pending;
-        let reply = match self.forwarder.ask(question.id, key, seat).await {
+        match self.forwarder.ask(request.question.id, key, seat).await {
             Ok(relayed) => {
                 let fresh = Kept { relayed, age: 0 };
-                compose(question, aliases.clone(), &fresh, *transport)
+                let reply = compose(request, aliases.clone(), &fresh);
+                self.send(reply, request.started)
             }
             Err(ForwardError::OwnLoop) => {
                 self.metrics.dropped.with_label_values(&["own_loop"]).inc();
-                return Step::Silence;
+                Step::Silence
             }
             Err(ForwardError::Exchange(error)) => {
-                tracing::debug!(name = %question.name, %error, "question not answered");
-                question.failure(ResponseCode::ServFail)
+                tracing::debug!(name = %request.question.name, %error, "question not answered");
+                self.fail(request, ResponseCode::ServFail)
             }
-        };
-        self.send(reply, *started)
+        }
     }
 
     fn reject(&self, rejected: Rejected, transport: Transport, started: Instant) -> Step {
@@ -233,9 +225,14 @@ impl Exchange {
         }
     }
 
-    fn count(&self, question: &Question, transport: Transport, zone: &str) {
-        let labels = [transport.as_str(), type_label(question.kind), zone];
+    fn count(&self, request: &Request, zone: &str) {
+        let kind = type_label(request.question.kind);
+        let labels = [request.transport.as_str(), kind, zone];
         self.metrics.requests.with_label_values(&labels).inc();
+    }
+
+    fn fail(&self, request: &Request, code: ResponseCode) -> Step {
+        self.send(request.question.failure(code), request.started)
     }
 
     fn send(&self, reply: Reply, started: Instant) -> Step {
@@ -251,7 +248,8 @@ impl Exchange {
     }
 }
 
-fn compose(question: &Question, aliases: Vec<Record>, kept: &Kept, transport: Transport) -> Reply {
+fn compose(request: &Request, aliases: Vec<Record>, kept: &Kept) -> Reply {
+    let (question, transport) = (&request.question, request.transport);
     let reply = if aliases.is_empty() {
         question.relayed_reply(&kept.relayed, kept.age, transport)
     } else {

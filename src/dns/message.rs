@@ -270,8 +270,8 @@ pub(super) fn flag(set: bool, bit: u8) -> u8 {
     if set { bit } else { 0 }
 }
 
-// The header alone: for messages whose question cannot be told.
-fn bare_reply(message: &[u8], code: ResponseCode) -> Reply {
+/// The header alone, for messages whose question cannot be told. `message` has a header.
+pub(super) fn bare_reply(message: &[u8], code: ResponseCode) -> Reply {
     let flags = FLAG_QR | message[2] & (OPCODE | FLAG_RD);
     let mut octets = vec![0; HEADER];
     octets[..2].copy_from_slice(&message[..2]);

@@ -93,7 +93,7 @@ impl Metrics {
             )?,
             dropped: counters(
                 "viaduct_dns_dropped_requests_total",
-                "DNS messages left without a reply, by reason (not_a_query, own_loop or send).",
+                "DNS messages left without a reply, by reason (not_a_query or own_loop).",
                 &["reason"],
             )?,
             panics: counter(
