@@ -71,6 +71,7 @@ pub(crate) fn service(name: &str, cluster_ips: &str) -> Service {
         ports: vec![service_port("", Protocol::Tcp, 80)],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        sctp_ports: Vec::new(),
         source_ranges: Vec::new(),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
@@ -107,6 +108,7 @@ pub(crate) fn slice(
             .map_or(Family::V4, |e| Family::of(e.addresses[0])),
         ports: vec![slice_port("", Protocol::Tcp, 8080)],
         endpoints,
+        sctp_ports: Vec::new(),
         headless: false,
     }
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::Name;
 
-use super::message::{Question, Relayed};
-use super::wire::{Section, TYPE_SOA, read_u32};
+use super::message::Question;
+use super::relayed::Relayed;
+use super::wire::{Section, TYPE_SOA, read_u16, read_u32};
 
 /// Octets that all entries together may have. CoreDNS needs about as much for its default of 10,000 entries.
 const MAX_OCTETS: usize = 32 << 20;
@@ -216,6 +217,8 @@ fn keeping(relayed: &Relayed) -> Option<(u32, Scope)> {
             .iter()
             .filter(move |span| span.section == section)
             .filter_map(|span| read_u32(relayed.octets(), span.ttl_at).ok())
+            // The top bit set means zero (RFC 2181 section 8).
+            .map(|ttl| if i32::try_from(ttl).is_ok() { ttl } else { 0 })
     };
     let answered = ttls(Section::Answer).min();
     let code = relayed.code()?;
@@ -232,8 +235,7 @@ fn keeping(relayed: &Relayed) -> Option<(u32, Scope)> {
     } else {
         return None;
     };
-    // The top bit set means zero (RFC 2181 section 8).
-    (ttl > 0 && ttl <= i32::MAX.unsigned_abs()).then_some((ttl, scope))
+    (ttl > 0).then_some((ttl, scope))
 }
 
 // Whether the answer holds what was asked for, not only aliases on the way to nothing.
@@ -245,7 +247,7 @@ fn answers_type(relayed: &Relayed) -> bool {
         .question
         .end
         .checked_sub(4)
-        .and_then(|at| super::wire::read_u16(relayed.octets(), at).ok());
+        .and_then(|at| read_u16(relayed.octets(), at).ok());
     layout.records.iter().any(|span| {
         span.section == Section::Answer
             && (Some(span.kind) == asked || asked == Some(ANY) || asked == Some(CNAME))
@@ -271,3 +273,7 @@ fn negative_ttl(relayed: &Relayed) -> Option<u32> {
             .min(read_u32(octets, minimum).ok()?),
     )
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

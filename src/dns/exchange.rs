@@ -17,7 +17,7 @@ use crate::routing::{NodeView, Published, RoutingTable};
 
 use super::cache::{Kept, Key};
 use super::forward::{ForwardError, Forwarder, Seat};
-use super::message::{Question, Rejected, Reply, Transport};
+use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::Metrics;
 use super::records::{Answer, Authority, End, Local};
 
@@ -45,11 +45,18 @@ pub(super) enum Step {
 /// A question that waits for an upstream.
 #[derive(Debug)]
 pub(super) struct Pending {
-    question: Question,
+    request: Request,
     key: Key,
     // Ours, in front of the upstream's answer; the key is about the last one's target.
     aliases: Vec<Record>,
     seat: Seat,
+}
+
+// A question, who asked it, how and when.
+#[derive(Debug)]
+struct Request {
+    question: Question,
+    client: IpAddr,
     transport: Transport,
     started: Instant,
 }
@@ -98,20 +105,20 @@ impl Exchange {
     /// Answers `message`, or says what its answer waits for.
     pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
         let started = Instant::now();
-        let question = match Question::parse(message) {
-            Ok(question) => question,
-            Err(rejected) => return self.reject(rejected, transport),
-        };
-        // Nothing that one message does may end the service for all others.
-        match catch_unwind(AssertUnwindSafe(|| {
-            self.decide(&question, client, transport, started)
-        })) {
-            Ok(step) => step,
-            Err(_) => {
-                self.metrics.panics.inc();
-                self.send(failed(&question, ResponseCode::ServFail), false, started)
-            }
-        }
+        let step = AssertUnwindSafe(|| match Question::parse(message) {
+            Ok(question) => self.decide(Request {
+                question,
+                client: client.ip().to_canonical(),
+                transport,
+                started,
+            }),
+            Err(rejected) => self.reject(rejected, transport, started),
+        });
+        // Nothing that one message does may end the service for all others. Only what had a header gets as far as that.
+        catch_unwind(step).unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            self.send(bare_reply(message, ResponseCode::ServFail), started)
+        })
     }
 
     /// Finishes a question that had to wait.
@@ -121,23 +128,16 @@ impl Exchange {
             .await;
         answered.unwrap_or_else(|_| {
             self.metrics.panics.inc();
-            let reply = failed(&pending.question, ResponseCode::ServFail);
-            self.send(reply, false, pending.started)
+            self.fail(&pending.request, ResponseCode::ServFail)
         })
     }
 
-    fn decide(
-        &self,
-        question: &Question,
-        client: SocketAddr,
-        transport: Transport,
-        started: Instant,
-    ) -> Step {
+    fn decide(&self, request: Request) -> Step {
+        let question = &request.question;
         let table = self.table.load();
-        let own = &self.authority.own_addresses;
-        if !may_ask(client.ip().to_canonical(), &table.node, own) {
-            self.count(question, transport, "refused");
-            return self.send(failed(question, ResponseCode::Refused), false, started);
+        if !may_ask(request.client, &table.node, &self.authority.own_addresses) {
+            self.count(&request, "refused");
+            return self.fail(&request, ResponseCode::Refused);
         }
         let serial = self.serial.at(&table);
         let answer = self
@@ -148,77 +148,67 @@ impl Exchange {
             Answer::Cluster(local) => (local, "cluster"),
             Answer::Reverse(local) => (local, "reverse"),
             Answer::Forward => {
-                self.count(question, transport, "forward");
+                self.count(&request, "forward");
                 let key = Key::of(question);
-                return self.elsewhere(question, key, Vec::new(), client, transport, started);
+                return self.elsewhere(request, key, Vec::new());
             }
         };
-        self.count(question, transport, zone);
-        if let Local {
-            aliases,
-            end: End::Outside(target),
-        } = local
-        {
-            let key = Key::of(&question.about(target));
-            return self.elsewhere(question, key, aliases, client, transport, started);
+        self.count(&request, zone);
+        match local {
+            Local {
+                aliases,
+                end: End::Outside(target),
+            } => {
+                let key = Key::of(&question.about(target));
+                self.elsewhere(request, key, aliases)
+            }
+            local => {
+                let reply = question.local_reply(local, request.transport);
+                self.send(reply, request.started)
+            }
         }
-        let (reply, truncated) = question.local_reply(local, transport);
-        self.send(reply, truncated, started)
     }
 
-    fn elsewhere(
-        &self,
-        question: &Question,
-        key: Key,
-        aliases: Vec<Record>,
-        client: SocketAddr,
-        transport: Transport,
-        started: Instant,
-    ) -> Step {
+    fn elsewhere(&self, request: Request, key: Key, aliases: Vec<Record>) -> Step {
         if let Some(kept) = self.forwarder.remembered(&key) {
-            let (reply, truncated) = compose(question, aliases, &kept, transport);
-            return self.send(reply, truncated, started);
+            return self.send(compose(&request, aliases, &kept), request.started);
         }
-        match self.forwarder.take_seat(client.ip()) {
+        match self.forwarder.take_seat(request.client) {
             Some(seat) => Step::Wait(Box::new(Pending {
-                question: question.clone(),
+                request,
                 key,
                 aliases,
                 seat,
-                transport,
-                started,
             })),
-            None => self.send(failed(question, ResponseCode::Refused), false, started),
+            None => self.fail(&request, ResponseCode::Refused),
         }
     }
 
     async fn complete(&self, pending: &Pending) -> Step {
         let Pending {
-            question,
+            request,
             key,
             aliases,
             seat,
-            transport,
-            started,
         } = pending;
-        let (reply, truncated) = match self.forwarder.ask(question.id, key, seat).await {
+        match self.forwarder.ask(request.question.id, key, seat).await {
             Ok(relayed) => {
                 let fresh = Kept { relayed, age: 0 };
-                compose(question, aliases.clone(), &fresh, *transport)
+                let reply = compose(request, aliases.clone(), &fresh);
+                self.send(reply, request.started)
             }
             Err(ForwardError::OwnLoop) => {
                 self.metrics.dropped.with_label_values(&["own_loop"]).inc();
-                return Step::Silence;
+                Step::Silence
             }
             Err(ForwardError::Exchange(error)) => {
-                tracing::debug!(name = %question.name, %error, "question not answered");
-                (failed(question, ResponseCode::ServFail), false)
+                tracing::debug!(name = %request.question.name, %error, "question not answered");
+                self.fail(request, ResponseCode::ServFail)
             }
-        };
-        self.send(reply, truncated, *started)
+        }
     }
 
-    fn reject(&self, rejected: Rejected, transport: Transport) -> Step {
+    fn reject(&self, rejected: Rejected, transport: Transport, started: Instant) -> Step {
         match rejected {
             Rejected::Silently => {
                 self.metrics
@@ -227,58 +217,45 @@ impl Exchange {
                     .inc();
                 Step::Silence
             }
-            Rejected::With(code, octets) => {
+            Rejected::With(reply) => {
                 let labels = [transport.as_str(), "other", "refused"];
                 self.metrics.requests.with_label_values(&labels).inc();
-                self.metrics
-                    .responses
-                    .with_label_values(&[code_label(code)])
-                    .inc();
-                Step::Reply(octets)
+                self.send(reply, started)
             }
         }
     }
 
-    fn count(&self, question: &Question, transport: Transport, zone: &str) {
-        let labels = [transport.as_str(), type_label(question.kind), zone];
+    fn count(&self, request: &Request, zone: &str) {
+        let kind = type_label(request.question.kind);
+        let labels = [request.transport.as_str(), kind, zone];
         self.metrics.requests.with_label_values(&labels).inc();
     }
 
-    fn send(&self, reply: Reply, truncated: bool, started: Instant) -> Step {
-        self.metrics
-            .responses
-            .with_label_values(&[code_label(reply.code)])
-            .inc();
+    fn fail(&self, request: &Request, code: ResponseCode) -> Step {
+        self.send(request.question.failure(code), request.started)
+    }
+
+    fn send(&self, reply: Reply, started: Instant) -> Step {
+        let label = code_label(reply.code);
+        self.metrics.responses.with_label_values(&[label]).inc();
         self.metrics
             .duration
             .observe(started.elapsed().as_secs_f64());
-        if truncated {
+        if reply.truncated {
             self.metrics.truncated.inc();
         }
         Step::Reply(reply.octets)
     }
 }
 
-fn compose(
-    question: &Question,
-    aliases: Vec<Record>,
-    kept: &Kept,
-    transport: Transport,
-) -> (Reply, bool) {
-    if aliases.is_empty() {
-        question
-            .relayed_reply(&kept.relayed, kept.age, transport)
-            .unwrap_or_else(|_| (failed(question, ResponseCode::ServFail), false))
+fn compose(request: &Request, aliases: Vec<Record>, kept: &Kept) -> Reply {
+    let (question, transport) = (&request.question, request.transport);
+    let reply = if aliases.is_empty() {
+        question.relayed_reply(&kept.relayed, kept.age, transport)
     } else {
         question.chased_reply(aliases, &kept.relayed, kept.age, transport)
-    }
-}
-
-fn failed(question: &Question, code: ResponseCode) -> Reply {
-    Reply {
-        code,
-        octets: question.failure(code),
-    }
+    };
+    reply.unwrap_or_else(|_| question.failure(ResponseCode::ServFail))
 }
 
 // Everybody on this node or in the cluster. An open resolver would serve attacks on others.
@@ -328,4 +305,58 @@ fn code_label(code: ResponseCode) -> &'static str {
     ];
     let known = LABELS.iter().find(|(known, _)| *known == code);
     known.map_or("other", |(_, label)| label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clients_nearby_may_ask() {
+        let node = NodeView {
+            pod_cidrs: vec!["198.51.100.0/24".parse().unwrap()],
+            local_addresses: ["203.0.113.1".parse().unwrap()].into(),
+            ..NodeView::default()
+        };
+        let own = ["203.0.113.2".parse().unwrap()];
+        let rows = [
+            ("127.0.0.1", true),
+            ("10.255.255.255", true),
+            ("11.0.0.0", false),
+            ("172.16.0.1", true),
+            ("172.32.0.1", false),
+            ("192.168.1.1", true),
+            ("169.254.1.1", true),
+            ("100.64.0.1", true),
+            ("100.127.255.255", true),
+            ("100.128.0.0", false),
+            ("198.51.100.7", true),
+            ("203.0.113.1", true),
+            ("203.0.113.2", true),
+            ("203.0.113.3", false),
+            ("8.8.8.8", false),
+            ("::1", true),
+            ("fd00::1", true),
+            ("fe80::1", true),
+            ("2001:db8::1", false),
+        ];
+        for (client, expected) in rows {
+            assert_eq!(
+                may_ask(client.parse().unwrap(), &node, &own),
+                expected,
+                "{client}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_serial_is_new_with_each_table() {
+        let clock = SerialClock::default();
+        let mut table = RoutingTable::default();
+        let first = clock.at(&table);
+        assert_eq!(clock.at(&table), first);
+        clock.serial.store(1, Ordering::Relaxed);
+        table.generation += 1;
+        assert!(clock.at(&table) >= first);
+    }
 }

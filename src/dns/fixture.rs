@@ -168,6 +168,7 @@ pub(super) fn service(
                 node_port: None,
             })
             .collect(),
+        sctp_ports: Vec::new(),
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
@@ -202,6 +203,7 @@ pub(super) fn slice(
                 port: *port,
             })
             .collect(),
+        sctp_ports: Vec::new(),
         endpoints: endpoints.to_vec(),
         headless: false,
     }))

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::cache::{Cache, Kept, Key};
-use super::message::Relayed;
 use super::metrics::Metrics;
+use super::relayed::Relayed;
 use super::upstream::{ExchangeError, OwnIds, Upstream, exchange};
 
 /// Clients that may wait at the same time; about 2 KB each.

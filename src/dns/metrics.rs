@@ -25,6 +25,8 @@ pub struct Metrics {
     pub(super) forwards_rejected: IntCounter,
     /// Questions sent to upstreams.
     pub(super) upstream_requests: IntCounter,
+    /// Seconds from a question to the upstream's usable reply.
+    pub(super) upstream_duration: Histogram,
     /// Attempts that got no usable reply, by reason.
     pub(super) upstream_failures: IntCounterVec,
     /// Questions answered from the cache.
@@ -64,18 +66,16 @@ impl Metrics {
             0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01,
             0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
         ];
-        let duration = Histogram::with_opts(
-            HistogramOpts::new(
-                "viaduct_dns_request_duration_seconds",
-                "Seconds from a DNS question to its reply.",
-            )
-            .buckets(buckets),
-        )?;
-        registry.register(Box::new(duration.clone()))?;
+        let histogram = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.clone());
+            let histogram = Histogram::with_opts(options)?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
         Ok(Self {
             requests: counters(
                 "viaduct_dns_requests_total",
-                "DNS questions by transport, type and zone (cluster, reverse or forward).",
+                "DNS questions by transport, type and zone (cluster, reverse, forward or refused).",
                 &["proto", "type", "zone"],
             )?,
             responses: counters(
@@ -83,14 +83,17 @@ impl Metrics {
                 "DNS replies by response code.",
                 &["rcode"],
             )?,
-            duration,
+            duration: histogram(
+                "viaduct_dns_request_duration_seconds",
+                "Seconds from a DNS question to its reply.",
+            )?,
             truncated: counter(
                 "viaduct_dns_truncated_responses_total",
                 "DNS replies cut to the client's size with TC set.",
             )?,
             dropped: counters(
                 "viaduct_dns_dropped_requests_total",
-                "DNS messages left without a reply, by reason (not_a_query, own_loop or send).",
+                "DNS messages left without a reply, by reason (not_a_query or own_loop).",
                 &["reason"],
             )?,
             panics: counter(
@@ -112,6 +115,10 @@ impl Metrics {
             upstream_requests: counter(
                 "viaduct_dns_upstream_requests_total",
                 "DNS questions sent to upstream resolvers, repetitions included.",
+            )?,
+            upstream_duration: histogram(
+                "viaduct_dns_upstream_duration_seconds",
+                "Seconds until an upstream resolver gave a usable reply, earlier attempts included.",
             )?,
             upstream_failures: counters(
                 "viaduct_dns_upstream_failures_total",

@@ -5,9 +5,9 @@
 //!                                  └─► forward ─► cache, upstream     all other names
 //! ```
 //!
-//! hickory-server owns the listening sockets and decodes; `handler` stands between it and `exchange`. `records`,
-//! `services`, `names`, `reverse`, `message`, `wire` and `cache` are pure; `upstream` opens the sockets towards others.
-//! Names under the cluster domain are never forwarded and never cached: the table is the answer.
+//! hickory-server owns the listening sockets and decodes; `handler` stands between it and `exchange`. `listen` binds,
+//! `upstream` asks others, `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use
+//! are pure. Names under the cluster domain are never forwarded and never cached: the table is the answer.
 
 mod cache;
 mod exchange;
@@ -19,11 +19,15 @@ mod listen;
 mod message;
 mod metrics;
 mod names;
+mod pointers;
 mod records;
+mod relayed;
 mod resolv_conf;
 mod reverse;
 mod server;
 mod services;
+#[cfg(test)]
+mod stub;
 mod upstream;
 mod wire;
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hickory_proto::rr::rdata::{CNAME, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::{CNAME, NS, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
 
@@ -19,10 +19,8 @@ use crate::routing::{RoutingTable, ServiceEntry};
 
 use super::PodMode;
 use super::names::{Asked, Part, Zone, parse_absolute, undashed};
-use super::reverse::{self, Reverse};
 use super::services::{
-    PortFilter, PortTarget, Target, addresses, endpoint_addresses, endpoint_labels_at,
-    has_ready_endpoint, port_targets,
+    PortFilter, PortTarget, Target, addresses, endpoint_addresses, has_ready_endpoint, port_targets,
 };
 
 /// The version of the Kubernetes DNS specification that `dns-version` tells.
@@ -303,89 +301,8 @@ impl Authority {
         }
     }
 
-    fn reverse(
-        &self,
-        table: &RoutingTable,
-        serial: u32,
-        name: &Name,
-        lower: &Name,
-        kind: RecordType,
-    ) -> Option<Local> {
-        let owned = |ip: IpAddr| {
-            self.owned_ranges
-                .iter()
-                .copied()
-                .find(|net| net.contains(&ip))
-        };
-        let end = match reverse::parse(lower)? {
-            Reverse::Address(ip) => {
-                let pointers = self.pointers(table, ip);
-                let zone = owned(ip);
-                if pointers.is_empty() {
-                    let soa = self.reverse_soa(name, serial, ip, zone?);
-                    self.missing(table, End::NxDomain, soa)
-                } else if kind == RecordType::PTR {
-                    let data = pointers.into_iter().map(|to| RData::PTR(PTR(to))).collect();
-                    self.records(name, data, kind, table)
-                } else {
-                    let soa = self.reverse_soa(name, serial, ip, zone.unwrap_or(ip.into()));
-                    self.missing(table, End::NoData, soa)
-                }
-            }
-            Reverse::Below(ip) => {
-                let known = !self.pointers(table, ip).is_empty();
-                let zone = owned(ip).or(known.then_some(ip.into()))?;
-                self.missing(
-                    table,
-                    End::NxDomain,
-                    self.reverse_soa(name, serial, ip, zone),
-                )
-            }
-            Reverse::Range(net) => {
-                let zone = self
-                    .owned_ranges
-                    .iter()
-                    .copied()
-                    .find(|own| own.contains(&net))?;
-                let soa = self.reverse_soa(name, serial, net.addr(), zone);
-                self.missing(table, End::NoData, soa)
-            }
-        };
-        Some(Local {
-            aliases: Vec::new(),
-            end,
-        })
-    }
-
-    // The Service that has it as cluster IP, else every endpoint name that is ready there.
-    fn pointers(&self, table: &RoutingTable, ip: IpAddr) -> BTreeSet<Name> {
-        let owners = table.owners_of(ip);
-        let entries = || owners.iter().filter_map(|owner| table.service(owner));
-        let by_cluster_ip = entries()
-            .filter(|entry| entry.service.cluster_ips.contains(&ip))
-            .map(|entry| &entry.service.name)
-            .min();
-        if let Some(name) = by_cluster_ip {
-            return self
-                .zone
-                .service_name(&name.namespace, &name.name)
-                .into_iter()
-                .collect();
-        }
-        let mut names = BTreeSet::new();
-        for entry in entries() {
-            let service = &entry.service.name;
-            for label in endpoint_labels_at(entry, ip) {
-                names.extend(
-                    self.zone
-                        .under(&[&label, &service.name, &service.namespace, "svc"]),
-                );
-            }
-        }
-        names
-    }
-
-    fn records(
+    /// The records of one type and owner.
+    pub(super) fn records(
         &self,
         owner: &Name,
         data: Vec<RData>,
@@ -445,8 +362,9 @@ impl Authority {
         Record::from_rdata(owner, self.ttl, data)
     }
 
-    // Before the sources have told everything, nothing is known to be missing.
-    fn missing(&self, table: &RoutingTable, end: fn(Record) -> End, soa: Record) -> End {
+    /// Says that something is missing, with the SOA for how long; before the sources have told everything, that is not
+    /// known of anything.
+    pub(super) fn missing(&self, table: &RoutingTable, end: fn(Record) -> End, soa: Record) -> End {
         if table.synced {
             end(soa)
         } else {
@@ -458,12 +376,8 @@ impl Authority {
         self.soa_at(self.zone.apex.clone(), asked, serial)
     }
 
-    fn reverse_soa(&self, asked: &Name, serial: u32, ip: IpAddr, zone: IpNet) -> Record {
-        let owner = reverse::zone_of(ip, zone).unwrap_or_else(|| asked.clone());
-        self.soa_at(owner, asked, serial)
-    }
-
-    fn soa_at(&self, owner: Name, asked: &Name, serial: u32) -> Record {
+    /// The SOA of a zone, under the client's spelling where that is the asked name.
+    pub(super) fn soa_at(&self, owner: Name, asked: &Name, serial: u32) -> Record {
         let owner = if owner == *asked {
             asked.clone()
         } else {

@@ -5,7 +5,7 @@
 
 use super::super::fixture::{cluster, ip, ready, service, slice, table, tcp};
 use super::*;
-use crate::model::{Event, Protocol};
+use crate::model::{Event, Port, Protocol, SctpPort};
 
 fn authority() -> Authority {
     Authority {
@@ -132,6 +132,46 @@ fn headless_services() {
                 "0 33 8080 10-1-1-3.db.ns.svc.Z, 0 33 8080 db-0.db.ns.svc.Z, 0 33 8080 db-1.db.ns.svc.Z",
             ),
             ("_http._tcp.sick.ns.svc.Z", PORT, "nxdomain"),
+        ],
+    );
+}
+
+#[test]
+fn ports_of_sctp_have_names_although_nothing_serves_them() {
+    let mut builder = cluster();
+    let sctp = |name: &str, port| SctpPort {
+        name: name.into(),
+        port: Port::try_from(port).unwrap(),
+    };
+    let (ss7, peers) = (ServiceKind::ClusterIp, ServiceKind::Headless);
+    for (name, kind, ips) in [("ss7", ss7, "10.96.0.77"), ("peers", peers, "")] {
+        let Event::ServiceApplied(mut applied) = service(name, kind, ips, &[]) else {
+            panic!("a Service is applied");
+        };
+        Arc::make_mut(&mut applied).sctp_ports = vec![sctp("sig", 3868)];
+        builder.apply(Event::ServiceApplied(applied));
+    }
+    let Event::SliceApplied(mut applied) =
+        slice("peers-1", "peers", &[], &[ready("10.1.9.1", None)])
+    else {
+        panic!("a slice is applied");
+    };
+    Arc::make_mut(&mut applied).sctp_ports = vec![sctp("sig", 3869)];
+    builder.apply(Event::SliceApplied(applied));
+    builder.set_synced();
+    check(
+        &authority(),
+        &builder.build().table,
+        &[
+            ("_sig._sctp.ss7.ns.svc.Z", PORT, "0 100 3868 ss7.ns.svc.Z"),
+            ("_sctp.ss7.ns.svc.Z", PORT, "nodata"),
+            ("_sig._tcp.ss7.ns.svc.Z", PORT, "nxdomain"),
+            ("ss7.ns.svc.Z", PORT, "0 100 3868 ss7.ns.svc.Z"),
+            (
+                "_sig._sctp.peers.ns.svc.Z",
+                PORT,
+                "0 100 3869 10-1-9-1.peers.ns.svc.Z",
+            ),
         ],
     );
 }

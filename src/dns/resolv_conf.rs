@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::path::Path;
 use std::time::SystemTime;
 
 use nix::net::if_::if_nametoindex;
@@ -45,15 +44,19 @@ impl State {
 
 /// The resolvers of this host, those at `own` addresses left out. If none is left, those behind systemd-resolved.
 pub(super) fn servers(own: &[SocketAddr]) -> Vec<SocketAddr> {
-    let read = |path: &str| {
-        let text = fs::read_to_string(Path::new(path)).unwrap_or_default();
-        let mut servers = parse(&text);
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    choose(&read(RESOLV_CONF), &read(RESOLVED_UPLINK), own)
+}
+
+fn choose(resolv_conf: &str, uplink: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
+    let foreign = |text| {
+        let mut servers = parse(text);
         servers.retain(|server| !own.contains(server));
         servers
     };
-    let servers = read(RESOLV_CONF);
+    let servers = foreign(resolv_conf);
     if servers.is_empty() {
-        read(RESOLVED_UPLINK)
+        foreign(uplink)
     } else {
         servers
     }
@@ -103,6 +106,24 @@ mod tests {
             servers,
             ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%7]:53"]
         );
+    }
+
+    #[test]
+    fn the_uplink_counts_when_only_we_are_left() {
+        let own = ["127.0.0.1:53".parse().unwrap()];
+        let chosen = |resolv_conf, uplink| {
+            let servers = choose(resolv_conf, uplink, &own);
+            servers.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let (us, stub, up) = (
+            "nameserver 127.0.0.1",
+            "nameserver 127.0.0.1\nnameserver 127.0.0.53",
+            "nameserver 192.0.2.1\nnameserver 127.0.0.1",
+        );
+        assert_eq!(chosen(us, up), ["192.0.2.1:53"]);
+        assert_eq!(chosen(stub, up), ["127.0.0.53:53"]);
+        assert_eq!(chosen("", up), ["192.0.2.1:53"]);
+        assert_eq!(chosen(us, ""), [""; 0]);
     }
 
     #[test]

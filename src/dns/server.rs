@@ -160,3 +160,7 @@ async fn follow_resolv_conf(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

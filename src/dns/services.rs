@@ -7,10 +7,13 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::{Endpoint, EndpointSlice, Frontend, Protocol, ServiceKind};
+use crate::model::{Endpoint, EndpointSlice, Frontend, Service, ServiceKind, ServicePort};
 use crate::routing::{RoutingTable, ServiceEntry};
 
 use super::names::{dashed, undashed};
+
+/// SCTP as a label; the model has no such protocol, since nothing serves it.
+const SCTP: &str = "sctp";
 
 /// What an SRV record points to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +42,7 @@ pub(super) enum PortFilter<'a> {
     Named {
         /// The name; never empty.
         port: &'a str,
-        /// `tcp` or `udp`.
+        /// `tcp`, `udp` or `sctp`.
         protocol: &'a str,
     },
     /// Every named one of a protocol.
@@ -47,14 +50,14 @@ pub(super) enum PortFilter<'a> {
 }
 
 impl PortFilter<'_> {
-    fn admits(self, name: &str, protocol: Protocol) -> bool {
+    fn admits(self, name: &str, protocol: &str) -> bool {
         match self {
             Self::All => true,
             Self::Named {
                 port,
                 protocol: asked,
-            } => !name.is_empty() && name.eq_ignore_ascii_case(port) && asked == protocol.lower(),
-            Self::Protocol(asked) => !name.is_empty() && asked == protocol.lower(),
+            } => !name.is_empty() && name.eq_ignore_ascii_case(port) && asked == protocol,
+            Self::Protocol(asked) => !name.is_empty() && asked == protocol,
         }
     }
 }
@@ -109,35 +112,23 @@ pub(super) fn port_targets<'a>(
     match entry.service.kind {
         ServiceKind::Headless => {
             for (slice, endpoint) in ready_endpoints(entry) {
-                let ports = slice.ports.iter();
-                for port in ports.filter(|port| filter.admits(&port.name, port.protocol)) {
+                let ports =
+                    ports_of(slice).filter(|(name, protocol, _)| filter.admits(name, protocol));
+                for (_, _, port) in ports {
                     for ip in &endpoint.addresses {
-                        let target = PortTarget {
-                            port: port.port,
-                            target: Target::Endpoint(endpoint_label(endpoint, *ip)),
-                        };
+                        let target = Target::Endpoint(endpoint_label(endpoint, *ip));
+                        let target = PortTarget { port, target };
                         targets.entry(target).or_default().insert(*ip);
                     }
                 }
             }
         }
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => {
-            let ports = entry.service.ports.iter();
-            for port in ports.filter(|port| filter.admits(&port.name, port.protocol)) {
-                let own = port.port.number();
-                // A Service of two families has one record, which tells the port of its primary address.
-                let served = entry.service.cluster_ips.first().map(|ip| {
-                    table.served_port(&Frontend {
-                        ip: *ip,
-                        port: own,
-                        protocol: port.protocol,
-                    })
-                });
-                let target = PortTarget {
-                    port: served.unwrap_or(own),
-                    target: Target::Service,
-                };
-                targets.insert(target, addresses(entry));
+            for (name, protocol, port) in served_ports(&entry.service, table) {
+                if filter.admits(name, protocol) {
+                    let target = Target::Service;
+                    targets.insert(PortTarget { port, target }, addresses(entry));
+                }
             }
         }
         ServiceKind::ExternalName(_) => {}
@@ -151,6 +142,36 @@ pub(super) fn endpoint_labels_at(entry: &ServiceEntry, ip: IpAddr) -> BTreeSet<C
         .filter(|(_, endpoint)| endpoint.addresses.contains(&ip))
         .map(|(_, endpoint)| endpoint_label(endpoint, ip))
         .collect()
+}
+
+// Name, protocol and number of each port of a slice.
+fn ports_of(slice: &EndpointSlice) -> impl Iterator<Item = (&str, &'static str, u16)> {
+    let ports = slice.ports.iter();
+    let sctp = slice.sctp_ports.iter();
+    ports
+        .map(|port| (&*port.name, port.protocol.lower(), port.port))
+        .chain(sctp.map(|port| (&*port.name, SCTP, port.port.number())))
+}
+
+// The same of a Service with cluster IPs. One of two families has one record, which tells the port at its primary
+// address.
+fn served_ports<'a>(
+    service: &'a Service,
+    table: &RoutingTable,
+) -> impl Iterator<Item = (&'a str, &'static str, u16)> {
+    let served = |port: &ServicePort| {
+        let (port, protocol) = (port.port.number(), port.protocol);
+        let primary = service.cluster_ips.first();
+        primary.map_or(port, |ip| {
+            let ip = *ip;
+            table.served_port(&Frontend { ip, port, protocol })
+        })
+    };
+    let ports = service.ports.iter();
+    let sctp = service.sctp_ports.iter();
+    ports
+        .map(move |port| (&*port.name, port.protocol.lower(), served(port)))
+        .chain(sctp.map(|port| (&*port.name, SCTP, port.port.number())))
 }
 
 fn ready_endpoints(entry: &ServiceEntry) -> impl Iterator<Item = (&EndpointSlice, &Endpoint)> {

@@ -18,8 +18,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::cache::Key;
-use super::message::Relayed;
 use super::metrics::Metrics;
+use super::relayed::Relayed;
 use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16};
 
 /// All attempts together. glibc gives up on a server after 5 s, and must hear of a failure before that.
@@ -165,6 +165,7 @@ pub(super) async fn exchange(
                 let failure = match reply {
                     Ok(reply) if is_usable(&reply) => {
                         upstream.answered();
+                        metrics.upstream_duration.observe(started.elapsed().as_secs_f64());
                         return Ok(reply);
                     }
                     Ok(reply) => {
@@ -272,13 +273,16 @@ async fn ask_tcp(addr: SocketAddr, query: &[u8]) -> Result<Relayed, AskError> {
     Ok(Relayed::read(reply)?)
 }
 
-// Id, direction, name (in any case), type and class.
+// Id, direction, name (in any case), type and class. A refusal may leave the question out: it costs only the attempt.
 fn answers(query: &[u8], reply: &[u8]) -> bool {
+    if reply.len() < HEADER || reply[..2] != query[..2] || reply[2] & 0x80 == 0 {
+        return false;
+    }
+    if read_u16(reply, 4) == Ok(0) {
+        return reply[3] & 0x0F != 0 && reply[6..HEADER] == [0; 6];
+    }
     let question = |message: &[u8]| layout_question(message).map(<[u8]>::to_ascii_lowercase);
-    reply.len() >= HEADER
-        && reply[..2] == query[..2]
-        && reply[2] & 0x80 != 0
-        && question(reply).is_some_and(|asked| Some(asked) == question(query))
+    question(reply).is_some_and(|asked| Some(asked) == question(query))
 }
 
 fn layout_question(message: &[u8]) -> Option<&[u8]> {

@@ -23,7 +23,8 @@ pub(super) const TYPE_SOA: u16 = 6;
 pub(super) const TYPE_AAAA: u16 = 28;
 pub(super) const TYPE_OPT: u16 = 41;
 
-const FLAG_TC: u8 = 0x02;
+/// In the third octet of the header: there was more to say.
+pub(super) const FLAG_TC: u8 = 0x02;
 const FLAG_DO: u16 = 0x8000;
 
 /// The EDNS option of extended errors (RFC 8914), the only one that is relayed: all others are between neighbours.
@@ -34,8 +35,8 @@ const OPTION_EXTENDED_ERROR: u16 = 15;
 #[error("malformed message")]
 pub(super) struct Malformed;
 
-/// The section a record is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The section a record is in, in the order of the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Section {
     Answer,
     Authority,
@@ -264,64 +265,73 @@ pub(super) fn finish(
     opt: Option<Opt>,
     limit: usize,
 ) -> Result<bool, Malformed> {
-    let mut opt = opt.map(|opt| opt.encode());
+    let wants_proofs = opt.as_ref().is_some_and(|opt| opt.dnssec_ok);
+    let mut tail = opt.as_ref().map(Opt::encode).unwrap_or_default();
+    let room = limit.saturating_sub(tail.len());
     let mut truncated = false;
-    let room = |opt: &Option<Vec<u8>>| limit.saturating_sub(opt.as_ref().map_or(0, Vec::len));
-    if message.len() > room(&opt) {
+    if message.len() > room {
         let mut layout = layout(message)?;
-        let proofs_wanted = opt.as_ref().is_some_and(|opt| opt[7] & 0x80 != 0);
-        let answers = layout
-            .records
-            .iter()
-            .filter(|span| span.section == Section::Answer)
-            .count();
-        let needed = layout
-            .records
-            .iter()
-            .filter(|span| match span.section {
-                Section::Answer => true,
-                Section::Authority => answers == 0 || proofs_wanted,
-                Section::Additional => false,
-            })
-            .count();
-        let end = |layout: &Layout, keep: usize| match keep.checked_sub(1) {
-            Some(last) => layout.records[last].data.end,
-            None => layout.question.end,
-        };
-        // Try to keep the authority section, needed or not, before it is given up.
-        let optional = layout
-            .records
-            .iter()
-            .filter(|span| span.section != Section::Additional)
-            .count();
-        let mut keep = optional;
-        if end(&layout, keep) > room(&opt) {
-            keep = needed;
-        }
-        while end(&layout, keep) > room(&opt) && keep > 0 {
-            keep -= 1;
-            truncated = true;
-        }
-        message.truncate(end(&layout, keep));
+        let keep;
+        (keep, truncated) = layout.fitting(room, wants_proofs);
+        message.truncate(layout.end_of(keep));
         layout.records.truncate(keep);
         set_counts(message, &layout);
         if truncated {
             message[2] |= FLAG_TC;
         }
-        if message.len() > room(&opt) {
-            // Only an extended error can be that long; the bare record always fits.
-            if let Some(opt) = &mut opt {
-                opt.truncate(9);
-                opt.extend([0, 0]);
+        // Only the text of an extended error can still be too long.
+        if let Some(opt) = opt
+            && message.len() > room
+        {
+            tail = Opt {
+                options: Vec::new(),
+                ..opt
             }
+            .encode();
         }
     }
-    if let Some(opt) = opt {
-        message.extend_from_slice(&opt);
+    if !tail.is_empty() {
+        message.extend_from_slice(&tail);
         let count = read_u16(message, 10)?;
         write_u16(message, 10, count.saturating_add(1));
     }
     Ok(truncated)
+}
+
+impl Layout {
+    // How many records to keep for the message to end within `room`, and whether one that is needed is lost.
+    fn fitting(&self, room: usize, wants_proofs: bool) -> (usize, bool) {
+        let up_to = |section: Section| {
+            self.records
+                .iter()
+                .filter(|span| span.section <= section)
+                .count()
+        };
+        let answers = up_to(Section::Answer);
+        let with_authority = up_to(Section::Authority);
+        // What is missing is proved by the authority section; what is there speaks for itself, unless in DNSSEC.
+        let needed = if answers == 0 || wants_proofs {
+            with_authority
+        } else {
+            answers
+        };
+        if self.end_of(with_authority) <= room {
+            return (with_authority, false);
+        }
+        let fits = (0..=needed)
+            .rev()
+            .find(|keep| self.end_of(*keep) <= room)
+            .unwrap_or(0);
+        (fits, fits < needed)
+    }
+
+    // Where the message ends that has only the first `keep` records.
+    fn end_of(&self, keep: usize) -> usize {
+        match keep.checked_sub(1) {
+            Some(last) => self.records[last].data.end,
+            None => self.question.end,
+        }
+    }
 }
 
 impl Opt {
@@ -350,3 +360,7 @@ impl Opt {
         octets
     }
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;

@@ -65,6 +65,9 @@ fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(key).map(String::as_str)
 }
 
+/// The protocol whose ports are kept for DNS alone.
+const SCTP: &str = "SCTP";
+
 /// The protocol of a port; absent means TCP. `Err` is the note's message for one that is not served.
 fn protocol(raw: Option<&str>) -> Result<Protocol, String> {
     match raw {

@@ -9,9 +9,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as k8s;
 
-use super::{Converted, Note, annotations, identity, label, parse_ip, parse_net, protocol};
+use super::{Converted, Note, SCTP, annotations, identity, label, parse_ip, parse_net, protocol};
 use crate::model::{
-    LoadBalancerAddress, Port, Service, ServiceKind, ServiceName, ServicePort, TrafficPolicy,
+    LoadBalancerAddress, Port, SctpPort, Service, ServiceKind, ServiceName, ServicePort,
+    TrafficPolicy,
 };
 
 /// Gives a Service to another proxy, whatever its value. Source: KEP-2447.
@@ -37,6 +38,7 @@ pub fn service(object: &k8s::Service) -> Converted<Service> {
         name: ServiceName { namespace, name },
         cluster_ips: cluster_ips(spec, &kind, &mut notes),
         ports: ports(spec, &kind, &mut notes),
+        sctp_ports: sctp_ports(spec),
         external_ips: external_ips(spec, &mut notes),
         load_balancer_ips: load_balancer_ips(object.status.as_ref(), &mut notes),
         source_ranges: source_ranges(spec, &mut notes),
@@ -109,6 +111,18 @@ fn cluster_ips(spec: &k8s::ServiceSpec, kind: &ServiceKind, notes: &mut Vec<Note
     };
     let filled = listed.iter().filter(|text| !text.is_empty());
     filled.enumerate().filter_map(narrow).collect()
+}
+
+fn sctp_ports(spec: &k8s::ServiceSpec) -> Vec<SctpPort> {
+    let raw = spec.ports.iter().flatten();
+    raw.filter(|raw| raw.protocol.as_deref() == Some(SCTP))
+        .filter_map(|raw| {
+            Some(SctpPort {
+                name: raw.name.as_deref().unwrap_or_default().into(),
+                port: Port::try_from(raw.port).ok()?,
+            })
+        })
+        .collect()
 }
 
 fn ports(spec: &k8s::ServiceSpec, kind: &ServiceKind, notes: &mut Vec<Note>) -> Vec<ServicePort> {
@@ -380,6 +394,8 @@ mod tests {
             {"name": "d", "port": 65535, "nodePort": 0},
             {"name": "e", "port": 1, "nodePort": -1},
         ]}));
+        let sctp: Vec<_> = value.sctp_ports.iter().map(|port| &*port.name).collect();
+        assert_eq!(sctp, ["a"], "DNS names it");
         let kept: Vec<_> = value
             .ports
             .iter()

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1 as k8s;
 
-use super::{Converted, Note, identity, label, parse_ip, protocol};
+use super::{Converted, Note, SCTP, identity, label, parse_ip, protocol};
 use crate::model::{
-    Endpoint, EndpointSlice, Family, Hints, NodeName, Port, ServiceName, SliceKey, SlicePort,
+    Endpoint, EndpointSlice, Family, Hints, NodeName, Port, SctpPort, ServiceName, SliceKey,
+    SlicePort,
 };
 
 /// Names the Service that a slice belongs to.
@@ -31,10 +32,23 @@ pub fn slice(object: &k8s::EndpointSlice) -> Option<Converted<EndpointSlice>> {
         key: SliceKey { namespace, name },
         family,
         ports: ports(object, &mut notes),
+        sctp_ports: sctp_ports(object),
         endpoints: endpoints(object, family, &mut notes),
         headless: label(&object.metadata, HEADLESS).is_some(),
     };
     Some(Converted { value, notes })
+}
+
+fn sctp_ports(object: &k8s::EndpointSlice) -> Vec<SctpPort> {
+    let raw = object.ports.iter().flatten();
+    raw.filter(|raw| raw.protocol.as_deref() == Some(SCTP))
+        .filter_map(|raw| {
+            Some(SctpPort {
+                name: raw.name.as_deref()?.into(),
+                port: Port::try_from(raw.port?).ok()?,
+            })
+        })
+        .collect()
 }
 
 /// A port is paired by its name, so one without a name field pairs with nothing; the name `""` is a name. A port
@@ -196,6 +210,8 @@ mod tests {
             protocol,
             port,
         };
+        let sctp: Vec<_> = value.sctp_ports.iter().map(|port| &*port.name).collect();
+        assert_eq!(sctp, ["sctp"], "DNS names it");
         assert_eq!(
             value.ports,
             [port("", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)]
