@@ -459,6 +459,17 @@ async fn a_refusal_without_a_question_is_understood() {
 }
 
 #[tokio::test]
+async fn a_resolver_older_than_edns_is_asked_without() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let question = with_edns(query("old.test.", RecordType::A), 1232, false);
+    let reply = client.udp(&question).await;
+    assert_eq!(data(&reply), ["192.0.2.80"]);
+    assert!(reply.edns.is_some(), "the client's EDNS is our own affair");
+    assert_eq!(stub.asked("old.test."), 2);
+}
+
+#[tokio::test]
 async fn a_question_that_comes_back_is_dropped() {
     // A resolver that hands our own question back to us, octet by octet.
     let mirror = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -719,9 +730,18 @@ async fn too_many_waiting_questions_of_one_client_are_refused() {
     socket.connect(client.at).await.unwrap();
     let mut question = query("held.test.", RecordType::A);
     let mut buffer = vec![0; 512];
+    let probe = query("web.ns.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
     for id in 0..201 {
         question.metadata.id = id;
         socket.send(&question.to_vec().unwrap()).await.unwrap();
+        if id % 50 == 49 {
+            // The server has read so far: nothing is lost to a full socket.
+            socket.send(&probe).await.unwrap();
+            socket.recv(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..2], [0x12, 0x34]);
+        }
     }
     let length = socket.recv(&mut buffer).await.unwrap();
     let refused = Message::from_vec(&buffer[..length]).unwrap();
