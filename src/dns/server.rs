@@ -1,9 +1,10 @@
 //! The running DNS server: its sockets, its tasks, its end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hickory_proto::rr::Name;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -11,6 +12,7 @@ use crate::routing::Published;
 
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
+use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
 use super::tcp::Connections;
@@ -39,78 +41,58 @@ impl Server {
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let zone = Zone::parse(&config.domain).map_err(StartError::Domain)?;
-        let domain_upstreams = config
-            .domain_upstreams
-            .iter()
-            .map(|(domain, addr)| {
-                let name = parse_absolute(domain).ok_or_else(|| InvalidDomain(domain.clone()))?;
-                Ok((name, *addr))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(StartError::UpstreamDomain)?;
+        let domain_upstreams = domain_upstreams(&config).map_err(StartError::UpstreamDomain)?;
         let mut sockets = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
             sockets.extend(listen::bind(*address).await?);
         }
         let addresses: Vec<SocketAddr> = sockets.iter().map(|pair| pair.address).collect();
+        let server = Self {
+            addresses,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
 
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let from_file = config.upstreams.is_empty();
         let others = if from_file {
-            resolv_conf::servers(&addresses)
+            resolv_conf::servers(&server.addresses)
         } else {
             config.upstreams.clone()
         };
-        let upstreams = Upstreams::new(&domain_upstreams, &others, &addresses);
-        let forwarder = Arc::new(Forwarder::new(upstreams, tasks.clone(), metrics.clone()));
-        let authority = Authority {
-            zone,
-            pods: config.pods,
-            dns_service: config.dns_service,
-            own_addresses: addresses
-                .iter()
-                .map(SocketAddr::ip)
-                .collect::<Vec<IpAddr>>(),
-            hide_empty: config.hide_empty,
-            ttl: config.ttl,
-            negative_ttl: config.negative_ttl,
-            owned_ranges: config.owned_ranges,
-        };
+        let upstreams = Upstreams::new(&domain_upstreams, &others, &server.addresses);
+        let forwarder = Forwarder::new(upstreams, server.tasks.clone(), metrics.clone());
+        let forwarder = Arc::new(forwarder);
+        let authority = authority(config, zone, &server.addresses);
         let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
-        let exchange = Arc::new(exchange);
+        server.serve(sockets, Arc::new(exchange), metrics);
+        if from_file {
+            let own = server.addresses.clone();
+            let stop = server.stop.clone();
+            let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
+            server.tasks.spawn(following);
+        }
+        Ok(server)
+    }
+
+    fn serve(&self, sockets: Vec<Sockets>, exchange: Arc<Exchange>, metrics: Arc<Metrics>) {
         let connections = Arc::new(Connections::new(metrics));
-        for pair in sockets {
-            let udp = udp::serve(
-                Arc::new(pair.udp),
+        for Sockets { address, udp, tcp } in sockets {
+            let (exchange, tasks, stop) = (&exchange, &self.tasks, &self.stop);
+            tasks.spawn(udp::serve(
+                Arc::new(udp),
                 exchange.clone(),
                 tasks.clone(),
                 stop.clone(),
-            );
-            tasks.spawn(udp);
-            let tcp = tcp::serve(
-                pair.tcp,
+            ));
+            tasks.spawn(tcp::serve(
+                tcp,
                 exchange.clone(),
                 connections.clone(),
                 tasks.clone(),
                 stop.clone(),
-            );
-            tasks.spawn(tcp);
-            tracing::info!(address = %pair.address, domain = %config.domain, "DNS listening");
-        }
-        if from_file {
-            let own = addresses.clone();
-            tasks.spawn(follow_resolv_conf(
-                forwarder,
-                domain_upstreams,
-                own,
-                stop.clone(),
             ));
+            tracing::info!(%address, "DNS listening");
         }
-        Ok(Self {
-            addresses,
-            stop,
-            tasks,
-        })
     }
 
     /// Where it listens, in the order of the configuration: every address of a wildcard, ports as they were given.
@@ -140,9 +122,30 @@ impl Drop for Server {
     }
 }
 
+fn domain_upstreams(config: &Config) -> Result<Vec<(Name, SocketAddr)>, InvalidDomain> {
+    let parse = |(domain, addr): &(String, SocketAddr)| {
+        let name = parse_absolute(domain).ok_or_else(|| InvalidDomain(domain.clone()))?;
+        Ok((name, *addr))
+    };
+    config.domain_upstreams.iter().map(parse).collect()
+}
+
+fn authority(config: Config, zone: Zone, addresses: &[SocketAddr]) -> Authority {
+    Authority {
+        zone,
+        pods: config.pods,
+        dns_service: config.dns_service,
+        own_addresses: addresses.iter().map(SocketAddr::ip).collect(),
+        hide_empty: config.hide_empty,
+        ttl: config.ttl,
+        negative_ttl: config.negative_ttl,
+        owned_ranges: config.owned_ranges,
+    }
+}
+
 async fn follow_resolv_conf(
     forwarder: Arc<Forwarder>,
-    domain_upstreams: Vec<(hickory_proto::rr::Name, SocketAddr)>,
+    domain_upstreams: Vec<(Name, SocketAddr)>,
     own: Vec<SocketAddr>,
     stop: CancellationToken,
 ) {
