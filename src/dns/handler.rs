@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exchange::{Exchange, Step};
 use super::message::Transport;
+use super::wire::{MAX_UDP, PLAIN_UDP};
 
 /// Answers what hickory-server has received.
 #[derive(Debug)]
@@ -44,17 +45,23 @@ impl RequestHandler for Handler {
         } else {
             Transport::Tcp
         };
+        // What a datagram may hold; the library takes it from the OPT record of the reply.
+        let room = request
+            .edns
+            .as_ref()
+            .map_or(PLAIN_UDP, |edns| usize::from(edns.max_payload()));
+        let room = u16::try_from(room).map_or(MAX_UDP, |room| room.min(MAX_UDP));
         match self
             .exchange
             .begin(request.as_slice(), request.src(), transport)
         {
-            Step::Reply(reply) => send(&reply, responses).await,
+            Step::Reply(reply) => send(&reply, room, responses).await,
             Step::Silence => {}
             Step::Wait(pending) => {
                 let finish = self.exchange.clone().finish(pending);
                 self.tasks.spawn(async move {
                     match finish.await {
-                        Step::Reply(reply) => send(&reply, responses).await,
+                        Step::Reply(reply) => send(&reply, room, responses).await,
                         Step::Silence | Step::Wait(_) => {}
                     }
                 });
@@ -65,11 +72,14 @@ impl RequestHandler for Handler {
     }
 }
 
-async fn send<R: ResponseHandler>(reply: &[u8], mut responses: R) {
-    let Some((queries, message)) = take_apart(reply) else {
+async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
+    let Some((queries, mut message)) = take_apart(reply) else {
         tracing::warn!("a DNS reply could not be encoded; the client will ask again");
         return;
     };
+    if let Some(edns) = &mut message.edns {
+        edns.set_max_payload(room);
+    }
     let none: [Record; 0] = [];
     let response = MessageResponseBuilder::new(&queries, message.edns.as_ref()).build(
         message.metadata,

@@ -21,7 +21,10 @@ pub(crate) fn patience() -> Duration {
 }
 
 /// Asks again until `probe` answers, for as long as patience lasts; then fails with what it said last.
-pub(crate) fn eventually<T, E: std::fmt::Debug>(what: &str, mut probe: impl FnMut() -> Result<T, E>) -> T {
+pub(crate) fn eventually<T, E: std::fmt::Debug>(
+    what: &str,
+    mut probe: impl FnMut() -> Result<T, E>,
+) -> T {
     let deadline = Instant::now() + patience();
     loop {
         match probe() {

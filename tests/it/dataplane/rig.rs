@@ -94,6 +94,7 @@ impl Rig {
             affinity: None,
             health_check_node_port: None,
             foreign_proxy: false,
+            sctp_ports: vec![],
             knobs,
         })));
         self.publish();
@@ -136,6 +137,7 @@ impl Rig {
                     port: backend.port(),
                 }],
                 endpoints: vec![endpoint],
+                sctp_ports: Vec::new(),
                 headless: false,
             };
             self.builder.apply(Event::SliceApplied(Arc::new(slice)));
