@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::{Family, Frontend, Protocol, ServicePortKey};
 use crate::routing::{FrontendKind, Origin, Route, Verdict};
@@ -165,8 +165,12 @@ pub struct Rules {
     pub silent: BTreeMap<Frontend, Silence>,
     /// Node ports that give no answer to callers from outside.
     pub silent_node_ports: BTreeSet<(Protocol, u16)>,
-    /// UDP proxy ports: a datagram to one of them at a local address that was not captured is dropped and counted.
+    /// Frontends that answer only callers from these networks, and give no answer to anybody else.
+    pub source_ranges: BTreeMap<Frontend, Vec<IpNet>>,
+    /// UDP proxy ports: a datagram to one of them at a local address that was not captured is turned away and counted.
     pub guarded_udp_ports: BTreeSet<u16>,
+    /// Every address of the node's interfaces. Set before [`Self::add`]. 127.0.0.1 stands for all of 127.0.0.0/8.
+    pub local_addresses: BTreeSet<IpAddr>,
     /// Pods of this node: not outside.
     pub pod_cidrs: Vec<IpNet>,
 }
@@ -190,9 +194,30 @@ impl Rules {
             node_addresses: BTreeSet::new(),
             silent: BTreeMap::new(),
             silent_node_ports: BTreeSet::new(),
+            source_ranges: BTreeMap::new(),
             guarded_udp_ports: BTreeSet::new(),
+            local_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
         }
+    }
+
+    /// What gives no answer, and to whom, node ports included. At a frontend's own address and port the frontend
+    /// decides, not the node port.
+    pub fn silenced(&self) -> BTreeMap<Frontend, Silence> {
+        let mut silenced = self.silent.clone();
+        for (protocol, port) in &self.silent_node_ports {
+            let at = |ip: &IpAddr| Frontend {
+                ip: *ip,
+                port: *port,
+                protocol: *protocol,
+            };
+            // Nobody calls from outside there.
+            let reachable = self.node_addresses.iter().filter(|ip| !ip.is_loopback());
+            let node_ports = reachable.map(at);
+            let node_ports = node_ports.filter(|frontend| !self.redirects.contains_key(frontend));
+            silenced.extend(node_ports.map(|frontend| (frontend, Silence::Outside)));
+        }
+        silenced
     }
 
     /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
@@ -236,6 +261,17 @@ impl Rules {
         }
     }
 }
+
+/// The addresses that `ip` stands for among a node's own: itself, or all of 127.0.0.0/8.
+pub fn local_network(ip: IpAddr) -> IpNet {
+    match ip {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => LOOPBACK,
+        IpAddr::V4(_) | IpAddr::V6(_) => ip.into(),
+    }
+}
+
+/// All of it is the node's own.
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 
 fn silence(route: &Route, kind: FrontendKind) -> Option<Silence> {
     let silent = |origin| matches!(route.verdict(kind, origin), Verdict::Silent);

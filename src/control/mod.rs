@@ -1,8 +1,39 @@
 //! The standalone control plane: what an API server and its controllers make of manifests. Pure.
 //!
 //! It speaks Kubernetes' own types, because to a manifest it is the API server; `sources::convert` narrows what comes
-//! out of it.
+//! out of it. Time is an argument, randomness comes from a seed. Start reading at `plane`.
+//!
+//! ```text
+//! apply / verbs ─► defaults ─► updates ─► families ─► ledger ─► validation ─► store ─► endpoints (slices, Endpoints)
+//!                                                                               └────► load_balancers
+//! ```
 
+mod addresses;
+mod allocations;
+mod apply;
+mod config;
+mod defaults;
+mod endpoints;
+mod families;
+mod kubelet;
+mod ledger;
+mod load_balancers;
+mod merge;
+mod node_ports;
 mod object;
+mod plane;
+mod predicates;
+mod published;
+mod rejection;
+mod store;
+mod updates;
+mod validation;
+mod write;
 
+pub use allocations::{Allocations, SavedPod, SavedPort, SavedService};
+pub use config::{Config, ConfigError, OwnNode};
 pub use object::{Kind, Object, ObjectKey};
+pub use plane::ControlPlane;
+pub use published::{Objects, PublishedObjects};
+pub use rejection::{Cause, Rejection, Warning};
+pub use store::Change;

@@ -133,6 +133,18 @@ impl Object {
         }
     }
 
+    /// Its metadata, to be written by the control plane.
+    pub(super) fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Namespace(object) => &mut object.metadata,
+            Self::Node(object) => &mut object.metadata,
+            Self::Service(object) => &mut object.metadata,
+            Self::Pod(object) => &mut object.metadata,
+            Self::EndpointSlice(object) => &mut object.metadata,
+            Self::Endpoints(object) => &mut object.metadata,
+        }
+    }
+
     /// What identifies it. An object without a name has an empty one; validation reports that.
     pub fn key(&self) -> ObjectKey {
         let kind = self.kind();

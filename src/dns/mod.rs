@@ -1,20 +1,20 @@
 //! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
 //!
 //! ```text
-//!  client ─► udp, tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!  client ─► handler ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
 //!                                  └─► forward ─► cache, upstream     all other names
 //! ```
 //!
-//! Only `listen`, `udp`, `tcp` and `upstream` touch sockets, only `resolv_conf` reads files; `records`, `message`,
-//! `relayed`, `wire`, `cache` and what they use are pure. The loops of the sockets are our own: those of hickory-server
-//! lose replies in bursts, answer the questions of one connection in order however long one waits, and admit any number
-//! of connections. Names under the cluster domain are never forwarded and never cached: the table is the answer.
+//! hickory-server owns the listening sockets and decodes; `handler` stands between it and `exchange`. `listen` binds,
+//! `upstream` asks others, `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use
+//! are pure. Names under the cluster domain are never forwarded and never cached: the table is the answer.
 
 mod cache;
 mod exchange;
 #[cfg(test)]
 mod fixture;
 mod forward;
+mod handler;
 mod listen;
 mod message;
 mod metrics;
@@ -28,8 +28,6 @@ mod server;
 mod services;
 #[cfg(test)]
 mod stub;
-mod tcp;
-mod udp;
 mod upstream;
 mod wire;
 
@@ -38,7 +36,9 @@ pub use metrics::Metrics;
 pub use names::InvalidDomain;
 pub use server::Server;
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
@@ -78,4 +78,30 @@ pub enum PodMode {
     Insecure,
     /// Those of addresses that a running Pod of that namespace has.
     Verified,
+}
+
+impl PodMode {
+    const ALL: [(&'static str, Self); 3] = [
+        ("disabled", Self::Disabled),
+        ("insecure", Self::Insecure),
+        ("verified", Self::Verified),
+    ];
+}
+
+impl FromStr for PodMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.iter().find(|(name, _)| *name == text);
+        known
+            .map(|(_, mode)| *mode)
+            .ok_or_else(|| format!("{text} is not disabled, insecure or verified"))
+    }
+}
+
+impl fmt::Display for PodMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(_, mode)| mode == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
 }

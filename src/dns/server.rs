@@ -12,19 +12,25 @@ use crate::routing::Published;
 
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
+use super::handler::Handler;
 use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
-use super::tcp::Connections;
-use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp, udp};
+use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf};
+
+/// A TCP connection without a question for so long is closed.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// Replies of one TCP connection that may wait for its client to read.
+const TCP_REPLIES: usize = 64;
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A DNS server that answers. Dropping it stops it without waiting for anything.
-#[derive(Debug)]
 pub struct Server {
     addresses: Vec<SocketAddr>,
+    listening: hickory_server::Server<Handler>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -47,52 +53,37 @@ impl Server {
             sockets.extend(listen::bind(*address).await?);
         }
         let addresses: Vec<SocketAddr> = sockets.iter().map(|pair| pair.address).collect();
-        let server = Self {
-            addresses,
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        };
 
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let from_file = config.upstreams.is_empty();
         let others = if from_file {
-            resolv_conf::servers(&server.addresses)
+            resolv_conf::servers(&addresses)
         } else {
             config.upstreams.clone()
         };
-        let upstreams = Upstreams::new(&domain_upstreams, &others, &server.addresses);
-        let forwarder = Forwarder::new(upstreams, server.tasks.clone(), metrics.clone());
+        let upstreams = Upstreams::new(&domain_upstreams, &others, &addresses);
+        let forwarder = Forwarder::new(upstreams, tasks.clone(), metrics.clone());
         let forwarder = Arc::new(forwarder);
-        let authority = authority(config, zone, &server.addresses);
-        let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
-        server.serve(sockets, Arc::new(exchange), metrics);
-        if from_file {
-            let own = server.addresses.clone();
-            let stop = server.stop.clone();
-            let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
-            server.tasks.spawn(following);
-        }
-        Ok(server)
-    }
-
-    fn serve(&self, sockets: Vec<Sockets>, exchange: Arc<Exchange>, metrics: Arc<Metrics>) {
-        let connections = Arc::new(Connections::new(metrics));
+        let authority = authority(config, zone, &addresses);
+        let exchange = Exchange::new(authority, table, forwarder.clone(), metrics);
+        let handler = Handler::new(Arc::new(exchange), tasks.clone());
+        let mut listening = hickory_server::Server::new(handler);
         for Sockets { address, udp, tcp } in sockets {
-            let (exchange, tasks, stop) = (&exchange, &self.tasks, &self.stop);
-            tasks.spawn(udp::serve(
-                Arc::new(udp),
-                exchange.clone(),
-                tasks.clone(),
-                stop.clone(),
-            ));
-            tasks.spawn(tcp::serve(
-                tcp,
-                exchange.clone(),
-                connections.clone(),
-                tasks.clone(),
-                stop.clone(),
-            ));
+            listening.register_socket(udp);
+            listening.register_listener(tcp, TCP_IDLE, TCP_REPLIES);
             tracing::info!(%address, "DNS listening");
         }
+        if from_file {
+            let (own, stop) = (addresses.clone(), stop.clone());
+            let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
+            tasks.spawn(following);
+        }
+        Ok(Self {
+            addresses,
+            listening,
+            stop,
+            tasks,
+        })
     }
 
     /// Where it listens, in the order of the configuration: every address of a wildcard, ports as they were given.
@@ -101,13 +92,16 @@ impl Server {
     }
 
     /// Takes no more questions, and finishes those under way; gives up on them after `timeout`.
-    pub async fn shutdown(self, timeout: Duration) {
+    pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.cancel();
         self.tasks.close();
-        if tokio::time::timeout(timeout, self.tasks.wait())
-            .await
-            .is_err()
-        {
+        let ended = async {
+            self.tasks.wait().await;
+            if let Err(error) = self.listening.shutdown_gracefully().await {
+                tracing::debug!(%error, "DNS listener ended");
+            }
+        };
+        if tokio::time::timeout(timeout, ended).await.is_err() {
             tracing::warn!(
                 unanswered = self.tasks.len(),
                 "DNS questions left unanswered"

@@ -149,7 +149,9 @@ pub(super) fn is_proxied(service: &Service) -> bool {
 }
 
 /// The frontends that a service port asks for in one family, node port aside. Empty without a cluster IP of that
-/// family.
+/// family. An address that is listed twice counts as what it is listed as first: cluster IP, then external IP.
+///
+/// Source: the order of rules in kube-proxy's `syncProxyRules`.
 pub(super) fn wanted_frontends(
     service: &Service,
     port: &ServicePort,
@@ -158,33 +160,30 @@ pub(super) fn wanted_frontends(
     let Some(cluster_ip) = service.cluster_ip(family) else {
         return Vec::new();
     };
-    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
     let external = service
         .external_ips
         .iter()
-        .copied()
-        .filter(of_family)
-        .map(|ip| (ip, FrontendKind::ExternalIp));
+        .map(|ip| (*ip, FrontendKind::ExternalIp));
     let balancer = service
         .load_balancer_ips
         .iter()
-        .map(|lb| lb.ip)
-        .filter(of_family)
-        .map(|ip| (ip, FrontendKind::LoadBalancer));
-    std::iter::once((cluster_ip, FrontendKind::ClusterIp))
+        .map(|lb| (lb.ip, FrontendKind::LoadBalancer));
+    let mut found: Vec<(Frontend, FrontendKind)> = Vec::new();
+    for (ip, kind) in std::iter::once((cluster_ip, FrontendKind::ClusterIp))
         .chain(external)
         .chain(balancer)
-        .map(|(ip, kind)| {
-            (
-                Frontend {
-                    ip,
-                    port: port.port.number(),
-                    protocol: port.protocol,
-                },
-                kind,
-            )
-        })
-        .collect()
+        .filter(|(ip, _)| Family::of(*ip) == family)
+    {
+        let frontend = Frontend {
+            ip,
+            port: port.port.number(),
+            protocol: port.protocol,
+        };
+        if found.iter().all(|(known, _)| *known != frontend) {
+            found.push((frontend, kind));
+        }
+    }
+    found
 }
 
 #[cfg(test)]

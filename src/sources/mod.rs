@@ -5,3 +5,7 @@
 
 pub mod convert;
 pub mod go_duration;
+pub mod interfaces;
+pub mod manifests;
+
+pub use go_duration::parse_go_duration;

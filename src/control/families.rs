@@ -1,0 +1,167 @@
+//! Which IP families a Service gets, from what it says and what the cluster has.
+//!
+//! The table of results is long, the rule is short: infer from addresses, then complete to what the policy wants.
+//! Source: KEP-563 and `initIPFamilyFields` of the API server.
+
+use k8s_openapi::api::core::v1::ServiceSpec;
+
+use super::predicates::{HEADLESS, cluster_ips, families, has_selector, is_external_name, type_of};
+use super::rejection::Cause;
+use super::validation::{ips, judge_cluster_ips};
+use crate::model::Family;
+
+const POLICY: &str = "spec.ipFamilyPolicy";
+
+/// Completes `ipFamilyPolicy` and `ipFamilies` of `new`; `configured` are the cluster's families, primary first.
+///
+/// # Errors
+/// The causes, of the first of three steps that has any: syntax and agreement; policy against what is given; policy
+/// and families against the cluster.
+pub(super) fn infer_families(
+    new: &mut ServiceSpec,
+    old: Option<&ServiceSpec>,
+    configured: &[Family],
+) -> Result<(), Vec<Cause>> {
+    if is_external_name(new) || old.is_some_and(|old| keeps_preferred_families(new, old)) {
+        return Ok(());
+    }
+    let headless_alone = new.cluster_ip.as_deref() == Some(HEADLESS) && !has_selector(new);
+    let policy = new
+        .ip_family_policy
+        .get_or_insert_with(|| {
+            old.and_then(|old| old.ip_family_policy.clone())
+                .unwrap_or_else(|| {
+                    if headless_alone {
+                        "RequireDualStack"
+                    } else {
+                        "SingleStack"
+                    }
+                    .to_owned()
+                })
+        })
+        .clone();
+    let single = policy == "SingleStack";
+
+    fail_on(judge_cluster_ips(new, old))?;
+    let mut wrong = Vec::new();
+    if let Some(old) = old {
+        wrong.extend(release_secondary(new, old, &policy));
+    }
+    if single && cluster_ips(new).len() == 2 {
+        wrong.push(Cause::invalid(POLICY, &policy, "must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs are specified"));
+    }
+    if single && families(new).len() == 2 {
+        wrong.push(Cause::invalid(POLICY, &policy, "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified"));
+    }
+    wrong.extend(follow_addresses(new, configured));
+    fail_on(wrong)?;
+
+    if !headless_alone {
+        fail_on(judge_against_cluster(new, &policy, configured))?;
+    }
+    // A headless Service without selector is completed even where the cluster has one family: its endpoints are
+    // somebody else's.
+    let both = headless_alone || configured.len() == 2;
+    let list = new.ip_families.get_or_insert_default();
+    if list.is_empty() {
+        list.extend(configured.first().map(|family| family.as_str().to_owned()));
+    }
+    if let [only] = list.as_slice()
+        && !single
+        && both
+    {
+        let other = if only == "IPv4" { "IPv6" } else { "IPv4" };
+        list.push(other.to_owned());
+    }
+    Ok(())
+}
+
+/// An update that leaves a PreferDualStack Service as stored neither adds nor removes an address, even when the
+/// cluster has gained or lost a family.
+pub(super) fn keeps_preferred_families(new: &ServiceSpec, old: &ServiceSpec) -> bool {
+    let prefers = |spec: &ServiceSpec| spec.ip_family_policy.as_deref() == Some("PreferDualStack");
+    type_of(new) == type_of(old)
+        && prefers(new)
+        && prefers(old)
+        && cluster_ips(new) == cluster_ips(old)
+        && families(new) == families(old)
+}
+
+// SingleStack with otherwise unchanged lists is a clear wish to drop the secondary; a cut list without it is a mistake.
+fn release_secondary(new: &mut ServiceSpec, old: &ServiceSpec, policy: &str) -> Vec<Cause> {
+    if policy == "SingleStack" {
+        if cluster_ips(new) == cluster_ips(old)
+            && let Some(ips) = &mut new.cluster_ips
+        {
+            ips.truncate(1);
+        }
+        if families(new) == families(old)
+            && let Some(list) = &mut new.ip_families
+        {
+            list.truncate(1);
+        }
+        return Vec::new();
+    }
+    let reduced = |new: usize, old: usize| new != 0 && new < old;
+    let mut wrong = Vec::new();
+    if reduced(cluster_ips(new).len(), cluster_ips(old).len()) {
+        let detail = "must be 'SingleStack' to release the secondary cluster IP";
+        wrong.push(Cause::invalid(POLICY, &policy, detail));
+    }
+    if reduced(families(new).len(), families(old).len()) {
+        let detail = "must be 'SingleStack' to release the secondary IP family";
+        wrong.push(Cause::invalid(POLICY, &policy, detail));
+    }
+    wrong
+}
+
+// Appends the families of given addresses that `ipFamilies` does not reach.
+fn follow_addresses(spec: &mut ServiceSpec, configured: &[Family]) -> Vec<Cause> {
+    let mut wrong = Vec::new();
+    let addresses = spec.cluster_ips.clone().unwrap_or_default();
+    let list = spec.ip_families.get_or_insert_default();
+    for (i, address) in addresses.iter().enumerate() {
+        if address == HEADLESS {
+            break;
+        }
+        if i < list.len() {
+            continue;
+        }
+        let family = if ips::is_ipv6_text(address) {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        if configured.contains(&family) {
+            list.push(family.as_str().to_owned());
+        } else {
+            let detail = format!("{family} is not configured on this cluster");
+            let field = format!("spec.clusterIPs[{i}]");
+            wrong.push(Cause::invalid(field, &addresses, &detail));
+        }
+    }
+    wrong
+}
+
+fn judge_against_cluster(spec: &ServiceSpec, policy: &str, configured: &[Family]) -> Vec<Cause> {
+    let mut wrong = Vec::new();
+    if policy == "RequireDualStack" && configured.len() < 2 {
+        let detail = "this cluster is not configured for dual-stack services";
+        wrong.push(Cause::invalid(POLICY, &policy, detail));
+    }
+    for (i, family) in families(spec).iter().enumerate() {
+        if !configured.iter().any(|known| known.as_str() == family) {
+            let field = format!("spec.ipFamilies[{i}]");
+            wrong.push(Cause::invalid(
+                field,
+                family,
+                "not configured on this cluster",
+            ));
+        }
+    }
+    wrong
+}
+
+fn fail_on(wrong: Vec<Cause>) -> Result<(), Vec<Cause>> {
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}

@@ -1,0 +1,234 @@
+//! The control plane itself: all of its state, and the loop that brings everything up to date.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, NodeAddress, NodeCondition, NodeStatus, Service,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::addresses::AddressPool;
+use super::config::{Config, ConfigError};
+use super::endpoints::{Controllers, TriggerTimes};
+use super::ledger::Ledger;
+use super::object::{Kind, Object, ObjectKey};
+use super::predicates::spec_of;
+use super::store::{Change, ServiceId, Store};
+
+/// The namespaces that every cluster has.
+const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
+
+/// An API server and its controllers over one set of objects. Owns them, their addresses and their ports.
+#[derive(Debug)]
+pub struct ControlPlane {
+    pub(super) config: Config,
+    pub(super) store: Store,
+    pub(super) ledger: Ledger,
+    pub(super) controllers: Controllers,
+    pub(super) load_balancers: Option<AddressPool>,
+    /// Load-balancer addresses that we gave.
+    pub(super) assigned: BTreeMap<ServiceId, IpAddr>,
+    /// Services that would take a load-balancer address if there were one.
+    pub(super) pending: BTreeSet<ServiceId>,
+    pub(super) pod_addresses: Option<AddressPool>,
+    /// What manifest files last said and was accepted: the base of the next three-way apply.
+    pub(super) manifests: HashMap<ObjectKey, Object>,
+    /// What probes said of Pods, where they have said anything.
+    pub(super) probes: HashMap<ObjectKey, bool>,
+    /// Pods whose probe has said something new.
+    pub(super) probed: BTreeSet<ObjectKey>,
+    /// When each Service was first accepted, over restarts too.
+    pub(super) accepted: BTreeMap<ServiceId, Timestamp>,
+    pub(super) rng: StdRng,
+}
+
+impl ControlPlane {
+    /// An empty cluster.
+    ///
+    /// # Errors
+    /// The configuration is one that no cluster can have.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        config.check()?;
+        let mut seeds = StdRng::seed_from_u64(config.seed);
+        let kubernetes = ObjectKey {
+            kind: Kind::Service,
+            namespace: "default".into(),
+            name: "kubernetes".into(),
+        };
+        let ledger = Ledger::new(
+            &config.service_cidrs,
+            config.node_port_range.clone(),
+            &kubernetes,
+            StdRng::from_rng(&mut seeds),
+        );
+        let mut plane = Self {
+            store: Store::new(StdRng::from_rng(&mut seeds)),
+            ledger,
+            controllers: Controllers {
+                max_endpoints_per_slice: config.max_endpoints_per_slice,
+                triggers: TriggerTimes::default(),
+            },
+            load_balancers: config.load_balancer_range.map(AddressPool::new),
+            assigned: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            pod_addresses: config.pod_cidr.map(AddressPool::new),
+            manifests: HashMap::new(),
+            probes: HashMap::new(),
+            probed: BTreeSet::new(),
+            accepted: BTreeMap::new(),
+            rng: seeds,
+            config,
+        };
+        for name in NAMESPACES {
+            plane.supply_namespace(name, Timestamp::UNIX_EPOCH);
+        }
+        plane.supply_own_node(Timestamp::UNIX_EPOCH);
+        Ok(plane)
+    }
+
+    /// Removes an object, as the deletion of its file does; nothing happens if there is none.
+    ///
+    /// What we made of it goes with it, and its addresses and ports are free; what other files say stays.
+    pub fn delete(&mut self, key: &ObjectKey, now: Timestamp) {
+        self.manifests.remove(key);
+        let Some(removed) = self.store.remove(key) else {
+            return;
+        };
+        match &removed {
+            Object::Service(service) => self.clean_up_service(key, service),
+            Object::Pod(pod) => self.release_pod(key, pod),
+            Object::Node(_) => self.supply_own_node(now),
+            Object::Namespace(_) => {
+                let in_use = Kind::ALL.iter().any(|kind| {
+                    self.store
+                        .entries(*kind)
+                        .any(|(other, _)| other.namespace == key.name)
+                });
+                if in_use || NAMESPACES.contains(&&*key.name) {
+                    self.supply_namespace(&key.name, now);
+                }
+            }
+            Object::EndpointSlice(_) | Object::Endpoints(_) => {}
+        }
+        self.collect_garbage(removed.metadata());
+    }
+
+    /// Runs the controllers until nothing changes. Returns every object that changed since the last call, in the order
+    /// in which the changes were made.
+    pub fn reconcile(&mut self, now: Timestamp) -> Vec<Change> {
+        self.take_probe_results(now);
+        while let Some(id) = self.store.next_dirty() {
+            self.sync_load_balancer(&id, now);
+            self.controllers.sync(&mut self.store, &id, now);
+            self.store.settle(&id);
+        }
+        for id in std::mem::take(&mut self.pending) {
+            self.sync_load_balancer(&id, now);
+            self.store.settle(&id);
+        }
+        self.store.take_log()
+    }
+
+    /// All objects of a kind, by namespace and name.
+    pub fn list(&self, kind: Kind) -> Vec<&Object> {
+        self.store.list(kind).collect()
+    }
+
+    /// The object of that key, as stored: defaulted, with what was allocated.
+    pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
+        self.store.get(key)
+    }
+
+    /// When the Service was first accepted, restarts included; of two that claim one external address the older has it.
+    pub fn accepted_at(&self, key: &ObjectKey) -> Option<Timestamp> {
+        self.accepted.get(&ServiceId::of(key)).copied()
+    }
+
+    pub(super) fn supply_namespace(&mut self, name: &str, now: Timestamp) {
+        let namespace = Namespace {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some([("kubernetes.io/metadata.name".to_owned(), name.to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        };
+        self.store.put(Object::Namespace(Box::new(namespace)), now);
+    }
+
+    pub(super) fn namespace_exists(&self, name: &str) -> bool {
+        let key = ObjectKey {
+            kind: Kind::Namespace,
+            namespace: "".into(),
+            name: name.into(),
+        };
+        self.store.get(&key).is_some()
+    }
+
+    fn supply_own_node(&mut self, now: Timestamp) {
+        let Some(own) = &self.config.own_node else {
+            return;
+        };
+        let addresses = own.addresses.iter().map(|ip| NodeAddress {
+            address: ip.to_string(),
+            type_: "InternalIP".to_owned(),
+        });
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(own.name.clone()),
+                labels: Some([("kubernetes.io/hostname".to_owned(), own.name.clone())].into()),
+                ..ObjectMeta::default()
+            },
+            status: Some(NodeStatus {
+                addresses: Some(addresses.collect()),
+                conditions: Some(vec![NodeCondition {
+                    type_: "Ready".to_owned(),
+                    status: "True".to_owned(),
+                    ..NodeCondition::default()
+                }]),
+                ..NodeStatus::default()
+            }),
+            ..Node::default()
+        };
+        let object = Object::Node(Box::new(node));
+        if self.store.get(&object.key()).is_none() {
+            self.store.put(object, now);
+        }
+    }
+
+    fn clean_up_service(&mut self, key: &ObjectKey, service: &Service) {
+        let id = ServiceId::of(key);
+        self.ledger.release_all(spec_of(service), key);
+        self.ledger.forget_preferences(key);
+        self.accepted.remove(&id);
+        self.release_load_balancer(&id);
+        let endpoints = id.key(Kind::Endpoints);
+        if !self.manifests.contains_key(&endpoints)
+            && let Some(endpoints) = self.store.remove(&endpoints)
+        {
+            self.collect_garbage(endpoints.metadata());
+        }
+    }
+
+    // Slices go with the object that owns them, unless a file holds them.
+    fn collect_garbage(&mut self, owner: &ObjectMeta) {
+        for key in self
+            .store
+            .slices_owned_by(owner.uid.as_deref().unwrap_or_default())
+        {
+            if !self.manifests.contains_key(&key) {
+                self.store.remove(&key);
+            }
+        }
+    }
+
+    /// The namespace of the object, as the key spells it.
+    pub(super) fn namespace_of(key: &ObjectKey) -> Option<Arc<str>> {
+        key.kind.is_namespaced().then(|| key.namespace.clone())
+    }
+}

@@ -1,0 +1,461 @@
+//! The stored objects, their versions and identities, and the log of what changed.
+//!
+//! Every change goes through `put` or `remove`, which keep the indexes that the controllers read by and append to the
+//! log that `reconcile` hands out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::object::{Kind, Object, ObjectKey};
+
+/// The label that says which Service a slice belongs to.
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// One change of a stored object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// New, or changed to this.
+    Applied(Object),
+    /// Gone.
+    Deleted(ObjectKey),
+}
+
+/// A Service by namespace and name; the unit of the controllers' work.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ServiceId {
+    /// The namespace.
+    pub(super) namespace: Arc<str>,
+    /// The name.
+    pub(super) name: Arc<str>,
+}
+
+type LabelPair = (String, String);
+
+/// All objects. Bounded by what the manifests hold and what the controllers make of it.
+#[derive(Debug)]
+pub(super) struct Store {
+    objects: BTreeMap<ObjectKey, Object>,
+    log: Vec<Change>,
+    /// The last resourceVersion given out.
+    version: u64,
+    rng: StdRng,
+    pods_by_label: HashMap<Arc<str>, HashMap<LabelPair, BTreeSet<Arc<str>>>>,
+    /// Services with a selector, by its first pair: only their Pods can have that label.
+    services_by_selector: HashMap<Arc<str>, HashMap<LabelPair, BTreeSet<Arc<str>>>>,
+    slices_by_service: BTreeMap<ServiceId, BTreeSet<Arc<str>>>,
+    slices_by_owner: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Services whose slices or Endpoints may be out of date.
+    dirty: BTreeSet<ServiceId>,
+}
+
+impl Store {
+    /// An empty one; `rng` makes the uids.
+    pub(super) fn new(rng: StdRng) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            version: 0,
+            rng,
+            pods_by_label: HashMap::new(),
+            services_by_selector: HashMap::new(),
+            slices_by_service: BTreeMap::new(),
+            slices_by_owner: HashMap::new(),
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// The object of that key.
+    pub(super) fn get(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// All objects of a kind, by namespace and name.
+    pub(super) fn list(&self, kind: Kind) -> impl Iterator<Item = &Object> {
+        self.entries(kind).map(|(_, object)| object)
+    }
+
+    /// The same with their keys.
+    pub(super) fn entries(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, &Object)> {
+        let first = ObjectKey {
+            kind,
+            namespace: "".into(),
+            name: "".into(),
+        };
+        self.objects
+            .range(first..)
+            .take_while(move |(key, _)| key.kind == kind)
+    }
+
+    /// The Service of that name.
+    pub(super) fn service(&self, id: &ServiceId) -> Option<&Service> {
+        match self.get(&id.key(Kind::Service))? {
+            Object::Service(service) => Some(service),
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Pod(_)
+            | Object::EndpointSlice(_)
+            | Object::Endpoints(_) => None,
+        }
+    }
+
+    /// The Endpoints of that name.
+    pub(super) fn endpoints(&self, id: &ServiceId) -> Option<&Endpoints> {
+        match self.get(&id.key(Kind::Endpoints))? {
+            Object::Endpoints(endpoints) => Some(endpoints),
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::Pod(_)
+            | Object::EndpointSlice(_)
+            | Object::Service(_) => None,
+        }
+    }
+
+    /// The slices that carry the Service's name as a label, by name.
+    pub(super) fn slices_of(&self, id: &ServiceId) -> impl Iterator<Item = &EndpointSlice> {
+        let names = self.slices_by_service.get(id);
+        names.into_iter().flatten().filter_map(|name| {
+            let key = ObjectKey {
+                kind: Kind::EndpointSlice,
+                namespace: id.namespace.clone(),
+                name: name.clone(),
+            };
+            match self.get(&key)? {
+                Object::EndpointSlice(slice) => Some(&**slice),
+                Object::Namespace(_)
+                | Object::Node(_)
+                | Object::Pod(_)
+                | Object::Service(_)
+                | Object::Endpoints(_) => None,
+            }
+        })
+    }
+
+    /// The slices that the object with that uid owns.
+    pub(super) fn slices_owned_by(&self, uid: &str) -> Vec<ObjectKey> {
+        let owned = self.slices_by_owner.get(uid);
+        owned.into_iter().flatten().cloned().collect()
+    }
+
+    /// The Pods of a namespace that carry every pair of `selector`, by name.
+    pub(super) fn select_pods(
+        &self,
+        namespace: &Arc<str>,
+        selector: &BTreeMap<String, String>,
+    ) -> Vec<&Pod> {
+        let Some(index) = self.pods_by_label.get(namespace) else {
+            return Vec::new();
+        };
+        // The rarest pair leaves the fewest Pods to look at.
+        let mut candidates: Option<&BTreeSet<Arc<str>>> = None;
+        for (key, value) in selector {
+            let Some(names) = index.get(&(key.clone(), value.clone())) else {
+                return Vec::new();
+            };
+            if candidates.is_none_or(|fewest| names.len() < fewest.len()) {
+                candidates = Some(names);
+            }
+        }
+        let names = candidates.into_iter().flatten();
+        names
+            .filter_map(|name| {
+                let key = ObjectKey {
+                    kind: Kind::Pod,
+                    namespace: namespace.clone(),
+                    name: name.clone(),
+                };
+                match self.get(&key)? {
+                    Object::Pod(pod) => Some(&**pod),
+                    Object::Namespace(_)
+                    | Object::Node(_)
+                    | Object::EndpointSlice(_)
+                    | Object::Service(_)
+                    | Object::Endpoints(_) => None,
+                }
+            })
+            .filter(|pod| selects(selector, &pod.metadata))
+            .collect()
+    }
+
+    /// Stores `object`, with a new version; a new object gets its identity too. Says whether anything changed.
+    pub(super) fn put(&mut self, mut object: Object, now: Timestamp) -> bool {
+        let key = object.key();
+        let old = self.objects.get(&key);
+        if let Some(old) = old {
+            let version = old.metadata().resource_version.clone();
+            let metadata = object.metadata_mut();
+            metadata.resource_version = version;
+            metadata.uid.clone_from(&old.metadata().uid);
+            metadata
+                .creation_timestamp
+                .clone_from(&old.metadata().creation_timestamp);
+            if key.kind == Kind::EndpointSlice {
+                set_generation(&mut object, old);
+            }
+            if object == *old {
+                return false;
+            }
+        } else {
+            let uid = self.new_uid();
+            let metadata = object.metadata_mut();
+            metadata.uid = Some(uid);
+            metadata
+                .creation_timestamp
+                .get_or_insert(Time(whole_seconds(now)));
+            metadata.generation = (key.kind == Kind::EndpointSlice).then_some(1);
+        }
+        self.version += 1;
+        object.metadata_mut().resource_version = Some(self.version.to_string());
+        let old = self.objects.insert(key.clone(), object.clone());
+        self.reindex(&key, old.as_ref(), Some(&object));
+        self.log.push(Change::Applied(object));
+        true
+    }
+
+    /// Removes the object of that key and gives it back.
+    pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<Object> {
+        let old = self.objects.remove(key)?;
+        self.version += 1;
+        self.reindex(key, Some(&old), None);
+        self.log.push(Change::Deleted(key.clone()));
+        Some(old)
+    }
+
+    /// Everything logged since the last call.
+    pub(super) fn take_log(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.log)
+    }
+
+    /// A Service that needs another look, once.
+    pub(super) fn next_dirty(&mut self) -> Option<ServiceId> {
+        self.dirty.pop_first()
+    }
+
+    /// The Service is up to date, whatever was written on the way.
+    pub(super) fn settle(&mut self, id: &ServiceId) {
+        self.dirty.remove(id);
+    }
+
+    /// Five characters that Kubernetes appends to generated names.
+    pub(super) fn name_suffix(&mut self) -> String {
+        /// Without vowels and look-alikes, so that no word comes out.
+        const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+        (0..5)
+            .map(|_| char::from(ALPHABET[rand::RngExt::random_range(&mut self.rng, 0..27)]))
+            .collect()
+    }
+
+    /// The generator that everything random here comes from.
+    pub(super) fn rng(&mut self) -> &mut StdRng {
+        &mut self.rng
+    }
+
+    // A version 4 UUID (RFC 9562).
+    fn new_uid(&mut self) -> String {
+        let mut bytes = [0u8; 16];
+        self.rng.fill_bytes(&mut bytes);
+        bytes[6] = bytes[6] & 0x0f | 0x40;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        let mut uid = String::with_capacity(36);
+        for (i, byte) in bytes.iter().enumerate() {
+            if matches!(i, 4 | 6 | 8 | 10) {
+                uid.push('-');
+            }
+            write!(uid, "{byte:02x}").expect("a String takes everything");
+        }
+        uid
+    }
+
+    // Keeps the indexes, and marks the Services that what changed matters to.
+    fn reindex(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
+        match key.kind {
+            Kind::Pod => self.reindex_pod(key, old, new),
+            Kind::Service => {
+                self.reindex_service(key, old, new);
+                self.dirty.insert(ServiceId::of(key));
+            }
+            Kind::EndpointSlice => self.reindex_slice(key, old, new),
+            Kind::Endpoints => {
+                self.dirty.insert(ServiceId::of(key));
+            }
+            // Zones, and whether a Pod's node exists. Nodes of a file change rarely.
+            Kind::Node => {
+                let all: Vec<_> = self
+                    .entries(Kind::Service)
+                    .map(|(key, _)| ServiceId::of(key))
+                    .collect();
+                self.dirty.extend(all);
+            }
+            Kind::Namespace => {}
+        }
+    }
+
+    fn reindex_pod(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
+        let labels = |object: Option<&Object>| {
+            object
+                .and_then(|object| object.metadata().labels.clone())
+                .unwrap_or_default()
+        };
+        let (old, new) = (labels(old), labels(new));
+        let index = self.pods_by_label.entry(key.namespace.clone()).or_default();
+        if old != new {
+            for pair in old.clone() {
+                if let Some(names) = index.get_mut(&pair) {
+                    names.remove(&key.name);
+                    if names.is_empty() {
+                        index.remove(&pair);
+                    }
+                }
+            }
+            for pair in new.clone() {
+                index.entry(pair).or_default().insert(key.name.clone());
+            }
+        }
+        let Some(selectors) = self.services_by_selector.get(&key.namespace) else {
+            return;
+        };
+        for pair in old.into_iter().chain(new) {
+            for name in selectors.get(&pair).into_iter().flatten() {
+                self.dirty.insert(ServiceId {
+                    namespace: key.namespace.clone(),
+                    name: name.clone(),
+                });
+            }
+        }
+    }
+
+    fn reindex_service(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
+        let first_pair = |object: Option<&Object>| match object {
+            Some(Object::Service(service)) => {
+                let selector = service.spec.as_ref()?.selector.as_ref()?;
+                let (key, value) = selector.first_key_value()?;
+                Some((key.clone(), value.clone()))
+            }
+            Some(
+                Object::Namespace(_)
+                | Object::Node(_)
+                | Object::Pod(_)
+                | Object::EndpointSlice(_)
+                | Object::Endpoints(_),
+            )
+            | None => None,
+        };
+        let (old, new) = (first_pair(old), first_pair(new));
+        if old == new {
+            return;
+        }
+        let index = self
+            .services_by_selector
+            .entry(key.namespace.clone())
+            .or_default();
+        if let Some(pair) = old
+            && let Some(names) = index.get_mut(&pair)
+        {
+            names.remove(&key.name);
+            if names.is_empty() {
+                index.remove(&pair);
+            }
+        }
+        if let Some(pair) = new {
+            index.entry(pair).or_default().insert(key.name.clone());
+        }
+    }
+
+    fn reindex_slice(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
+        let service = |object: &Object| {
+            let labels = object.metadata().labels.as_ref()?;
+            Some(ServiceId {
+                namespace: key.namespace.clone(),
+                name: labels.get(SERVICE_NAME)?.as_str().into(),
+            })
+        };
+        if let Some(old) = old {
+            if let Some(id) = service(old) {
+                if let Some(names) = self.slices_by_service.get_mut(&id) {
+                    names.remove(&key.name);
+                    if names.is_empty() {
+                        self.slices_by_service.remove(&id);
+                    }
+                }
+                self.dirty.insert(id);
+            }
+            for uid in owner_uids(old) {
+                if let Some(keys) = self.slices_by_owner.get_mut(uid) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.slices_by_owner.remove(uid);
+                    }
+                }
+            }
+        }
+        if let Some(new) = new {
+            if let Some(id) = service(new) {
+                self.dirty.insert(id.clone());
+                self.slices_by_service
+                    .entry(id)
+                    .or_default()
+                    .insert(key.name.clone());
+            }
+            for uid in owner_uids(new) {
+                self.slices_by_owner
+                    .entry(uid.to_owned())
+                    .or_default()
+                    .insert(key.clone());
+            }
+        }
+    }
+}
+
+impl ServiceId {
+    /// The Service that an object of that name belongs to.
+    pub(super) fn of(key: &ObjectKey) -> Self {
+        Self {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        }
+    }
+
+    /// The key of the object of that kind and name.
+    pub(super) fn key(&self, kind: Kind) -> ObjectKey {
+        ObjectKey {
+            kind,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// Whether an object carries every pair of `selector`.
+pub(super) fn selects(selector: &BTreeMap<String, String>, metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.as_ref();
+    selector
+        .iter()
+        .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+// Kubernetes keeps times of metadata to the second.
+fn whole_seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+fn owner_uids(object: &Object) -> impl Iterator<Item = &str> {
+    let owners = object.metadata().owner_references.as_ref();
+    owners.into_iter().flatten().map(|owner| owner.uid.as_str())
+}
+
+// The generation counts changes of what is wanted, not of metadata.
+fn set_generation(object: &mut Object, old: &Object) {
+    let (Object::EndpointSlice(new), Object::EndpointSlice(old)) = (object, old) else {
+        return;
+    };
+    let changed = new.endpoints != old.endpoints || new.ports != old.ports;
+    let generation = old.metadata.generation.unwrap_or(1);
+    new.metadata.generation = Some(generation + i64::from(changed));
+}

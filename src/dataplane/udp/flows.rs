@@ -1,0 +1,419 @@
+//! The flows of one UDP listener on one data thread: who has one, which are idle, which is the oldest. Pure: no
+//! sockets and no clock; what a flow carries (`S`) is the caller's.
+//!
+//! Idleness costs nothing per datagram but a timestamp: each place in the table has at most one entry in a queue of
+//! deadlines, which is brought up to date only when it comes up.
+//!
+//! The table itself has no bound; the caller admits flows against the process-wide one, and makes room with
+//! [`FlowTable::evict`].
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+/// How many places [`FlowTable::evict`] looks at: bounds the work of one refused datagram.
+const EVICTION_LOOKS: usize = 16;
+
+/// A flow, as long as it lives; another flow in the same place has another id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FlowId {
+    place: u32,
+    turn: u32,
+}
+
+impl FlowId {
+    /// As a number, for event queues.
+    pub(super) fn to_token(self) -> u64 {
+        u64::from(self.place) << 32 | u64::from(self.turn)
+    }
+
+    /// The id of that number.
+    pub(super) fn from_token(token: u64) -> Self {
+        let low = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
+        Self {
+            place: low(token >> 32),
+            turn: low(token),
+        }
+    }
+}
+
+/// What to do with a client's datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// It belongs to this flow.
+    Forward(FlowId),
+    /// It begins a flow.
+    Open,
+}
+
+/// The flows, by the key their clients are told apart by.
+#[derive(Debug)]
+pub(super) struct FlowTable<K, S> {
+    idle_timeout: Duration,
+    places: Vec<Place<K, S>>,
+    free: Vec<u32>,
+    by_key: HashMap<K, u32>,
+    // No later than the place's real deadline.
+    deadlines: BinaryHeap<Reverse<(Instant, u32)>>,
+}
+
+#[derive(Debug)]
+struct Place<K, S> {
+    turn: u32,
+    queued: bool,
+    flow: Option<Flow<K, S>>,
+}
+
+#[derive(Debug)]
+struct Flow<K, S> {
+    key: K,
+    last_active: Instant,
+    session: S,
+}
+
+impl<K: Copy + Eq + Hash, S> FlowTable<K, S> {
+    /// An empty table.
+    pub(super) fn new(idle_timeout: Duration) -> Self {
+        Self {
+            idle_timeout,
+            places: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            deadlines: BinaryHeap::new(),
+        }
+    }
+
+    /// How many flows there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Decides about a datagram from a client; it keeps its flow alive.
+    pub(super) fn on_client_datagram(&mut self, key: &K, now: Instant) -> Action {
+        let Some(place) = self.by_key.get(key) else {
+            return Action::Open;
+        };
+        let id = self.id(*place);
+        if let Some(flow) = self.flow(id) {
+            flow.last_active = now;
+        }
+        Action::Forward(id)
+    }
+
+    /// The flow that a backend's datagram belongs to, and whose it is; it keeps the flow alive. `None` if it has ended.
+    pub(super) fn on_backend_datagram(&mut self, id: FlowId, now: Instant) -> Option<(K, &mut S)> {
+        let flow = self.flow(id)?;
+        flow.last_active = now;
+        Some((flow.key, &mut flow.session))
+    }
+
+    /// Begins a flow. The key must have none.
+    pub(super) fn open(&mut self, key: K, session: S, now: Instant) -> FlowId {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place {
+                turn: 0,
+                queued: false,
+                flow: None,
+            });
+            // As many places as there were flows at a time, each with a socket: far below 2^32.
+            u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
+        });
+        self.by_key.insert(key, place);
+        let entry = &mut self.places[place as usize];
+        entry.flow = Some(Flow {
+            key,
+            last_active: now,
+            session,
+        });
+        if !entry.queued {
+            entry.queued = true;
+            self.deadlines
+                .push(Reverse((now + self.idle_timeout, place)));
+        }
+        self.id(place)
+    }
+
+    /// What a flow carries; `None` if it has ended.
+    pub(super) fn session(&mut self, id: FlowId) -> Option<&mut S> {
+        self.flow(id).map(|flow| &mut flow.session)
+    }
+
+    /// Ends all flows that `ends` says should.
+    pub(super) fn close_where(&mut self, mut ends: impl FnMut(&S) -> bool) -> Vec<(K, S)> {
+        let ending: Vec<u32> = (0..)
+            .zip(&self.places)
+            .filter(|(_, place)| place.flow.as_ref().is_some_and(|flow| ends(&flow.session)))
+            .map(|(place, _)| place)
+            .collect();
+        ending
+            .into_iter()
+            .filter_map(|place| self.vacate(place))
+            .collect()
+    }
+
+    /// Ends the flows that have been idle for the timeout, and says when to call again: at the latest when the next
+    /// one is due, `None` once the table is empty.
+    pub(super) fn expire(&mut self, now: Instant) -> (Vec<(K, S)>, Option<Instant>) {
+        let mut expired = Vec::new();
+        while let Some(Reverse((deadline, place))) = self.deadlines.peek().copied() {
+            if deadline > now {
+                return (expired, Some(deadline));
+            }
+            self.deadlines.pop();
+            match self.deadline(place) {
+                Some(real) if real > now => self.deadlines.push(Reverse((real, place))),
+                Some(_due) => {
+                    self.places[place as usize].queued = false;
+                    expired.extend(self.vacate(place));
+                }
+                None => self.places[place as usize].queued = false,
+            }
+        }
+        (expired, None)
+    }
+
+    /// Ends the flow that has been idle longest, if that is at least `idle`; `None` if there is none such, or none
+    /// found at reasonable cost.
+    pub(super) fn evict(&mut self, now: Instant, idle: Duration) -> Option<(K, S)> {
+        for _ in 0..EVICTION_LOOKS {
+            let Reverse((deadline, place)) = self.deadlines.pop()?;
+            match self.deadline(place) {
+                Some(real) if real > deadline => self.deadlines.push(Reverse((real, place))),
+                Some(real) => {
+                    self.deadlines.push(Reverse((deadline, place)));
+                    let last_active = real.checked_sub(self.idle_timeout)?;
+                    return if last_active + idle <= now {
+                        self.vacate(place)
+                    } else {
+                        None
+                    };
+                }
+                None => self.places[place as usize].queued = false,
+            }
+        }
+        None
+    }
+
+    /// Sets the timeout for all flows, those that are open included. The next [`FlowTable::expire`] says when to come
+    /// back.
+    pub(super) fn set_idle_timeout(&mut self, idle_timeout: Duration) {
+        if idle_timeout == self.idle_timeout {
+            return;
+        }
+        self.idle_timeout = idle_timeout;
+        self.deadlines.clear();
+        for (index, place) in (0..).zip(&mut self.places) {
+            place.queued = place.flow.is_some();
+            if let Some(flow) = &place.flow {
+                self.deadlines
+                    .push(Reverse((flow.last_active + idle_timeout, index)));
+            }
+        }
+    }
+
+    fn id(&self, place: u32) -> FlowId {
+        FlowId {
+            place,
+            turn: self.places[place as usize].turn,
+        }
+    }
+
+    fn flow(&mut self, id: FlowId) -> Option<&mut Flow<K, S>> {
+        let place = self.places.get_mut(id.place as usize)?;
+        if place.turn == id.turn {
+            place.flow.as_mut()
+        } else {
+            None
+        }
+    }
+
+    fn deadline(&self, place: u32) -> Option<Instant> {
+        let flow = self.places[place as usize].flow.as_ref()?;
+        Some(flow.last_active + self.idle_timeout)
+    }
+
+    // Its entry in the queue stays, for the place's next flow.
+    fn vacate(&mut self, place: u32) -> Option<(K, S)> {
+        let entry = &mut self.places[place as usize];
+        let flow = entry.flow.take()?;
+        entry.turn = entry.turn.wrapping_add(1);
+        self.by_key.remove(&flow.key);
+        self.free.push(place);
+        Some((flow.key, flow.session))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn table() -> FlowTable<u8, u8> {
+        FlowTable::new(TIMEOUT)
+    }
+
+    #[test]
+    fn a_flow_lives_as_long_as_either_side_speaks() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut flows = table();
+        assert_eq!(flows.on_client_datagram(&1, at(0)), Action::Open);
+        let id = flows.open(1, 7, at(0));
+        assert_eq!(flows.on_client_datagram(&1, at(50)), Action::Forward(id));
+        assert_eq!(flows.expire(at(60)), (vec![], Some(at(110))));
+        assert_eq!(flows.on_backend_datagram(id, at(100)), Some((1, &mut 7)));
+        assert_eq!(flows.expire(at(110)), (vec![], Some(at(160))));
+        assert_eq!(flows.expire(at(160)), (vec![(1, 7)], None));
+        assert_eq!(flows.on_client_datagram(&1, at(161)), Action::Open);
+        assert_eq!(flows.on_backend_datagram(id, at(161)), None);
+    }
+
+    #[test]
+    fn a_later_flow_in_the_same_place_is_not_taken_for_the_earlier_one() {
+        let now = Instant::now();
+        let mut flows = table();
+        let first = flows.open(1, 1, now);
+        assert_eq!(flows.close_where(|_| true), [(1, 1)]);
+        let second = flows.open(2, 2, now);
+        assert_eq!(flows.session(first), None);
+        assert_eq!(flows.session(second), Some(&mut 2));
+        assert_eq!(FlowId::from_token(second.to_token()), second);
+    }
+
+    #[test]
+    fn eviction_takes_the_oldest_and_spares_the_active() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut flows = table();
+        flows.open(1, 1, at(0));
+        flows.open(2, 2, at(1));
+        flows.on_client_datagram(&1, at(2));
+        let idle = Duration::from_secs(5);
+        assert_eq!(flows.evict(at(5), idle), None, "idle for 4 s only");
+        assert_eq!(flows.evict(at(6), idle), Some((2, 2)));
+        assert_eq!(flows.evict(at(7), idle), Some((1, 1)));
+        assert_eq!(flows.evict(at(7), idle), None, "empty");
+    }
+
+    #[test]
+    fn churn_in_one_place_does_not_grow_the_queue() {
+        let now = Instant::now();
+        let mut flows = table();
+        for _ in 0..1000 {
+            flows.open(1, 1, now);
+            flows.close_where(|_| true);
+        }
+        assert_eq!(flows.deadlines.len(), 1);
+        assert_eq!(flows.places.len(), 1);
+    }
+
+    #[test]
+    fn a_new_timeout_holds_for_open_flows() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut flows = table();
+        flows.open(1, 1, at(0));
+        flows.set_idle_timeout(Duration::from_secs(5));
+        assert_eq!(flows.expire(at(5)), (vec![(1, 1)], None));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Client(u8),
+        Backend(u8),
+        Close(u8),
+        CloseOdd,
+        Evict(u64),
+        Expire,
+        Wait(u64),
+        Timeout(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let key = 0..6u8;
+        prop_oneof![
+            4 => key.clone().prop_map(Step::Client),
+            2 => key.clone().prop_map(Step::Backend),
+            1 => key.prop_map(Step::Close),
+            1 => Just(Step::CloseOdd),
+            1 => (0..40u64).prop_map(Step::Evict),
+            3 => Just(Step::Expire),
+            4 => (0..40u64).prop_map(Step::Wait),
+            1 => (10..90u64).prop_map(Step::Timeout),
+        ]
+    }
+
+    proptest! {
+        // The model: when each key last spoke.
+        #[test]
+        fn it_agrees_with_a_plain_map_of_last_times(steps in prop::collection::vec(step(), 1..200)) {
+            let start = Instant::now();
+            let (mut now, mut timeout) = (start, TIMEOUT);
+            let mut flows = table();
+            let mut model: BTreeMap<u8, (Instant, FlowId)> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Client(key) => match (flows.on_client_datagram(&key, now), model.get_mut(&key)) {
+                        (Action::Forward(id), Some((last, known))) => {
+                            prop_assert_eq!(id, *known);
+                            *last = now;
+                        }
+                        (Action::Open, None) => {
+                            model.insert(key, (now, flows.open(key, key, now)));
+                        }
+                        (action, known) => prop_assert!(false, "{action:?} but {known:?}"),
+                    },
+                    Step::Backend(key) => if let Some((last, id)) = model.get_mut(&key) {
+                        prop_assert_eq!(flows.on_backend_datagram(*id, now), Some((key, &mut { key })));
+                        *last = now;
+                    },
+                    Step::Close(key) => if let Some((_, id)) = model.remove(&key) {
+                        prop_assert_eq!(flows.close_where(|session| *session == key), [(key, key)]);
+                        prop_assert_eq!(flows.session(id), None);
+                    },
+                    Step::CloseOdd => {
+                        let closed: BTreeSet<u8> = flows.close_where(|key| key % 2 == 1).into_iter().map(|(key, _)| key).collect();
+                        let expected: BTreeSet<u8> = model.keys().copied().filter(|key| key % 2 == 1).collect();
+                        prop_assert_eq!(&closed, &expected);
+                        model.retain(|key, _| !closed.contains(key));
+                    }
+                    Step::Evict(idle) => {
+                        let idle = Duration::from_secs(idle);
+                        let oldest = model.values().map(|(last, _)| *last).min();
+                        match flows.evict(now, idle) {
+                            Some((key, _)) => {
+                                let (last, _) = model.remove(&key).unwrap();
+                                prop_assert_eq!(Some(last), oldest);
+                                prop_assert!(last + idle <= now);
+                            }
+                            // Fewer places than looks: it always finds the oldest.
+                            None => prop_assert!(oldest.is_none_or(|last| last + idle > now)),
+                        }
+                    }
+                    Step::Expire => {
+                        let (expired, next) = flows.expire(now);
+                        let expired: BTreeSet<u8> = expired.into_iter().map(|(key, _)| key).collect();
+                        let expected: BTreeSet<u8> = model.iter().filter(|(_, (last, _))| *last + timeout <= now).map(|(key, _)| *key).collect();
+                        prop_assert_eq!(&expired, &expected);
+                        model.retain(|key, _| !expired.contains(key));
+                        let due = model.values().map(|(last, _)| *last + timeout).min();
+                        prop_assert!(due.is_none_or(|due| next.is_some_and(|next| next > now && next <= due)));
+                    }
+                    Step::Wait(seconds) => now += Duration::from_secs(seconds),
+                    Step::Timeout(seconds) => {
+                        timeout = Duration::from_secs(seconds);
+                        flows.set_idle_timeout(timeout);
+                    }
+                }
+                prop_assert_eq!(flows.len(), model.len());
+                prop_assert!(flows.deadlines.len() <= flows.places.len());
+            }
+        }
+    }
+}

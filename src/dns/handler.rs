@@ -1,0 +1,111 @@
+//! Between hickory-server and our answers: the library owns sockets, framing and decoding, `exchange` decides.
+//!
+//! A question that waits for an upstream gets a task of its own, so that it holds up nobody on the same connection.
+//! The library sends records, not octets, so a reply is taken apart once more on its way out.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hickory_proto::op::{Header, HeaderCounts, Message, MessageType, Metadata, ResponseCode};
+use hickory_proto::rr::Record;
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_server::net::runtime::Time;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
+use tokio_util::task::TaskTracker;
+
+use super::exchange::{Exchange, Step};
+use super::message::Transport;
+use super::wire::{MAX_UDP, PLAIN_UDP};
+
+/// Answers what hickory-server has received.
+#[derive(Debug)]
+pub(super) struct Handler {
+    exchange: Arc<Exchange>,
+    tasks: TaskTracker,
+}
+
+impl Handler {
+    /// Waiting questions run on `tasks`; the forwarder bounds how many there are.
+    pub(super) fn new(exchange: Arc<Exchange>, tasks: TaskTracker) -> Self {
+        Self { exchange, tasks }
+    }
+}
+
+#[async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        responses: R,
+    ) -> ResponseInfo {
+        let transport = if request.protocol() == Protocol::Udp {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        };
+        // What a datagram may hold; the library takes it from the OPT record of the reply.
+        let room = request
+            .edns
+            .as_ref()
+            .map_or(PLAIN_UDP, |edns| usize::from(edns.max_payload()));
+        let room = u16::try_from(room).map_or(MAX_UDP, |room| room.min(MAX_UDP));
+        match self
+            .exchange
+            .begin(request.as_slice(), request.src(), transport)
+        {
+            Step::Reply(reply) => send(&reply, room, responses).await,
+            Step::Silence => {}
+            Step::Wait(pending) => {
+                let finish = self.exchange.clone().finish(pending);
+                self.tasks.spawn(async move {
+                    match finish.await {
+                        Step::Reply(reply) => send(&reply, room, responses).await,
+                        Step::Silence | Step::Wait(_) => {}
+                    }
+                });
+            }
+        }
+        // The library logs this and nothing else; replies are counted where they are made.
+        info(request.metadata)
+    }
+}
+
+async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
+    let Some((queries, mut message)) = take_apart(reply) else {
+        tracing::warn!("a DNS reply could not be encoded; the client will ask again");
+        return;
+    };
+    if let Some(edns) = &mut message.edns {
+        edns.set_max_payload(room);
+    }
+    let none: [Record; 0] = [];
+    let response = MessageResponseBuilder::new(&queries, message.edns.as_ref()).build(
+        message.metadata,
+        &message.answers,
+        &message.authorities,
+        &none,
+        &message.additionals,
+    );
+    if let Err(error) = responses.send_response(response).await {
+        tracing::debug!(%error, "DNS reply not sent");
+    }
+}
+
+// The question stays as it was spelled: it is carried over as octets.
+fn take_apart(reply: &[u8]) -> Option<(Queries, Message)> {
+    let mut decoder = BinDecoder::new(reply);
+    let header = Header::read(&mut decoder).ok()?;
+    let queries = Queries::read(&mut decoder, usize::from(header.counts.queries)).ok()?;
+    Some((queries, Message::from_vec(reply).ok()?))
+}
+
+fn info(request: Metadata) -> ResponseInfo {
+    let mut metadata = Metadata::new(request.id, MessageType::Response, request.op_code);
+    metadata.response_code = ResponseCode::NoError;
+    ResponseInfo::from(Header {
+        metadata,
+        counts: HeaderCounts::default(),
+    })
+}

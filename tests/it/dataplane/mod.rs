@@ -1,0 +1,6 @@
+//! The data path on its own: real listeners, clients and backends on loopback, tables built from events.
+
+mod listeners;
+mod rig;
+mod tcp;
+mod udp;
