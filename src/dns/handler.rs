@@ -74,7 +74,14 @@ impl RequestHandler for Handler {
 
 async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
     let Some((queries, mut message)) = take_apart(reply) else {
-        tracing::warn!("a DNS reply could not be encoded; the client will ask again");
+        // Only an upstream writes what cannot be read; its records cannot be sent through the library.
+        if let Some((queries, metadata)) = take_question(reply) {
+            let failure = MessageResponseBuilder::new(&queries, None)
+                .error_msg(&metadata, ResponseCode::ServFail);
+            if let Err(error) = responses.send_response(failure).await {
+                tracing::debug!(%error, "DNS reply not sent");
+            }
+        }
         return;
     };
     if let Some(edns) = &mut message.edns {
@@ -93,12 +100,17 @@ async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
     }
 }
 
-// The question stays as it was spelled: it is carried over as octets.
 fn take_apart(reply: &[u8]) -> Option<(Queries, Message)> {
+    let (queries, _) = take_question(reply)?;
+    Some((queries, Message::from_vec(reply).ok()?))
+}
+
+// The question stays as it was spelled: it is carried over as octets.
+fn take_question(reply: &[u8]) -> Option<(Queries, Metadata)> {
     let mut decoder = BinDecoder::new(reply);
     let header = Header::read(&mut decoder).ok()?;
     let queries = Queries::read(&mut decoder, usize::from(header.counts.queries)).ok()?;
-    Some((queries, Message::from_vec(reply).ok()?))
+    Some((queries, header.metadata))
 }
 
 fn info(request: Metadata) -> ResponseInfo {

@@ -459,6 +459,15 @@ async fn a_refusal_without_a_question_is_understood() {
 }
 
 #[tokio::test]
+async fn a_record_that_cannot_be_read_is_a_failure_and_not_silence() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let reply = client.ask("spoilt.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(reply.queries[0].name().to_ascii(), "spoilt.test.");
+}
+
+#[tokio::test]
 async fn a_resolver_older_than_edns_is_asked_without() {
     let stub = Stub::start().await;
     let client = start(vec![stub.addr]).await;

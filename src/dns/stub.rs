@@ -201,6 +201,14 @@ async fn answer(query: &Message, name: &str, shared: &Shared) -> Message {
                 Record::from_rdata(owner.clone(), 60, RData::TXT(text))
             }));
         }
+        "spoilt.test." => {
+            // An A record of three octets.
+            let data = RData::Unknown {
+                code: RecordType::A,
+                rdata: NULL::with(vec![192, 0, 2]),
+            };
+            reply.add_answer(Record::from_rdata(owner, 60, data));
+        }
         "odd.test." => {
             let data = RData::Unknown {
                 code: RecordType::Unknown(65400),
