@@ -1,6 +1,6 @@
-//! Between hickory-server and our answers: the library owns sockets, framing and decoding, `exchange` decides.
+//! Between hickory-server and our answers: the library owns the UDP sockets and decodes, `exchange` decides.
 //!
-//! A question that waits for an upstream gets a task of its own, so that it holds up nobody on the same connection.
+//! A question that waits for an upstream gets a task of its own, which shutdown waits for; the library's would be cut.
 //! The library sends records, not octets, so a reply is taken apart once more on its way out.
 
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use hickory_proto::op::{Header, HeaderCounts, Message, MessageType, Metadata, Re
 use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use hickory_server::net::runtime::Time;
-use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 use tokio_util::task::TaskTracker;
@@ -40,11 +39,6 @@ impl RequestHandler for Handler {
         request: &Request,
         responses: R,
     ) -> ResponseInfo {
-        let transport = if request.protocol() == Protocol::Udp {
-            Transport::Udp
-        } else {
-            Transport::Tcp
-        };
         // What a datagram may hold; the library takes it from the OPT record of the reply.
         let room = request
             .edns
@@ -53,7 +47,7 @@ impl RequestHandler for Handler {
         let room = u16::try_from(room).map_or(MAX_UDP, |room| room.min(MAX_UDP));
         match self
             .exchange
-            .begin(request.as_slice(), request.src(), transport)
+            .begin(request.as_slice(), request.src(), Transport::Udp)
         {
             Step::Reply(reply) => send(&reply, room, responses).await,
             Step::Silence => {}

@@ -16,13 +16,8 @@ use super::handler::Handler;
 use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
-use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf};
-
-/// A TCP connection without a question for so long is closed.
-const TCP_IDLE: Duration = Duration::from_secs(10);
-
-/// Replies of one TCP connection that may wait for its client to read.
-const TCP_REPLIES: usize = 64;
+use super::tcp::Connections;
+use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
@@ -65,12 +60,20 @@ impl Server {
         let forwarder = Forwarder::new(upstreams, tasks.clone(), metrics.clone());
         let forwarder = Arc::new(forwarder);
         let authority = authority(config, zone, &addresses);
-        let exchange = Exchange::new(authority, table, forwarder.clone(), metrics);
-        let handler = Handler::new(Arc::new(exchange), tasks.clone());
+        let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
+        let exchange = Arc::new(exchange);
+        let handler = Handler::new(exchange.clone(), tasks.clone());
+        let connections = Arc::new(Connections::new(metrics));
         let mut listening = hickory_server::Server::new(handler);
         for Sockets { address, udp, tcp } in sockets {
             listening.register_socket(udp);
-            listening.register_listener(tcp, TCP_IDLE, TCP_REPLIES);
+            tasks.spawn(tcp::serve(
+                tcp,
+                exchange.clone(),
+                connections.clone(),
+                tasks.clone(),
+                stop.clone(),
+            ));
             tracing::info!(%address, "DNS listening");
         }
         if from_file {
