@@ -8,15 +8,18 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use hickory_proto::op::{Header, HeaderCounts, Message, MessageType, Metadata, ResponseCode};
 use hickory_proto::rr::Record;
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
+use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder, Queries};
 use tokio_util::task::TaskTracker;
 
 use super::exchange::{Exchange, Step};
 use super::message::Transport;
 use super::wire::{MAX_UDP, PLAIN_UDP};
+
+/// Octets of a name (RFC 1035 section 2.3.4).
+const LONGEST_NAME: usize = 255;
 
 /// Answers what hickory-server has received.
 #[derive(Debug)]
@@ -81,17 +84,66 @@ async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
     if let Some(edns) = &mut message.edns {
         edns.set_max_payload(room);
     }
-    let none: [Record; 0] = [];
-    let response = MessageResponseBuilder::new(&queries, message.edns.as_ref()).build(
+    shorten(&queries, &mut message, reply.len(), room);
+    if let Err(error) = responses.send_response(response(&queries, &message)).await {
+        tracing::debug!(%error, "DNS reply not sent");
+    }
+}
+
+// Takes off what the library's encoder would not get into `room` octets. It needs more room than the message: it writes
+// each owner in full before it finds it elsewhere. And it must not cut by itself: it leaves pieces of the record behind.
+fn shorten(queries: &Queries, message: &mut Message, length: usize, room: u16) {
+    if length + queries.as_bytes().len() + LONGEST_NAME <= usize::from(room) {
+        return;
+    }
+    while !is_encodable(queries, message, room) {
+        if message.additionals.pop().is_some() {
+            continue;
+        }
+        let proofs_wanted = message
+            .edns
+            .as_ref()
+            .is_some_and(|edns| edns.flags().dnssec_ok);
+        if !message.answers.is_empty() && message.authorities.pop().is_some() {
+            message.metadata.truncation |= proofs_wanted;
+            continue;
+        }
+        message.metadata.truncation = true;
+        if message.answers.pop().is_none() && message.authorities.pop().is_none() {
+            return;
+        }
+    }
+}
+
+fn is_encodable(queries: &Queries, message: &Message, room: u16) -> bool {
+    let mut octets = Vec::with_capacity(usize::from(room));
+    let mut encoder = BinEncoder::new(&mut octets);
+    encoder.set_max_size(room);
+    let encoded = response(queries, message).destructive_emit(&mut encoder);
+    let wanted = message.answers.len()
+        + message.authorities.len()
+        + message.additionals.len()
+        + usize::from(message.edns.is_some());
+    encoded.is_ok_and(|info| {
+        let counts = info.counts();
+        let written = [counts.answers, counts.authorities, counts.additionals];
+        written.into_iter().map(usize::from).sum::<usize>() == wanted
+    })
+}
+
+type Records<'a> = std::slice::Iter<'a, Record>;
+
+fn response<'a>(
+    queries: &'a Queries,
+    message: &'a Message,
+) -> MessageResponse<'a, 'a, Records<'a>, Records<'a>, Records<'a>, Records<'a>> {
+    MessageResponseBuilder::new(queries, message.edns.as_ref()).build(
         message.metadata,
         &message.answers,
         &message.authorities,
-        &none,
+        &[],
         &message.additionals,
-    );
-    if let Err(error) = responses.send_response(response).await {
-        tracing::debug!(%error, "DNS reply not sent");
-    }
+    )
 }
 
 fn take_apart(reply: &[u8]) -> Option<(Queries, Message)> {

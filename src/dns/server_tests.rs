@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::super::fixture::{cluster, ready, service, slice};
 use super::super::stub::Stub;
+use super::super::wire::layout;
 use super::super::{Config, Metrics, PodMode};
 use super::*;
 use crate::model::{Protocol, ServiceKind, ServiceName};
@@ -32,6 +33,11 @@ async fn start(upstreams: Vec<SocketAddr>) -> Client {
 
 async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr)>) -> Client {
     let mut builder = cluster();
+    let legion: Vec<_> = (0..5000)
+        .map(|n| ready(&format!("10.3.{}.{}", n / 250, n % 250), None))
+        .collect();
+    builder.apply(service("legion", ServiceKind::Headless, "", &[]));
+    builder.apply(slice("legion-1", "legion", &[], &legion));
     let crowd: Vec<_> = (0..150)
         .map(|n| ready(&format!("10.2.0.{n}"), None))
         .collect();
@@ -106,6 +112,8 @@ impl Client {
         let mut buffer = vec![0; 65_535];
         let received = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await;
         buffer.truncate(received.expect("no reply").unwrap());
+        let end = layout(&buffer).unwrap().end();
+        assert_eq!(buffer.len(), end, "octets behind the last record");
         buffer
     }
 
@@ -137,6 +145,7 @@ async fn receive(stream: &mut TcpStream) -> Message {
     let octets = tokio::time::timeout(PATIENCE, reading)
         .await
         .expect("no reply");
+    assert_eq!(octets.len(), layout(&octets).unwrap().end());
     Message::from_vec(&octets).unwrap()
 }
 
@@ -296,7 +305,7 @@ async fn edns_is_answered_in_kind() {
 async fn long_answers_are_cut_to_the_clients_size() {
     let client = start(Vec::new()).await;
     let question = query("crowd.ns.svc.cluster.local.", RecordType::A);
-    // limit, and answers of 16 octets that fit beside header, question and OPT
+    // Nothing but a whole record is missing at the end: 16 octets each, and the owner once in full.
     let rows = [
         (question.clone(), 512),
         (with_edns(question.clone(), 100, false), 512),
@@ -306,7 +315,7 @@ async fn long_answers_are_cut_to_the_clients_size() {
     for (question, limit) in rows {
         let octets = client.udp_octets(&question.to_vec().unwrap()).await;
         assert!(
-            octets.len() <= limit && octets.len() + 16 > limit,
+            octets.len() <= limit && octets.len() + 16 + 30 > limit,
             "{} of {limit}",
             octets.len()
         );
@@ -317,6 +326,10 @@ async fn long_answers_are_cut_to_the_clients_size() {
     let whole = client.tcp(&question).await;
     assert!(!whole.metadata.truncation);
     assert_eq!(data(&whole).into_iter().collect::<BTreeSet<_>>().len(), 150);
+    let endless = client
+        .tcp(&query("legion.ns.svc.cluster.local.", RecordType::A))
+        .await;
+    assert!(endless.metadata.truncation);
     // Addresses of SRV targets are no reason for another round over TCP.
     let ports = query("_http._tcp.db.ns.svc.cluster.local.", RecordType::SRV);
     assert!(!client.udp(&ports).await.metadata.truncation);
