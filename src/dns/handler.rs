@@ -8,16 +8,19 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use hickory_proto::op::{Header, HeaderCounts, Message, MessageType, Metadata, ResponseCode};
 use hickory_proto::rr::Record;
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder};
 use hickory_server::net::runtime::Time;
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
+use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder, Queries};
 use tokio_util::task::TaskTracker;
 
 use super::exchange::{Exchange, Step};
 use super::message::Transport;
-use super::wire::{MAX_UDP, PLAIN_UDP};
+use super::wire::MAX_UDP;
+
+/// What a datagram may hold where the client says nothing (RFC 1035, 4.2.1).
+const PLAIN_UDP: u16 = 512;
 
 /// Answers what hickory-server has received.
 #[derive(Debug)]
@@ -46,22 +49,20 @@ impl RequestHandler for Handler {
             Transport::Tcp
         };
         // What a datagram may hold; the library takes it from the OPT record of the reply.
-        let room = request
-            .edns
-            .as_ref()
-            .map_or(PLAIN_UDP, |edns| usize::from(edns.max_payload()));
-        let room = u16::try_from(room).map_or(MAX_UDP, |room| room.min(MAX_UDP));
+        let room = request.edns.as_ref().map_or(PLAIN_UDP, |edns| {
+            edns.max_payload().clamp(PLAIN_UDP, MAX_UDP)
+        });
         match self
             .exchange
             .begin(request.as_slice(), request.src(), transport)
         {
-            Step::Reply(reply) => send(&reply, room, responses).await,
+            Step::Reply(reply) => send(&reply, transport, room, responses).await,
             Step::Silence => {}
             Step::Wait(pending) => {
                 let finish = self.exchange.clone().finish(pending);
                 self.tasks.spawn(async move {
                     match finish.await {
-                        Step::Reply(reply) => send(&reply, room, responses).await,
+                        Step::Reply(reply) => send(&reply, transport, room, responses).await,
                         Step::Silence | Step::Wait(_) => {}
                     }
                 });
@@ -72,7 +73,7 @@ impl RequestHandler for Handler {
     }
 }
 
-async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
+async fn send<R: ResponseHandler>(reply: &[u8], transport: Transport, room: u16, mut responses: R) {
     let Some((queries, mut message)) = take_apart(reply) else {
         tracing::warn!("a DNS reply could not be encoded; the client will ask again");
         return;
@@ -80,17 +81,62 @@ async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
     if let Some(edns) = &mut message.edns {
         edns.set_max_payload(room);
     }
-    let none: [Record; 0] = [];
-    let response = MessageResponseBuilder::new(&queries, message.edns.as_ref()).build(
-        message.metadata,
-        &message.answers,
-        &message.authorities,
-        &none,
-        &message.additionals,
-    );
+    if transport == Transport::Udp {
+        fit(&queries, &mut message, room);
+    }
+    let response = response(&queries, &message);
     if let Err(error) = responses.send_response(response).await {
         tracing::debug!(%error, "DNS reply not sent");
     }
+}
+
+// The library writes a name in full before it compresses it, so its encoding needs a little more room than ours; and
+// where it has to cut, it leaves half a record behind. What does not fit goes here: additional records first, without a
+// word, then answers, with TC.
+fn fit(queries: &Queries, message: &mut Message, room: u16) {
+    while !fits(queries, message, room) {
+        if message.additionals.pop().is_some() {
+            continue;
+        }
+        message.metadata.truncation = true;
+        if message.answers.pop().is_none() && message.authorities.pop().is_none() {
+            return;
+        }
+    }
+}
+
+fn fits(queries: &Queries, message: &Message, room: u16) -> bool {
+    let mut octets = Vec::with_capacity(usize::from(room));
+    let mut encoder = BinEncoder::new(&mut octets);
+    encoder.set_max_size(room);
+    let written = response(queries, message).destructive_emit(&mut encoder);
+    let opt = usize::from(message.edns.is_some());
+    written.is_ok_and(|info| {
+        let counts = info.counts();
+        usize::from(counts.answers) == message.answers.len()
+            && usize::from(counts.authorities) == message.authorities.len()
+            && usize::from(counts.additionals) == message.additionals.len() + opt
+    })
+}
+
+fn response<'a>(
+    queries: &'a Queries,
+    message: &'a Message,
+) -> MessageResponse<
+    'a,
+    'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+> {
+    MessageResponseBuilder::new(queries, message.edns.as_ref()).build(
+        message.metadata,
+        &message.answers,
+        &message.authorities,
+        std::iter::empty(),
+        &message.additionals,
+    )
 }
 
 // The question stays as it was spelled: it is carried over as octets.
