@@ -1,7 +1,9 @@
 //! A data path with one Service, and what tests need to change it and look at it.
 
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -231,4 +233,27 @@ pub(super) async fn is_reset(at: SocketAddr) {
     let end = async { TcpStream::connect(at).await?.read(&mut [0; 1]).await };
     let error = soon("reset", end).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// Runs one ignored test in a process of its own, under `wrapper` if that is not empty. False if the wrapper cannot
+/// run here.
+pub(super) fn in_own_process(test: &str, wrapper: &[&str]) -> bool {
+    let itself = std::env::current_exe().unwrap();
+    let mut words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
+    if let [program, arguments @ ..] = wrapper {
+        let probe = Command::new(program).args(arguments).arg("true").status();
+        if !probe.is_ok_and(|status| status.success()) {
+            return false;
+        }
+    }
+    words.push(itself.as_os_str());
+    words.extend(["--exact", test, "--ignored", "--nocapture"].map(OsStr::new));
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    true
 }
