@@ -171,6 +171,64 @@ async fn a_reset_after_the_other_side_has_ended_is_still_a_reset() {
 }
 
 #[tokio::test]
+async fn a_reset_is_noticed_while_the_other_side_is_stalled() {
+    let mut pair = Pair::connect().await;
+    let chunk = pattern(1 << 20);
+    let stalled = Duration::from_millis(300);
+    while let Ok(written) = tokio::time::timeout(stalled, pair.client.write(&chunk)).await {
+        written.unwrap();
+    }
+    reset(pair.client);
+    let error = || pair.backend.take_error().unwrap().map(|error| error.kind());
+    eventually("reset", || error() == Some(ErrorKind::ConnectionReset)).await;
+    eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn a_reset_after_its_own_end_is_noticed() {
+    let mut pair = Pair::connect().await;
+    pair.client.shutdown().await.unwrap();
+    assert_eq!(pair.backend.read(&mut [0; 1]).await.unwrap(), 0);
+    reset(pair.client);
+    let error = || pair.backend.take_error().unwrap().map(|error| error.kind());
+    // The backend has been told of an end, so its kernel calls the reset that follows a broken pipe.
+    eventually("reset", || error().is_some()).await;
+    eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn a_stalled_side_goes_on_after_the_other_direction_was_used() {
+    let mut pair = Pair::connect().await;
+    let chunk = pattern(1 << 20);
+    let stalled = Duration::from_millis(300);
+    let mut accepted = 0;
+    while let Ok(written) = tokio::time::timeout(stalled, pair.client.write(&chunk)).await {
+        accepted += written.unwrap();
+    }
+    // More than the sockets hold, towards a side that is being watched.
+    let answer = pattern(32 << 20);
+    let (mut client_in, client_out) = pair.client.into_split();
+    let (mut backend_in, mut backend_out) = pair.backend.into_split();
+    let copy = answer.clone();
+    let answering = tokio::spawn(async move {
+        backend_out.write_all(&copy).await.unwrap();
+        backend_out
+    });
+    let mut got = vec![0; answer.len()];
+    soon("answer", client_in.read_exact(&mut got))
+        .await
+        .unwrap();
+    assert!(got == answer);
+    drop(client_out);
+    let mut rest = Vec::new();
+    soon("the rest", backend_in.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    assert_eq!(rest.len(), accepted);
+    answering.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_hundred_mebibytes_arrive_intact_in_both_directions_at_once() {
     let pair = Pair::connect().await;
     let sent = pattern(100 << 20);
