@@ -88,18 +88,30 @@ impl Served {
     }
 }
 
+// A client without a backend. Dropped (refusal, abort, panic), it is reset.
+struct Unserved(Option<TcpStream>);
+
+impl Drop for Unserved {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            reset_on_close(stream);
+        }
+    }
+}
+
 // Connects to a backend, or resets the client.
 async fn connect(client: TcpStream, peer: SocketAddr, flow: Admitted) -> Option<Served> {
     let opened = Instant::now();
-    match reach(&client, peer, &flow.listener).await {
+    let mut client = Unserved(Some(client));
+    let stream = client.0.as_ref()?;
+    match reach(stream, peer, &flow.listener).await {
         Ok((stream, backend)) => Some(Served {
-            relay: Relay::new(client, stream, flow),
+            relay: Relay::new(client.0.take()?, stream, flow),
             backend,
             peer,
             opened,
         }),
         Err(refusal) => {
-            reset_on_close(&client);
             refusal.report(&flow.listener, peer, opened);
             None
         }

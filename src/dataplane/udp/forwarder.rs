@@ -10,6 +10,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -47,12 +48,13 @@ pub(in super::super) struct Forwarder {
     listener: Arc<Listener>,
     socket: AsyncFd<UdpSocket>,
     flows: FlowTable<Key, Session>,
-    // Made with the first flow: a listener that is never used costs one descriptor.
+    // There while there are flows: a cold listener costs one descriptor.
     backends: Option<Backends>,
     timer: Option<Timer>,
 }
 
 struct Backends {
+    listener: Arc<Listener>,
     poller: AsyncFd<Poller>,
     // Flows whose sockets are known to be readable.
     ready: VecDeque<FlowId>,
@@ -77,14 +79,29 @@ impl Forwarder {
         })
     }
 
-    /// Forwards until told to close; then all its flows end.
+    /// Forwards until told to close; then all its flows end. A panic costs the flows that are open, not the listener.
     pub(in super::super) async fn run(mut self, mut orders: Orders) {
-        poll_fn(|cx| self.poll(cx, &mut orders)).await;
-        for (_, session) in self.flows.close_where(|_| true) {
-            session.end("listener_closed");
-        }
+        poll_fn(|cx| {
+            let step = AssertUnwindSafe(|| self.poll(cx, &mut orders));
+            catch_unwind(step).unwrap_or_else(|_reported_by_the_panic_hook| {
+                self.flows = FlowTable::new(self.listener.shared.udp_idle_timeout);
+                self.backends = None;
+                self.timer = None;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+        })
+        .await;
+        self.end_flows("listener_closed");
         drop(self);
         orders.done();
+    }
+
+    fn end_flows(&mut self, reason: &'static str) {
+        for (_, session) in self.flows.close_where(|_| true) {
+            session.end(reason);
+        }
+        self.backends = None;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, orders: &mut Orders) -> Poll<()> {
@@ -163,7 +180,7 @@ impl Forwarder {
 
     fn open(&mut self, key: Key, now: Instant, cx: &mut Context<'_>) -> Result<FlowId, Loss> {
         if self.backends.is_none() {
-            self.backends = Some(Backends::new().map_err(|_out_of_descriptors| Loss::Shortage)?);
+            self.backends = Some(Backends::new(&self.listener).ok_or(Loss::Shortage)?);
         }
         let timeout = {
             let table = self.listener.shared.table.load();
@@ -257,10 +274,8 @@ impl Forwarder {
     fn recheck(&mut self) {
         let table = self.listener.shared.table.load();
         let Some(route) = table.route(&self.listener.id.route) else {
-            for (_, session) in self.flows.close_where(|_| true) {
-                session.end("service_gone");
-            }
-            return;
+            drop(table);
+            return self.end_flows("service_gone");
         };
         self.flows
             .set_idle_timeout(idle_timeout(&self.listener, route));
@@ -291,6 +306,9 @@ impl Forwarder {
             if let Some(next) = next {
                 self.arm(next, cx);
             }
+            if self.flows.len() == 0 {
+                self.backends = None;
+            }
         }
     }
 
@@ -314,11 +332,20 @@ impl Forwarder {
 }
 
 impl Backends {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            poller: readable(Poller::new()?)?,
+    // `None` if there is no descriptor for it.
+    fn new(listener: &Arc<Listener>) -> Option<Self> {
+        if !listener.shared.admission.take_listeners(1) {
+            return None;
+        }
+        let backends = Poller::new().and_then(readable).map(|poller| Self {
+            listener: listener.clone(),
+            poller,
             ready: VecDeque::new(),
-        })
+        });
+        if backends.is_err() {
+            listener.shared.admission.return_listeners(1);
+        }
+        backends.ok()
     }
 
     // Queues the flows whose sockets have become readable.
@@ -334,6 +361,12 @@ impl Backends {
             let flows = tokens[..n].iter().map(|token| FlowId::from_token(*token));
             self.ready.extend(flows);
         })
+    }
+}
+
+impl Drop for Backends {
+    fn drop(&mut self) {
+        self.listener.shared.admission.return_listeners(1);
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use viaduct::dataplane::Drained;
 use viaduct::model::Protocol::Tcp;
 
-use super::rig::{Rig, eventually, is_reset, soon};
+use super::rig::{POISONOUS, Rig, eventually, is_reset, soon};
 
 /// A backend, and a client connected to it through the data path.
 struct Pair {
@@ -20,7 +20,12 @@ struct Pair {
 
 impl Pair {
     async fn connect() -> Self {
-        let (listener, addr) = backend().await;
+        Self::connect_on("127.0.0.1:0").await
+    }
+
+    async fn connect_on(loopback: &str) -> Self {
+        let listener = TcpListener::bind(loopback).await.unwrap();
+        let addr = listener.local_addr().unwrap();
         let rig = Rig::start(Tcp, &[addr]);
         let client = TcpStream::connect(rig.open().await).await.unwrap();
         let (backend, _) = soon("accept", listener.accept()).await.unwrap();
@@ -81,6 +86,38 @@ async fn bytes_go_both_ways_and_are_counted() {
     drop(pair.backend);
     eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
     assert_eq!(pair.rig.metric("viaduct_tcp_connections_total", ""), 1.0);
+}
+
+#[tokio::test]
+async fn ipv6_works_the_same() {
+    let mut pair = Pair::connect_on("[::1]:0").await;
+    pair.client.write_all(b"question").await.unwrap();
+    pair.client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    soon("question", pair.backend.read_to_end(&mut question))
+        .await
+        .unwrap();
+    assert_eq!(question, b"question");
+    reset(pair.backend);
+    let error = soon("reset", pair.client.read(&mut [0; 1])).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_connection_only() {
+    let (listener, addr) = backend().await;
+    let rig = Rig::start(Tcp, &[addr]);
+    let at = rig.open().await;
+    let _before = TcpStream::connect(at).await.unwrap();
+    soon("accept", listener.accept()).await.unwrap();
+    let poisonous = tokio::net::TcpSocket::new_v4().unwrap();
+    poisonous.bind((POISONOUS, 0).into()).unwrap();
+    let end = async { poisonous.connect(at).await?.read(&mut [0; 1]).await };
+    let end = soon("its end", end).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+    let _after = TcpStream::connect(at).await.unwrap();
+    soon("accept", listener.accept()).await.unwrap();
+    eventually("it is gone", || rig.plane.active_flows() == (2, 0)).await;
 }
 
 #[tokio::test]
