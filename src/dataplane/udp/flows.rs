@@ -139,6 +139,12 @@ impl<K: Copy + Eq + Hash, S> FlowTable<K, S> {
         self.flow(id).map(|flow| &mut flow.session)
     }
 
+    /// Ends a flow; `None` if it has ended before.
+    pub(super) fn close(&mut self, id: FlowId) -> Option<(K, S)> {
+        self.flow(id)?;
+        self.vacate(id.place)
+    }
+
     /// Ends all flows that `ends` says should.
     pub(super) fn close_where(&mut self, mut ends: impl FnMut(&S) -> bool) -> Vec<(K, S)> {
         let ending: Vec<u32> = (0..)
@@ -279,7 +285,8 @@ mod tests {
         let now = Instant::now();
         let mut flows = table();
         let first = flows.open(1, 1, now);
-        assert_eq!(flows.close_where(|_| true), [(1, 1)]);
+        assert_eq!(flows.close(first), Some((1, 1)));
+        assert_eq!(flows.close(first), None);
         let second = flows.open(2, 2, now);
         assert_eq!(flows.session(first), None);
         assert_eq!(flows.session(second), Some(&mut 2));
@@ -306,8 +313,8 @@ mod tests {
         let now = Instant::now();
         let mut flows = table();
         for _ in 0..1000 {
-            flows.open(1, 1, now);
-            flows.close_where(|_| true);
+            let id = flows.open(1, 1, now);
+            flows.close(id);
         }
         assert_eq!(flows.deadlines.len(), 1);
         assert_eq!(flows.places.len(), 1);
@@ -374,7 +381,7 @@ mod tests {
                         *last = now;
                     },
                     Step::Close(key) => if let Some((_, id)) = model.remove(&key) {
-                        prop_assert_eq!(flows.close_where(|session| *session == key), [(key, key)]);
+                        prop_assert_eq!(flows.close(id), Some((key, key)));
                         prop_assert_eq!(flows.session(id), None);
                     },
                     Step::CloseOdd => {

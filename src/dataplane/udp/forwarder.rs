@@ -176,6 +176,9 @@ impl Forwarder {
             &mut |socket| backends.poller.get_ref().add(socket, id.to_token()),
             &mut |reason, n| drops.with_label_values(&[reason.reason()]).inc_by(n as u64),
         );
+        if session.is_void() {
+            self.flows.close(id);
+        }
     }
 
     fn open(&mut self, key: Key, now: Instant, cx: &mut Context<'_>) -> Result<FlowId, Loss> {

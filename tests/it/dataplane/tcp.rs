@@ -400,6 +400,29 @@ async fn a_silent_backend_costs_a_quarter_of_a_second() {
 }
 
 #[tokio::test]
+async fn a_single_backend_that_missed_a_packet_gets_another_chance() {
+    let slow = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket2::SockRef::from(&slow).listen(0).unwrap();
+    let addr = slow.local_addr().unwrap();
+    let _fills_the_backlog = std::net::TcpStream::connect(addr).unwrap();
+    let rig = Rig::start(Tcp, &[addr]);
+    let mut client = TcpStream::connect(rig.open().await).await.unwrap();
+    eventually("an attempt fails", || {
+        rig.metric("viaduct_dial_failures_total", "timeout") == 1.0
+    })
+    .await;
+    let serve = move || {
+        slow.accept().unwrap();
+        slow.accept().unwrap().0
+    };
+    let accepted = soon("accept", tokio::task::spawn_blocking(serve))
+        .await
+        .unwrap();
+    drop(accepted);
+    assert_eq!(soon("end", client.read(&mut [0; 1])).await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn established_connections_outlive_their_endpoint_service_and_listener() {
     let mut pair = Pair::connect().await;
     pair.rig.set_backends(&[]);

@@ -147,6 +147,22 @@ async fn a_flow_keeps_its_backend_until_that_leaves() {
 }
 
 #[tokio::test]
+async fn what_nobody_serves_is_dropped_and_leaves_no_flow() {
+    let backend = socket().await;
+    let mut rig = Rig::start(Udp, &[]);
+    let client = client(rig.open().await).await;
+    client.send(b"too early").await.unwrap();
+    eventually("it is counted", || {
+        rig.metric("viaduct_udp_dropped_datagrams_total", "no_backend") == 1.0
+    })
+    .await;
+    eventually("no flow", || rig.plane.active_flows() == (0, 0)).await;
+    rig.set_backends(&[addr(&backend)]);
+    client.send(b"in time").await.unwrap();
+    assert_eq!(receive(&backend).await.0, b"in time");
+}
+
+#[tokio::test]
 async fn a_refusing_backend_is_replaced() {
     let [dead, live] = two_backends().await;
     let rig = Rig::start(Udp, &[addr(&dead), addr(&live)]);
