@@ -262,3 +262,99 @@ fn would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
         Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use prometheus::Registry;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use crate::capture::plan::{Entry, ListenerId};
+    use crate::model::{Family, Protocol, ServiceName, ServicePortKey};
+    use crate::routing::Published;
+
+    use super::super::super::admission::{Admission, FlowKind};
+    use super::super::super::{Listener, Metrics, Shared};
+    use super::super::pipe_pool::{pooled_bytes, refuse_pipes};
+    use super::*;
+
+    fn flow() -> Admitted {
+        let shared = Shared {
+            table: Published::default(),
+            metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
+            admission: Admission::new(20_000, 1, 0, 0),
+            udp_idle_timeout: Duration::from_secs(60),
+        };
+        let route = ServicePortKey {
+            service: ServiceName::new("default", "web"),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let listener = Listener {
+            id: ListenerId {
+                route,
+                entry: Entry::All,
+            },
+            shared: Arc::new(shared),
+        };
+        Admitted::new(&Arc::new(listener), FlowKind::Tcp).unwrap()
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connected = TcpStream::connect(addr).await.unwrap();
+        (connected, listener.accept().await.unwrap().0)
+    }
+
+    // 100 MiB through a relay on this thread.
+    async fn transfer() {
+        let ((client, near), (far, backend)) = (pair().await, pair().await);
+        let relay = tokio::spawn(Relay::new(near, far, flow()));
+        // Repeats at no multiple of a buffer's size.
+        let unit: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+        let bytes = [&unit[..], b"odd"].concat().repeat(100);
+        let copy = bytes.clone();
+        let sending = tokio::spawn(async move {
+            let mut client = client;
+            client.write_all(&copy).await.unwrap();
+        });
+        let mut got = Vec::new();
+        let mut backend = backend;
+        backend.read_to_end(&mut got).await.unwrap();
+        assert!(got == bytes);
+        drop(backend);
+        sending.await.unwrap();
+        assert_eq!(relay.await.unwrap(), End::Finished);
+    }
+
+    #[tokio::test]
+    async fn bulk_goes_through_pipes() {
+        transfer().await;
+        assert!(pooled_bytes() > 0);
+    }
+
+    #[tokio::test]
+    async fn bulk_is_copied_where_there_are_no_pipes() {
+        refuse_pipes();
+        transfer().await;
+        assert_eq!(pooled_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_aborted_relay_resets_both_sides() {
+        let ((mut client, near), (far, mut backend)) = (pair().await, pair().await);
+        let relay = tokio::spawn(Relay::new(near, far, flow()));
+        client.write_all(b"x").await.unwrap();
+        backend.read_exact(&mut [0; 1]).await.unwrap();
+        relay.abort();
+        for end in [&mut client, &mut backend] {
+            let error = end.read(&mut [0; 1]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+}

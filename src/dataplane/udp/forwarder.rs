@@ -5,27 +5,26 @@
 //! one per flow. Within a flow nothing is reordered; what the kernel will not take is dropped and counted.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::net::batches::{Batch, LocalAddress, SLOTS};
-use crate::net::poller::{EVENTS, Poller};
+use crate::net::batches::{Batch, SLOTS};
+use crate::net::message_addresses::LocalAddress;
 use crate::net::readable::readable;
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::thread::{Instruction, Orders};
+use super::backends::{Backends, receive_ready};
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
@@ -51,13 +50,6 @@ pub(in super::super) struct Forwarder {
     // There while there are flows: a cold listener costs one descriptor.
     backends: Option<Backends>,
     timer: Option<Timer>,
-}
-
-struct Backends {
-    listener: Arc<Listener>,
-    poller: AsyncFd<Poller>,
-    // Flows whose sockets are known to be readable.
-    ready: VecDeque<FlowId>,
 }
 
 struct Timer {
@@ -173,7 +165,7 @@ impl Forwarder {
             batch,
             slots,
             now,
-            &mut |socket| backends.poller.get_ref().add(socket, id.to_token()),
+            &mut |socket| backends.watch(socket, id),
             &mut |reason, n| drops.with_label_values(&[reason.reason()]).inc_by(n as u64),
         );
         if session.is_void() {
@@ -331,76 +323,6 @@ impl Forwarder {
     fn count_drop(&self, reason: Loss, n: usize) {
         let drops = &self.listener.shared.metrics.udp_drops;
         drops.with_label_values(&[reason.reason()]).inc_by(n as u64);
-    }
-}
-
-impl Backends {
-    // `None` if there is no descriptor for it.
-    fn new(listener: &Arc<Listener>) -> Option<Self> {
-        if !listener.shared.admission.take_listeners(1) {
-            return None;
-        }
-        let backends = Poller::new().and_then(readable).map(|poller| Self {
-            listener: listener.clone(),
-            poller,
-            ready: VecDeque::new(),
-        });
-        if backends.is_err() {
-            listener.shared.admission.return_listeners(1);
-        }
-        backends.ok()
-    }
-
-    // Queues the flows whose sockets have become readable.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut tokens = [0; EVENTS];
-        receive_ready(&self.poller, EVENTS, cx, |poller| {
-            match poller.ready(&mut tokens)? {
-                0 => Err(io::ErrorKind::WouldBlock.into()),
-                n => Ok(n),
-            }
-        })
-        .map(|n| {
-            let flows = tokens[..n].iter().map(|token| FlowId::from_token(*token));
-            self.ready.extend(flows);
-        })
-    }
-}
-
-impl Drop for Backends {
-    fn drop(&mut self) {
-        self.listener.shared.admission.return_listeners(1);
-    }
-}
-
-// Receives once something is there, up to `most`; pending only when the task will be woken by the next arrival.
-fn receive_ready<T: AsRawFd>(
-    from: &AsyncFd<T>,
-    most: usize,
-    cx: &mut Context<'_>,
-    mut receive: impl FnMut(&T) -> io::Result<usize>,
-) -> Poll<usize> {
-    loop {
-        let mut guard = match ready!(from.poll_read_ready(cx)) {
-            Ok(guard) => guard,
-            // The runtime ends, and this task with it.
-            Err(_shutdown) => return Poll::Pending,
-        };
-        match receive(guard.get_inner()) {
-            Ok(n) => {
-                // Less than asked for has emptied it; the next arrival is a new event.
-                if n < most {
-                    guard.clear_ready();
-                }
-                return Poll::Ready(n);
-            }
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::warn!(%error, "receive failed");
-                }
-                guard.clear_ready();
-            }
-        }
     }
 }
 

@@ -48,17 +48,20 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Bytes that differ from their neighbours at every distance that matters.
+/// Bytes that repeat at no multiple of a buffer's size.
 fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
-    std::iter::repeat_with(|| {
+    let unit: Vec<u8> = std::iter::repeat_with(|| {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
         state.to_le_bytes()[0]
     })
-    .take(len)
-    .collect()
+    .take(100_003)
+    .collect();
+    let mut bytes = unit.repeat(len / unit.len() + 1);
+    bytes.truncate(len);
+    bytes
 }
 
 #[tokio::test]
