@@ -1,0 +1,1 @@
+//! The controllers' cases: slices, mirroring and Endpoints.
