@@ -34,6 +34,7 @@ mod write;
 pub use allocations::{Allocations, SavedPod, SavedPort, SavedService};
 pub use config::{Config, ConfigError, OwnNode};
 pub use decode::{UnknownFields, decode};
+pub use endpoints::{ControllerEvent, Severity};
 pub use object::{Kind, Object, ObjectKey};
 pub use plane::ControlPlane;
 pub use rejection::{Cause, Rejection, Warning};
