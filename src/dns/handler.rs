@@ -1,6 +1,6 @@
-//! Between hickory-server and our answers: the library owns sockets, framing and decoding, `exchange` decides.
+//! Between hickory-server and our answers: the library owns the UDP sockets and decodes, `exchange` decides.
 //!
-//! A question that waits for an upstream gets a task of its own, so that it holds up nobody on the same connection.
+//! A question that waits for an upstream gets a task of its own, which shutdown waits for; the library's would be cut.
 //! The library sends records, not octets, so a reply is taken apart once more on its way out.
 
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use hickory_proto::op::{Header, HeaderCounts, Message, MessageType, Metadata, Re
 use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder};
 use hickory_server::net::runtime::Time;
-use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder, Queries};
 use tokio_util::task::TaskTracker;
@@ -43,26 +42,22 @@ impl RequestHandler for Handler {
         request: &Request,
         responses: R,
     ) -> ResponseInfo {
-        let transport = if request.protocol() == Protocol::Udp {
-            Transport::Udp
-        } else {
-            Transport::Tcp
-        };
         // What a datagram may hold; the library takes it from the OPT record of the reply.
-        let room = request.edns.as_ref().map_or(PLAIN_UDP, |edns| {
-            edns.max_payload().clamp(PLAIN_UDP, MAX_UDP)
-        });
+        let room = request
+            .edns
+            .as_ref()
+            .map_or(PLAIN_UDP, |edns| edns.max_payload().clamp(PLAIN_UDP, MAX_UDP));
         match self
             .exchange
-            .begin(request.as_slice(), request.src(), transport)
+            .begin(request.as_slice(), request.src(), Transport::Udp)
         {
-            Step::Reply(reply) => send(&reply, transport, room, responses).await,
+            Step::Reply(reply) => send(&reply, room, responses).await,
             Step::Silence => {}
             Step::Wait(pending) => {
                 let finish = self.exchange.clone().finish(pending);
                 self.tasks.spawn(async move {
                     match finish.await {
-                        Step::Reply(reply) => send(&reply, transport, room, responses).await,
+                        Step::Reply(reply) => send(&reply, room, responses).await,
                         Step::Silence | Step::Wait(_) => {}
                     }
                 });
@@ -73,17 +68,22 @@ impl RequestHandler for Handler {
     }
 }
 
-async fn send<R: ResponseHandler>(reply: &[u8], transport: Transport, room: u16, mut responses: R) {
+async fn send<R: ResponseHandler>(reply: &[u8], room: u16, mut responses: R) {
     let Some((queries, mut message)) = take_apart(reply) else {
-        tracing::warn!("a DNS reply could not be encoded; the client will ask again");
+        // Only an upstream writes what cannot be read; its records cannot be sent through the library.
+        if let Some((queries, metadata)) = take_question(reply) {
+            let failure = MessageResponseBuilder::new(&queries, None)
+                .error_msg(&metadata, ResponseCode::ServFail);
+            if let Err(error) = responses.send_response(failure).await {
+                tracing::debug!(%error, "DNS reply not sent");
+            }
+        }
         return;
     };
     if let Some(edns) = &mut message.edns {
         edns.set_max_payload(room);
     }
-    if transport == Transport::Udp {
-        fit(&queries, &mut message, room);
-    }
+    fit(&queries, &mut message, room);
     let response = response(&queries, &message);
     if let Err(error) = responses.send_response(response).await {
         tracing::debug!(%error, "DNS reply not sent");
@@ -139,12 +139,17 @@ fn response<'a>(
     )
 }
 
-// The question stays as it was spelled: it is carried over as octets.
 fn take_apart(reply: &[u8]) -> Option<(Queries, Message)> {
+    let (queries, _) = take_question(reply)?;
+    Some((queries, Message::from_vec(reply).ok()?))
+}
+
+// The question stays as it was spelled: it is carried over as octets.
+fn take_question(reply: &[u8]) -> Option<(Queries, Metadata)> {
     let mut decoder = BinDecoder::new(reply);
     let header = Header::read(&mut decoder).ok()?;
     let queries = Queries::read(&mut decoder, usize::from(header.counts.queries)).ok()?;
-    Some((queries, Message::from_vec(reply).ok()?))
+    Some((queries, header.metadata))
 }
 
 fn info(request: Metadata) -> ResponseInfo {

@@ -461,6 +461,26 @@ async fn a_refusal_without_a_question_is_understood() {
 }
 
 #[tokio::test]
+async fn a_record_that_cannot_be_read_is_a_failure_and_not_silence() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let reply = client.ask("spoilt.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(reply.queries[0].name().to_ascii(), "spoilt.test.");
+}
+
+#[tokio::test]
+async fn a_resolver_older_than_edns_is_asked_without() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let question = with_edns(query("old.test.", RecordType::A), 1232, false);
+    let reply = client.udp(&question).await;
+    assert_eq!(data(&reply), ["192.0.2.80"]);
+    assert!(reply.edns.is_some(), "the client's EDNS is our own affair");
+    assert_eq!(stub.asked("old.test."), 2);
+}
+
+#[tokio::test]
 async fn a_question_that_comes_back_is_dropped() {
     // A resolver that hands our own question back to us, octet by octet.
     let mirror = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -668,6 +688,52 @@ async fn a_client_that_closes_its_half_still_gets_its_answers() {
 }
 
 #[tokio::test]
+async fn the_oldest_idle_connection_makes_room_for_a_new_one() {
+    let client = start(Vec::new()).await;
+    let question = query("web.ns.svc.cluster.local.", RecordType::A);
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(client.at).await.unwrap();
+        send(&mut stream, &question).await;
+        receive(&mut stream).await;
+        streams.push(stream);
+    }
+    let mut one_more = TcpStream::connect(client.at).await.unwrap();
+    send(&mut one_more, &question).await;
+    assert_eq!(data(&receive(&mut one_more).await), ["10.96.0.1"]);
+    let ended = tokio::time::timeout(PATIENCE, streams[0].read(&mut [0])).await;
+    assert_eq!(ended.expect("still open").unwrap(), 0);
+    send(&mut streams[1], &question).await;
+    assert_eq!(data(&receive(&mut streams[1]).await), ["10.96.0.1"]);
+}
+
+#[tokio::test]
+async fn a_new_connection_is_refused_when_all_others_are_at_work() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let (slow, quick) = (
+        query("held.test.", RecordType::A),
+        query("web.ns.svc.cluster.local.", RecordType::A),
+    );
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(client.at).await.unwrap();
+        send(&mut stream, &slow).await;
+        send(&mut stream, &quick).await;
+        // The quick answer says that the slow question is under way.
+        assert_eq!(data(&receive(&mut stream).await), ["10.96.0.1"]);
+        streams.push(stream);
+    }
+    let mut one_more = TcpStream::connect(client.at).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, one_more.read(&mut [0])).await;
+    assert_eq!(ended.expect("still open").unwrap(), 0);
+    stub.release();
+    for stream in &mut streams {
+        assert_eq!(data(&receive(stream).await), ["192.0.2.80"]);
+    }
+}
+
+#[tokio::test]
 async fn too_many_waiting_questions_of_one_client_are_refused() {
     let stub = Stub::start().await;
     let client = start(vec![stub.addr]).await;
@@ -675,9 +741,18 @@ async fn too_many_waiting_questions_of_one_client_are_refused() {
     socket.connect(client.at).await.unwrap();
     let mut question = query("held.test.", RecordType::A);
     let mut buffer = vec![0; 512];
+    let probe = query("web.ns.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
     for id in 0..201 {
         question.metadata.id = id;
         socket.send(&question.to_vec().unwrap()).await.unwrap();
+        if id % 50 == 49 {
+            // The server has read so far: nothing is lost to a full socket.
+            socket.send(&probe).await.unwrap();
+            socket.recv(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..2], [0x12, 0x34]);
+        }
     }
     let length = socket.recv(&mut buffer).await.unwrap();
     let refused = Message::from_vec(&buffer[..length]).unwrap();
