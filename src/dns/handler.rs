@@ -43,10 +43,9 @@ impl RequestHandler for Handler {
         responses: R,
     ) -> ResponseInfo {
         // What a datagram may hold; the library takes it from the OPT record of the reply.
-        let room = request
-            .edns
-            .as_ref()
-            .map_or(PLAIN_UDP, |edns| edns.max_payload().clamp(PLAIN_UDP, MAX_UDP));
+        let room = request.edns.as_ref().map_or(PLAIN_UDP, |edns| {
+            edns.max_payload().clamp(PLAIN_UDP, MAX_UDP)
+        });
         match self
             .exchange
             .begin(request.as_slice(), request.src(), Transport::Udp)
