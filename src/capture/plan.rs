@@ -220,6 +220,20 @@ impl Rules {
         silenced
     }
 
+    // Who may call the load-balancer address `ip`; `None` = anybody. Without any endpoint everybody is refused. Where
+    // the node itself may call, so may the address: a node that has it configured calls itself from there.
+    fn allowed_at(&self, ip: IpAddr, route: &Route) -> Option<Vec<IpNet>> {
+        if route.source_ranges.is_empty() || !route.any_endpoints {
+            return None;
+        }
+        let mut ranges = route.source_ranges.clone();
+        let contains = |local| ranges.iter().any(|range| range.contains(local));
+        if self.local_addresses.iter().any(contains) {
+            ranges.push(ip.into());
+        }
+        Some(ranges)
+    }
+
     /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
     /// opened (its frontends are then not captured).
     pub fn add(&mut self, route: &Route, port_of: impl Fn(Entry) -> Option<u16>) {
@@ -243,6 +257,11 @@ impl Rules {
             self.redirects.insert(*frontend, port);
             if let Some(silence) = silence(route, *kind) {
                 self.silent.insert(*frontend, silence);
+            }
+            if *kind == FrontendKind::LoadBalancer
+                && let Some(ranges) = self.allowed_at(frontend.ip, route)
+            {
+                self.source_ranges.insert(*frontend, ranges);
             }
         }
         if let Some(node_port) = route.node_port

@@ -10,7 +10,7 @@ use super::merge::three_way;
 use super::object::{Object, ObjectKey};
 use super::plane::ControlPlane;
 use super::rejection::{Rejection, Warning};
-use super::write::Writer;
+use super::write::{Intent, Writer};
 
 impl ControlPlane {
     /// Takes over a document of a manifest file. What changed since the file's last accepted content is applied to the
@@ -31,7 +31,7 @@ impl ControlPlane {
                 };
                 self.apply_pod(*pod, file, &key, now)?
             }
-            other => self.write(other, Writer::File, now)?,
+            other => self.write(other, Writer::File, Intent::Put, now)?.1,
         };
         if key.kind.is_namespaced() && !self.namespace_exists(&key.namespace) {
             self.supply_namespace(&key.namespace, now);
@@ -54,11 +54,11 @@ impl ControlPlane {
         };
         self.run_pod(&mut pod, file, key, now)?;
         let attempt = pod.clone();
-        let result = self.write(Object::Pod(pod), Writer::File, now);
+        let result = self.write(Object::Pod(pod), Writer::File, Intent::Put, now);
         if result.is_err() && self.store.get(key).is_none() {
             self.release_pod(key, &attempt);
         }
-        result
+        result.map(|(_, warnings)| warnings)
     }
 }
 

@@ -145,6 +145,21 @@ impl Object {
         }
     }
 
+    /// As Kubernetes spells it, with `kind` and `apiVersion`.
+    ///
+    /// # Errors
+    /// A time that no calendar has.
+    pub fn to_json(&self) -> Result<serde_json::Value, serde_json::Error> {
+        match self {
+            Self::Namespace(object) => serde_json::to_value(object),
+            Self::Node(object) => serde_json::to_value(object),
+            Self::Service(object) => serde_json::to_value(object),
+            Self::Pod(object) => serde_json::to_value(object),
+            Self::EndpointSlice(object) => serde_json::to_value(object),
+            Self::Endpoints(object) => serde_json::to_value(object),
+        }
+    }
+
     /// What identifies it. An object without a name has an empty one; validation reports that.
     pub fn key(&self) -> ObjectKey {
         let kind = self.kind();

@@ -16,7 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use super::exchange::{Exchange, Step};
 use super::message::Transport;
-use super::wire::{MAX_UDP, PLAIN_UDP};
+use super::wire::MAX_UDP;
+
+/// What a datagram may hold where the client says nothing (RFC 1035 section 4.2.1).
+const PLAIN_UDP: u16 = 512;
 
 /// Octets of a name (RFC 1035 section 2.3.4).
 const LONGEST_NAME: usize = 255;
@@ -43,11 +46,9 @@ impl RequestHandler for Handler {
         responses: R,
     ) -> ResponseInfo {
         // What a datagram may hold; the library takes it from the OPT record of the reply.
-        let room = request
-            .edns
-            .as_ref()
-            .map_or(PLAIN_UDP, |edns| usize::from(edns.max_payload()));
-        let room = u16::try_from(room).map_or(MAX_UDP, |room| room.min(MAX_UDP));
+        let room = request.edns.as_ref().map_or(PLAIN_UDP, |edns| {
+            edns.max_payload().clamp(PLAIN_UDP, MAX_UDP)
+        });
         match self
             .exchange
             .begin(request.as_slice(), request.src(), Transport::Udp)

@@ -162,5 +162,14 @@ async fn restore(family: Family, text: &str) -> Result<(), CaptureError> {
         Family::V6 => "ip6tables-restore",
     };
     // Five seconds for the lock that all users of iptables share.
-    run(tool, &["--noflush", "-w", "5"], text).await.map(drop)
+    let arguments = ["--noflush", "-w", "5"];
+    match run(tool, &arguments, text).await {
+        Err(error) if error.says_too_long() => {
+            for piece in render::pieces(text) {
+                run(tool, &arguments, &piece).await?;
+            }
+            Ok(())
+        }
+        outcome => outcome.map(drop),
+    }
 }

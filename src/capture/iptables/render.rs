@@ -109,6 +109,20 @@ pub(super) fn render_restore(table: Table, before: &Chains, after: &Chains) -> O
     Some(text)
 }
 
+/// A transaction of [`render_restore`] as several, for where one would be too long. Chains are named before rules lead
+/// to them, as in the whole.
+pub(super) fn pieces(restore: &str) -> Vec<String> {
+    let mut lines = restore.lines();
+    let table = lines.next().unwrap_or_default();
+    let lines: Vec<&str> = lines.filter(|line| *line != "COMMIT").collect();
+    let piece = |some: &[&str]| format!("{table}\n{}\nCOMMIT\n", some.join("\n"));
+    lines.chunks(PIECE).map(piece).collect()
+}
+
+/// Lines in one transaction of several. Over nf_tables a rule takes up to 400 bytes; the least that `net.core.wmem_max` is
+/// by default is 208 KiB.
+const PIECE: usize = 250;
+
 /// A transaction that shows that rules like ours load, and leaves nothing.
 pub(super) fn render_probe() -> String {
     let chain = "VIADUCT-PROBE";
@@ -342,6 +356,24 @@ mod tests {
                 .replace("-I OUTPUT", "-A OUTPUT");
             assert_eq!(parse_saved(&saved), planned);
         }
+    }
+
+    #[test]
+    fn pieces_hold_every_line_once_and_in_order() {
+        let planned = plan_chains(Table::Nat, &many(1_000));
+        let whole = render_restore(Table::Nat, &Chains::default(), &planned).unwrap();
+        let body = |text: &str| text.replace("*nat\n", "").replace("COMMIT\n", "");
+        let pieces = pieces(&whole);
+        assert!(
+            pieces.len() > 4
+                && pieces
+                    .iter()
+                    .all(|piece| piece.lines().count() <= PIECE + 2)
+        );
+        assert_eq!(
+            pieces.iter().map(|piece| body(piece)).collect::<String>(),
+            body(&whole)
+        );
     }
 
     #[test]

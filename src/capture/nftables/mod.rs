@@ -67,7 +67,14 @@ impl Nftables {
 
     async fn replace(&mut self, elements: Elements) -> Result<(), CaptureError> {
         self.applied = None;
-        load(&render::render_replacement(self.family, &elements)).await?;
+        match load(&render::render_replacement(self.family, &elements)).await {
+            Err(error) if error.says_too_long() => {
+                for piece in render::render_pieces(self.family, &elements) {
+                    load(&piece).await?;
+                }
+            }
+            outcome => outcome?,
+        }
         let skeleton = list(self.family).await?.skeleton;
         self.applied = Some(Applied { elements, skeleton });
         Ok(())

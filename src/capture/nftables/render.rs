@@ -136,6 +136,28 @@ pub(super) fn render_probe(family: Family) -> String {
     )
 }
 
+/// The same as [`render_replacement`] in several transactions, for where one would be too long: the table without
+/// elements first, then some elements at a time.
+pub(super) fn render_pieces(family: Family, elements: &Elements) -> Vec<String> {
+    let empty = Elements::new();
+    let mut pieces = vec![render_replacement(family, &empty)];
+    for (set, all) in elements {
+        let all: Vec<_> = all.iter().collect();
+        for some in all.chunks(PIECE) {
+            let some = some
+                .iter()
+                .map(|(key, value)| ((*key).clone(), (*value).clone()));
+            let some = Elements::from([(*set, some.collect())]);
+            pieces.extend(render_change(family, &empty, &some));
+        }
+    }
+    pieces
+}
+
+/// Elements in one transaction of several. A thousand take about 40 KB; the least that `net.core.wmem_max` is by default
+/// is 208 KiB.
+const PIECE: usize = 1000;
+
 /// The elements to change from `before` to `after`, in one transaction; `None` if they are the same.
 pub(super) fn render_change(family: Family, before: &Elements, after: &Elements) -> Option<String> {
     let mut text = String::new();
@@ -151,7 +173,9 @@ pub(super) fn render_change(family: Family, before: &Elements, after: &Elements)
             |key: &String, value: &String| shape != Shape::Intervals && new.get(key) == Some(value);
         if shape == Shape::Intervals {
             // Taking single intervals out of a set and putting others in, in one transaction, fails on some kernels.
-            let _ = writeln!(text, "flush set {set}");
+            if !old.is_empty() {
+                let _ = writeln!(text, "flush set {set}");
+            }
         } else {
             let gone = old.iter().filter(|(key, value)| !kept(key, value));
             push_elements(&mut text, "delete", &set, gone.map(|(key, _)| key.clone()));
@@ -403,6 +427,18 @@ mod tests {
                 .count()
         };
         assert_eq!(lines(1_000), lines(10_000));
+    }
+
+    #[test]
+    fn pieces_hold_every_element_once() {
+        let elements = plan_elements(&many(2_500));
+        let pieces = render_pieces(Family::V4, &elements);
+        assert_eq!(pieces.len(), 4);
+        let sizes: Vec<usize> = pieces
+            .iter()
+            .map(|piece| piece.matches(" . tcp . ").count())
+            .collect();
+        assert_eq!(sizes, [0, 1_000, 1_000, 500]);
     }
 
     #[test]

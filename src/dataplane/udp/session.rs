@@ -115,6 +115,11 @@ impl Session {
         self.link.as_ref().map(|link| link.backend.addr())
     }
 
+    /// Whether there is nothing to remember: no backend has been found.
+    pub(super) fn is_void(&self) -> bool {
+        self.link.is_none() && self.tried.is_empty()
+    }
+
     /// Sends the datagrams in `slots` to the backend, in order. `watch` is called with each new socket before it is
     /// used. What cannot be sent is dropped and reported to `dropped`.
     pub(super) fn forward(
