@@ -5,16 +5,13 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use nix::libc;
-use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::net::sockets::reset_on_close;
+use crate::net::sockets::{end_of_stream, reset_on_close, send};
 
 use super::super::admission::Admitted;
 use super::direction::Path;
@@ -187,15 +184,14 @@ impl Path for OneWay<'_, '_> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written =
-            self.send_by(|sink| SockRef::from(sink).send_with_flags(bytes, libc::MSG_NOSIGNAL))?;
+        let written = self.send_by(|sink| send(sink, bytes))?;
         self.sink_full = written < bytes.len();
         Ok(written)
     }
 
     fn finish(&mut self) -> io::Result<()> {
         if self.end == EndOfStream::Announce {
-            SockRef::from(&*self.sink).shutdown(Shutdown::Write)?;
+            end_of_stream(&*self.sink)?;
         }
         Ok(())
     }

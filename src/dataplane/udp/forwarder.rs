@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -145,7 +146,7 @@ impl Forwarder {
     fn forward(
         &mut self,
         batch: &mut Batch,
-        slots: std::ops::Range<usize>,
+        slots: Range<usize>,
         key: Key,
         now: Instant,
         cx: &mut Context<'_>,
@@ -233,12 +234,19 @@ impl Forwarder {
                     }
                     session.returned(returned);
                     filled += n;
-                    // It filled what was left: there may be more. Others first.
                     if filled == SLOTS {
+                        // It filled what was left: there may be more. Others first.
                         backends.ready.push_back(id);
+                    } else {
+                        session.drained();
                     }
                 }
-                Err(error) => session.receive_failed(&error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => session.drained(),
+                // Reported once, and ahead of what had arrived before it.
+                Err(error) => {
+                    session.receive_failed(&error);
+                    backends.ready.push_front(id);
+                }
             }
         }
         self.reply(batch, filled);

@@ -117,6 +117,26 @@ async fn a_taken_port_is_served_elsewhere_and_said_so() {
 }
 
 #[tokio::test]
+async fn a_port_comes_back_while_connections_of_its_last_listener_go_on() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rig = Rig::with(Tcp, &[backend.local_addr().unwrap()], Config::default());
+    let mut spec = rig.spec(Serving);
+    spec.bind = rig.plane.open(&spec).await.unwrap();
+    for state in [HeldClosed, Serving] {
+        let mut client = TcpStream::connect(spec.bind).await.unwrap();
+        let (mut served, _) = soon("accept", backend.accept()).await.unwrap();
+        rig.plane.close(&spec.id).await;
+        spec.state = state;
+        let again = rig.plane.open(&spec).await.unwrap();
+        assert_eq!(again, spec.bind, "{state:?}");
+        served.write_all(b"x").await.unwrap();
+        soon("x", client.read_exact(&mut [0; 1])).await.unwrap();
+        spec.state = Serving;
+        rig.plane.open(&spec).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn opening_twice_changes_nothing() {
     let rig = Rig::start(Tcp, &[]);
     let one = rig.plane.open(&rig.spec(Serving)).await.unwrap();
