@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::model::Family;
 
 use super::plan::{Arrival, Rules};
-use super::stale_flows::{StaleFlows, forget};
+use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
 use super::{Capture, CaptureError};
 
@@ -26,7 +26,7 @@ pub(super) struct Iptables {
     /// What the kernel holds, of the tables where that is known.
     applied: BTreeMap<Table, Chains>,
     /// What has been captured so far: what must be there, and the flows that may have to be forgotten.
-    captured: Option<Rules>,
+    captured: Rules,
 }
 
 impl Iptables {
@@ -36,7 +36,7 @@ impl Iptables {
         Ok(Self {
             family,
             applied: BTreeMap::new(),
-            captured: None,
+            captured: Rules::none(family),
         })
     }
 
@@ -90,25 +90,33 @@ impl Capture for Iptables {
 
     async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
         let known = self.applied.contains_key(&Table::Nat);
+        let state = if known {
+            Before::Known
+        } else {
+            Before::Unknown
+        };
+        let stale = StaleFlows::between(&self.captured, rules, state);
+        forget(self.family, stale.clone().uncaptured(&self.captured)).await;
         self.change_all(rules).await?;
-        let before = self.captured.replace(rules.clone());
-        forget(
-            self.family,
-            StaleFlows::between(before.as_ref(), rules, known),
-        )
-        .await;
+        forget(self.family, stale).await;
+        self.captured = rules.clone();
         Ok(())
     }
 
     async fn reassert(&mut self) -> Result<bool, CaptureError> {
-        let Some(rules) = self.captured.clone() else {
+        if self.applied.is_empty() {
             return Ok(false);
-        };
+        }
         self.applied.clear();
+        let rules = self.captured.clone();
         let restored = self.change_all(&rules).await?;
         if restored {
             // Datagrams that passed uncaptured have made flows that would go on passing.
-            forget(self.family, StaleFlows::of(&rules)).await;
+            forget(
+                self.family,
+                StaleFlows::between(&rules, &rules, Before::Unknown),
+            )
+            .await;
         }
         Ok(restored)
     }
@@ -116,9 +124,13 @@ impl Capture for Iptables {
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied.clear();
         remove(self.family).await?;
-        if let Some(rules) = self.captured.take() {
-            forget(self.family, StaleFlows::of(&rules)).await;
-        }
+        let nothing = Rules::none(self.family);
+        let captured = std::mem::replace(&mut self.captured, nothing.clone());
+        forget(
+            self.family,
+            StaleFlows::between(&captured, &nothing, Before::Known),
+        )
+        .await;
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::model::Family;
 
 use super::plan::{Arrival, Rules};
-use super::stale_flows::{StaleFlows, forget};
+use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
 use super::{Capture, CaptureError};
 
@@ -27,7 +27,7 @@ pub(super) struct Nftables {
     /// What the kernel holds; `None` while that is not known.
     applied: Option<Applied>,
     /// What has been captured so far, for the flows that may have to be forgotten.
-    captured: Option<Rules>,
+    captured: Rules,
 }
 
 struct Applied {
@@ -42,7 +42,7 @@ impl Nftables {
         Ok(Self {
             family,
             applied: None,
-            captured: None,
+            captured: Rules::none(family),
         })
     }
 
@@ -92,14 +92,16 @@ impl Capture for Nftables {
     }
 
     async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        let known = self.applied.is_some();
+        let state = if self.applied.is_some() {
+            Before::Known
+        } else {
+            Before::Unknown
+        };
+        let stale = StaleFlows::between(&self.captured, rules, state);
+        forget(self.family, stale.clone().uncaptured(&self.captured)).await;
         self.change(render::plan_elements(rules)).await?;
-        let before = self.captured.replace(rules.clone());
-        forget(
-            self.family,
-            StaleFlows::between(before.as_ref(), rules, known),
-        )
-        .await;
+        forget(self.family, stale).await;
+        self.captured = rules.clone();
         Ok(())
     }
 
@@ -115,19 +117,22 @@ impl Capture for Nftables {
         }
         let elements = applied.elements.clone();
         self.replace(elements).await?;
-        if let Some(rules) = &self.captured {
-            // Datagrams that passed uncaptured have made flows that would go on passing.
-            forget(self.family, StaleFlows::of(rules)).await;
-        }
+        // Datagrams that passed uncaptured have made flows that would go on passing.
+        let stale = StaleFlows::between(&self.captured, &self.captured, Before::Unknown);
+        forget(self.family, stale).await;
         Ok(true)
     }
 
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied = None;
         remove(self.family).await?;
-        if let Some(rules) = self.captured.take() {
-            forget(self.family, StaleFlows::of(&rules)).await;
-        }
+        let nothing = Rules::none(self.family);
+        let captured = std::mem::replace(&mut self.captured, nothing.clone());
+        forget(
+            self.family,
+            StaleFlows::between(&captured, &nothing, Before::Known),
+        )
+        .await;
         Ok(())
     }
 }
