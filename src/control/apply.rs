@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::defaults::set_defaults;
+use super::defaults::default_pod;
 use super::merge::three_way;
 use super::object::{Object, ObjectKey};
 use super::plane::ControlPlane;
@@ -24,14 +24,9 @@ impl ControlPlane {
             (Some(before), Some(stored)) => merge(before, &object, stored)?,
             (Some(_) | None, _) => object.clone(),
         };
-        let warnings = match merged {
-            Object::Pod(pod) => {
-                let Object::Pod(file) = &object else {
-                    return Err(Rejection::bad_request("a Pod stays a Pod".to_owned()));
-                };
-                self.apply_pod(*pod, file, &key, now)?
-            }
-            other => self.write(other, Writer::File, Intent::Put, now)?.1,
+        let warnings = match (merged, &object) {
+            (Object::Pod(pod), Object::Pod(file)) => self.apply_pod(pod, file, &key, now)?,
+            (merged, _) => self.write(merged, Writer::File, Intent::Put, now)?.1,
         };
         if key.kind.is_namespaced() && !self.namespace_exists(&key.namespace) {
             self.supply_namespace(&key.namespace, now);
@@ -42,16 +37,12 @@ impl ControlPlane {
 
     fn apply_pod(
         &mut self,
-        pod: Pod,
+        mut pod: Box<Pod>,
         file: &Pod,
         key: &ObjectKey,
         now: Timestamp,
     ) -> Result<Vec<Warning>, Rejection> {
-        let mut object = Object::Pod(Box::new(pod));
-        set_defaults(&mut object);
-        let Object::Pod(mut pod) = object else {
-            return Err(Rejection::bad_request("a Pod stays a Pod".to_owned()));
-        };
+        default_pod(&mut pod);
         self.run_pod(&mut pod, file, key, now)?;
         let attempt = pod.clone();
         let result = self.write(Object::Pod(pod), Writer::File, Intent::Put, now);

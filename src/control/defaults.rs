@@ -163,7 +163,8 @@ fn default_endpoints(endpoints: &mut Endpoints) {
     }
 }
 
-fn default_pod(pod: &mut Pod) {
+/// Fills in what a Pod leaves out.
+pub(super) fn default_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         for container in spec
             .containers

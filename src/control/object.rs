@@ -133,6 +133,51 @@ impl Object {
         }
     }
 
+    /// The Service, if it is one.
+    pub fn as_service(&self) -> Option<&Service> {
+        if let Self::Service(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The Pod, if it is one.
+    pub fn as_pod(&self) -> Option<&Pod> {
+        if let Self::Pod(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The Node, if it is one.
+    pub fn as_node(&self) -> Option<&Node> {
+        if let Self::Node(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The EndpointSlice, if it is one.
+    pub fn as_slice(&self) -> Option<&EndpointSlice> {
+        if let Self::EndpointSlice(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The Endpoints, if it is one.
+    pub fn as_endpoints(&self) -> Option<&Endpoints> {
+        if let Self::Endpoints(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
     /// Its metadata, to be written by the control plane.
     pub(super) fn metadata_mut(&mut self) -> &mut ObjectMeta {
         match self {

@@ -77,29 +77,27 @@ impl ControlPlane {
             map.take_if(|entries| entries.is_empty());
         }
         set_defaults(&mut object);
-        match object {
-            Object::Service(service) => self.write_service(*service, &key, writer, intent, now),
-            other => {
-                let old = match (writer, intent) {
-                    (Writer::OldClient, _) => Some(&other),
-                    (Writer::File | Writer::Client, Intent::Put) => self.store.get(&key),
-                    (Writer::File | Writer::Client, Intent::Create | Intent::DryCreate) => None,
-                };
-                let wrong = self.judge(&other, old);
-                if !wrong.is_empty() {
-                    return Err(Rejection {
-                        warnings: warnings::of_kind(key.kind),
-                        ..Rejection::invalid(resource(key.kind), &key.name, wrong)
-                    });
-                }
-                self.fail_if_exists(&key, intent)?;
-                let warnings = warnings::warnings(&other);
-                if intent != Intent::DryCreate {
-                    self.store.put(other.clone(), now);
-                }
-                Ok((other, warnings))
-            }
+        if let Object::Service(service) = object {
+            return self.write_service(*service, &key, writer, intent, now);
         }
+        let old = match (writer, intent) {
+            (Writer::OldClient, _) => Some(&object),
+            (Writer::File | Writer::Client, Intent::Put) => self.store.get(&key),
+            (Writer::File | Writer::Client, Intent::Create | Intent::DryCreate) => None,
+        };
+        let wrong = self.judge(&object, old);
+        if !wrong.is_empty() {
+            return Err(Rejection {
+                warnings: warnings::of_kind(key.kind),
+                ..Rejection::invalid(resource(key.kind), &key.name, wrong)
+            });
+        }
+        self.fail_if_exists(&key, intent)?;
+        let warnings = warnings::warnings(&object);
+        if intent != Intent::DryCreate {
+            self.store.put(object.clone(), now);
+        }
+        Ok((object, warnings))
     }
 
     fn fail_if_exists(&self, key: &ObjectKey, intent: Intent) -> Result<(), Rejection> {

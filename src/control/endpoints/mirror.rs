@@ -12,6 +12,7 @@ use super::events::{ControllerEvent, Severity};
 use super::metadata::{is_owned_by, new_slice_name, owner_reference};
 use super::packing::{Held, pack};
 use super::ports::sort_ports;
+use super::select::Group;
 use super::slices::{is_managed_by, new_slice, ports_key, slice_key, write_if_changed};
 use super::subsets::repack;
 use super::trigger::TRIGGER_TIME;
@@ -79,16 +80,17 @@ impl Controllers {
         now: Timestamp,
     ) -> Vec<String> {
         let mut skipped = 0;
-        let mut wanted: BTreeMap<Family, Vec<(Vec<EndpointPort>, Vec<Endpoint>)>> = BTreeMap::new();
+        let mut wanted: BTreeMap<Family, Vec<Group>> = BTreeMap::new();
         for subset in repack(source.subsets.as_deref().unwrap_or_default()) {
             let ports = slice_ports(&subset);
             let (by_family, left_out) = mirrored_endpoints(&subset);
             skipped += left_out;
             for (family, endpoints) in by_family {
+                let ports = ports.clone();
                 wanted
                     .entry(family)
                     .or_default()
-                    .push((ports.clone(), endpoints));
+                    .push(Group { ports, endpoints });
             }
         }
         if skipped > 0 {
@@ -128,7 +130,7 @@ fn place(
     source: &Endpoints,
     family: Family,
     existing: Vec<EndpointSlice>,
-    groups: Vec<(Vec<EndpointPort>, Vec<Endpoint>)>,
+    groups: Vec<Group>,
 ) -> (Vec<EndpointSlice>, Vec<String>) {
     let mut by_ports: HashMap<String, Vec<Held>> = HashMap::new();
     let mut by_name: BTreeMap<String, ObjectMeta> = BTreeMap::new();
@@ -144,7 +146,7 @@ fn place(
     let mut slices = Vec::new();
     let mut created = Vec::new();
     let mut gone = Vec::new();
-    for (ports, endpoints) in groups {
+    for Group { ports, endpoints } in groups {
         let held = by_ports.remove(&format!("{ports:?}")).unwrap_or_default();
         let packed = pack(held, endpoints, MAX_ADDRESSES);
         gone.extend(packed.emptied);

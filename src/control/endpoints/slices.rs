@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -341,13 +341,6 @@ pub(super) fn slice_key(id: &ServiceId, name: &str) -> ObjectKey {
 }
 
 fn node_shares(store: &Store) -> ZoneShares {
-    let nodes = store.list(Kind::Node).filter_map(|object| match object {
-        Object::Node(node) => Some::<&Node>(node),
-        Object::Namespace(_)
-        | Object::Service(_)
-        | Object::Pod(_)
-        | Object::EndpointSlice(_)
-        | Object::Endpoints(_) => None,
-    });
+    let nodes = store.list(Kind::Node).filter_map(Object::as_node);
     zone_shares(nodes)
 }

@@ -84,9 +84,11 @@ impl Run {
                 } else {
                     op
                 };
-                let name = match &target["metadata"]["name"] {
-                    Value::Null => &target["name"],
-                    name => name,
+                let nested = &target["metadata"]["name"];
+                let name = if nested.is_null() {
+                    &target["name"]
+                } else {
+                    nested
                 };
                 rejected.push(json!({
                     "op": op["op"], "kind": target["kind"], "name": name,
