@@ -7,6 +7,7 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::wildcard_enum_match_arm,
     reason = "tests may end at the first surprise, and this binary prints its own summary"
 )]
 
