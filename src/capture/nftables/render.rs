@@ -259,7 +259,6 @@ fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) ->
 \tchain silence_out {{
 \t\ttype filter hook output priority -150; policy accept;
 \t\tmeta l4proto {{ tcp, udp }} jump silence_all
-\t\tudp sport @guarded ct direction original drop
 \t}}
 
 \tchain capture {{
