@@ -1,6 +1,8 @@
 //! The chains, a change of them and what is read back, against golden files and bounds.
 
-use crate::capture::samples::{a_little_later, assert_golden, many, one_of_everything};
+use proptest::prelude::*;
+
+use crate::capture::samples::{a_little_later, any_rules, assert_golden, many, one_of_everything};
 use crate::model::Family;
 
 use super::*;
@@ -118,4 +120,56 @@ fn a_network_of_everything_is_no_match() {
     rules.pod_cidrs = vec!["0.0.0.0/0".parse().unwrap()];
     let planned = planned(Table::Mangle, &rules);
     assert_eq!(planned.chains[OUTSIDE][0], "-j RETURN");
+}
+
+/// What `iptables-restore --noflush` does. Fails where it would.
+fn carry_out(restore: &str, held: &mut Chains) {
+    for line in restore.lines() {
+        let (verb, rest) = line.split_at(2.min(line.len()));
+        let rest = rest.trim();
+        match verb {
+            "-A" => {
+                let (chain, rule) = rest.split_once(' ').unwrap();
+                held.chains.get_mut(chain).unwrap().push(rule.to_owned());
+            }
+            "-I" => assert!(held.jumps.insert(rest.to_owned()), "{line}"),
+            "-D" => assert!(held.jumps.remove(rest), "{line}"),
+            "-X" => assert_eq!(held.chains.remove(rest), Some(Vec::new()), "{line}"),
+            _ => {
+                if let Some(header) = line.strip_prefix(':') {
+                    let name = header.split(' ').next().unwrap();
+                    held.chains.insert(name.to_owned(), Vec::new());
+                }
+            }
+        }
+        // At every step what leads to a chain of ours leads to one that is there.
+        let named = held.jumps.iter().filter_map(|jump| jump.rsplit(' ').next());
+        for chain in named {
+            assert!(held.chains.contains_key(chain), "{line}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_change_leads_from_any_rules_to_any_others(before in any_rules(), after in any_rules()) {
+        for table in Table::ALL {
+            let (mut held, wanted) = (planned(table, &before), planned(table, &after));
+            let text = render_restore(table, &held, &wanted);
+            prop_assert_eq!(text.is_none(), held == wanted);
+            carry_out(&text.unwrap_or_default(), &mut held);
+            prop_assert_eq!(held, wanted);
+        }
+    }
+
+    #[test]
+    fn every_chain_that_is_named_is_there(rules in any_rules()) {
+        for table in Table::ALL {
+            let all = planned(table, &rules);
+            for rule in all.chains.values().flatten() {
+                let target = rule.split("-j ").nth(1).unwrap().split(' ').next().unwrap();
+                prop_assert!(!target.starts_with(PREFIX) || all.chains.contains_key(target), "{}", rule);
+            }
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! The table, a change of it and its pieces as text, against golden files and bounds.
 
-use crate::capture::samples::{a_little_later, assert_golden, many, one_of_everything};
+use proptest::prelude::*;
+
+use crate::capture::samples::{a_little_later, any_rules, assert_golden, many, one_of_everything};
+
+use crate::capture::nftables::listing::parse_listing;
 
 use super::*;
 
@@ -109,4 +113,50 @@ fn one_more_of_ten_thousand_services_is_one_element() {
         change,
         "add element ip viaduct redirects { 10.96.39.15 . tcp . 80 : 40000 }\n"
     );
+}
+
+/// What `nft` does with a change, as far as elements are concerned. Fails where `nft` would.
+fn carry_out(change: &str, elements: &mut Elements) {
+    for command in change.replace(",\n\t", ", ").lines() {
+        let (words, listed) = command.split_once(" { ").unwrap_or((command, "}"));
+        let name = words.rsplit(' ').next().unwrap();
+        let set = elements
+            .iter_mut()
+            .find(|(set, _)| **set == name)
+            .unwrap()
+            .1;
+        let listed = listed.trim_end_matches('}').trim();
+        for element in listed.split(", ").filter(|element| !element.is_empty()) {
+            let (key, value) = element.split_once(" : ").unwrap_or((element, ""));
+            if command.starts_with("delete") {
+                assert!(set.remove(key).is_some(), "{command}");
+            } else {
+                let before = set.insert(key.to_owned(), value.to_owned());
+                assert!(before.is_none(), "{command}");
+            }
+        }
+        if command.starts_with("flush") {
+            set.clear();
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_change_leads_from_any_rules_to_any_others(before in any_rules(), after in any_rules()) {
+        let (mut held, wanted) = (plan_elements(&before), plan_elements(&after));
+        if let Some(change) = render_change(Family::V4, &held, &wanted) {
+            carry_out(&change, &mut held);
+        }
+        prop_assert_eq!(held, wanted);
+    }
+
+    #[test]
+    fn a_listing_reads_back_as_what_was_written(rules in any_rules()) {
+        let wanted = plan_elements(&rules);
+        let listing = parse_listing(&render_replacement(Family::V4, None, &wanted));
+        let filled = wanted.iter().filter(|(_, all)| !all.is_empty());
+        let filled = filled.map(|(set, all)| ((*set).to_owned(), all.clone()));
+        prop_assert_eq!(listing.elements, filled.collect());
+    }
 }
