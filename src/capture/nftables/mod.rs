@@ -6,6 +6,8 @@
 mod listing;
 mod render;
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use tracing::warn;
 
@@ -31,6 +33,7 @@ pub(super) struct Nftables {
 }
 
 struct Applied {
+    landing: Option<IpAddr>,
     elements: Elements,
     skeleton: String,
 }
@@ -46,13 +49,19 @@ impl Nftables {
         })
     }
 
-    async fn change(&mut self, elements: Elements) -> Result<(), CaptureError> {
-        if let Some(applied) = &mut self.applied {
-            let Some(change) = render::render_change(self.family, &applied.elements, &elements)
-            else {
-                return Ok(());
+    async fn change(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        let elements = render::plan_elements(rules);
+        let landed = self.applied.as_ref().and_then(|applied| applied.landing);
+        let landing = rules.landing(landed);
+        if let Some(applied) = &mut self.applied
+            && applied.landing == landing
+        {
+            let change = render::render_change(self.family, &applied.elements, &elements);
+            let outcome = match change {
+                Some(change) => load(&change).await,
+                None => Ok(()),
             };
-            match load(&change).await {
+            match outcome {
                 Ok(()) => {
                     applied.elements = elements;
                     return Ok(());
@@ -62,21 +71,29 @@ impl Nftables {
                 }
             }
         }
-        self.replace(elements).await
+        self.replace(landing, elements).await
     }
 
-    async fn replace(&mut self, elements: Elements) -> Result<(), CaptureError> {
+    async fn replace(
+        &mut self,
+        landing: Option<IpAddr>,
+        elements: Elements,
+    ) -> Result<(), CaptureError> {
         self.applied = None;
-        match load(&render::render_replacement(self.family, &elements)).await {
+        match load(&render::render_replacement(self.family, landing, &elements)).await {
             Err(error) if error.says_too_long() => {
-                for piece in render::render_pieces(self.family, &elements) {
+                for piece in render::render_pieces(self.family, landing, &elements) {
                     load(&piece).await?;
                 }
             }
             outcome => outcome?,
         }
         let skeleton = list(self.family).await?.skeleton;
-        self.applied = Some(Applied { elements, skeleton });
+        self.applied = Some(Applied {
+            landing,
+            elements,
+            skeleton,
+        });
         Ok(())
     }
 }
@@ -99,7 +116,7 @@ impl Capture for Nftables {
         };
         let stale = StaleFlows::between(&self.captured, rules, state);
         forget(self.family, stale.clone().uncaptured(&self.captured)).await;
-        self.change(render::plan_elements(rules)).await?;
+        self.change(rules).await?;
         forget(self.family, stale).await;
         self.captured = rules.clone();
         Ok(())
@@ -115,8 +132,8 @@ impl Capture for Nftables {
             Err(error) if error.says_absent() => {}
             Err(error) => return Err(error),
         }
-        let elements = applied.elements.clone();
-        self.replace(elements).await?;
+        let (landing, elements) = (applied.landing, applied.elements.clone());
+        self.replace(landing, elements).await?;
         // Datagrams that passed uncaptured have made flows that would go on passing.
         let stale = StaleFlows::between(&self.captured, &self.captured, Before::Unknown);
         forget(self.family, stale).await;

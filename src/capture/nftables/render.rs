@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -113,11 +114,16 @@ pub(super) fn plan_elements(rules: &Rules) -> Elements {
 }
 
 /// The whole table, replacing whatever is there under its name, in one transaction.
-pub(super) fn render_replacement(family: Family, elements: &Elements) -> String {
+/// Captured traffic is led to the address `landing`, or to that of the interface it came in by.
+pub(super) fn render_replacement(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> String {
     let table = table(family);
     format!(
         "add table {table}\ndelete table {table}\n{}",
-        render_table(family, elements)
+        render_table(family, landing, elements)
     )
 }
 
@@ -129,7 +135,8 @@ pub(super) fn render_removal(family: Family) -> String {
 
 /// A transaction that shows that a table like ours loads here, and leaves nothing.
 pub(super) fn render_probe(family: Family) -> String {
-    let probe = render_table(family, &Elements::new()).replace(TABLE, "viaduct_probe");
+    let landing = Some(family.unspecified());
+    let probe = render_table(family, landing, &Elements::new()).replace(TABLE, "viaduct_probe");
     format!(
         "{probe}delete table {} viaduct_probe\n",
         family_word(family)
@@ -138,9 +145,13 @@ pub(super) fn render_probe(family: Family) -> String {
 
 /// The same as [`render_replacement`] in several transactions, for where one would be too long: the table without
 /// elements first, then some elements at a time.
-pub(super) fn render_pieces(family: Family, elements: &Elements) -> Vec<String> {
+pub(super) fn render_pieces(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> Vec<String> {
     let empty = Elements::new();
-    let mut pieces = vec![render_replacement(family, &empty)];
+    let mut pieces = vec![render_replacement(family, landing, &empty)];
     for (set, all) in elements {
         let all: Vec<_> = all.iter().collect();
         for some in all.chunks(PIECE) {
@@ -198,8 +209,13 @@ pub(super) fn listing_arguments(family: Family) -> [&'static str; 5] {
     ["-s", "list", "table", family_word(family), TABLE]
 }
 
-fn render_table(family: Family, elements: &Elements) -> String {
+fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) -> String {
     let (ip, kind) = (family_word(family), address_type(family));
+    let lead = match landing {
+        Some(IpAddr::V4(address)) => format!("dnat to {address} :"),
+        Some(IpAddr::V6(address)) => format!("dnat to [{address}] :"),
+        None => "redirect to :".to_owned(),
+    };
     let mut sets_text = String::new();
     for (name, types, shape) in SETS {
         let word = if shape == Shape::Map { "map" } else { "set" };
@@ -247,8 +263,8 @@ fn render_table(family: Family, elements: &Elements) -> String {
 \t}}
 
 \tchain capture {{
-\t\tmeta l4proto {{ tcp, udp }} redirect to : {ip} daddr . meta l4proto . th dport map @redirects
-\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} redirect to : meta l4proto . th dport map @node_ports
+\t\tmeta l4proto {{ tcp, udp }} {lead} {ip} daddr . meta l4proto . th dport map @redirects
+\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} {lead} meta l4proto . th dport map @node_ports
 \t}}
 
 \tchain capture_in {{
@@ -354,7 +370,10 @@ mod tests {
             (Family::V6, "nftables-ipv6.nft"),
         ] {
             let elements = plan_elements(&one_of_everything(family));
-            assert_golden(name, &render_replacement(family, &elements));
+            assert_golden(
+                name,
+                &render_replacement(family, one_of_everything(family).landing(None), &elements),
+            );
         }
     }
 
@@ -421,7 +440,7 @@ mod tests {
     #[test]
     fn rules_do_not_grow_with_services() {
         let lines = |services| {
-            let text = render_replacement(Family::V4, &plan_elements(&many(services)));
+            let text = render_replacement(Family::V4, None, &plan_elements(&many(services)));
             text.lines()
                 .filter(|line| line.contains("redirect to"))
                 .count()
@@ -432,7 +451,7 @@ mod tests {
     #[test]
     fn pieces_hold_every_element_once() {
         let elements = plan_elements(&many(2_500));
-        let pieces = render_pieces(Family::V4, &elements);
+        let pieces = render_pieces(Family::V4, None, &elements);
         assert_eq!(pieces.len(), 4);
         let sizes: Vec<usize> = pieces
             .iter()
