@@ -13,3 +13,4 @@ mod dev;
 mod dns;
 mod get;
 mod house_rules;
+mod scenarios;

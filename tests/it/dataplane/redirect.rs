@@ -61,6 +61,11 @@ impl Neighbour {
                ip link set far up
                ip route add 10.96.0.0/16 via 192.0.2.1'"
         ));
+        // A link drops what is sent before the kernel has noticed that both ends are up.
+        sh(&format!(
+            "up() {{ \"$@\" ip -o link | grep -q 'state UP'; }}
+             until up env && up nsenter -t {pid} -n; do :; done"
+        ));
         neighbour
     }
 
