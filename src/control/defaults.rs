@@ -136,7 +136,6 @@ fn default_slice(slice: &mut EndpointSlice) {
     }
     for port in slice.ports.iter_mut().flatten() {
         port.name.get_or_insert_default();
-        unset_empty(&mut port.protocol);
         port.protocol.get_or_insert_with(|| "TCP".to_owned());
     }
 }

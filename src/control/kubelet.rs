@@ -90,13 +90,28 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Frees what a Pod held that is gone, or was never accepted.
-    pub(super) fn release_pod(&mut self, key: &ObjectKey, pod: &Pod) {
-        self.probes.remove(key);
+    /// Frees the addresses that `gone` has and `stays`, its successor or the one it could not replace, has not.
+    pub(super) fn release_pod_addresses(
+        &mut self,
+        key: &ObjectKey,
+        gone: &Pod,
+        stays: Option<&Pod>,
+    ) {
+        let kept = stays.map(pod_ips).unwrap_or_default();
         if let Some(pool) = &mut self.pod_addresses {
-            for ip in pod_ips(pod) {
-                pool.release(ip, key);
+            for ip in pod_ips(gone) {
+                if !kept.contains(&ip) {
+                    pool.release(ip, key);
+                }
             }
+        }
+    }
+
+    /// Frees all that a Pod held that is gone.
+    pub(super) fn forget_pod(&mut self, key: &ObjectKey, pod: &Pod) {
+        self.probes.remove(key);
+        self.release_pod_addresses(key, pod, None);
+        if let Some(pool) = &mut self.pod_addresses {
             pool.forget_preferences(key);
         }
     }

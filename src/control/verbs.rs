@@ -75,11 +75,16 @@ impl ControlPlane {
 
     fn create_as(
         &mut self,
-        object: Object,
+        mut object: Object,
         writer: Writer,
         intent: Intent,
         now: Timestamp,
     ) -> Result<(Object, Vec<Warning>), Rejection> {
+        let metadata = object.metadata_mut();
+        metadata.name.take_if(|name| name.is_empty());
+        if let (None, Some(base)) = (&metadata.name, &metadata.generate_name) {
+            metadata.name = Some(format!("{base}{}", self.store.name_suffix()));
+        }
         let key = object.key();
         if key.kind.is_namespaced() && !self.namespace_exists(&key.namespace) {
             return Err(Rejection::not_found("namespaces", &key.namespace));
@@ -87,10 +92,10 @@ impl ControlPlane {
         self.write(object, writer, intent, now)
     }
 
-    /// PUT. Creates what is missing, except slices.
+    /// PUT. Creates a Service or Endpoints that are missing.
     ///
     /// # Errors
-    /// As `create`; 404 for a missing slice, 409 if the object has changed since the version that the client names.
+    /// As `create`; 404 for other missing objects, 409 if the object has changed since the version that the client names.
     pub fn update(
         &mut self,
         object: Object,
@@ -98,11 +103,15 @@ impl ControlPlane {
     ) -> Result<(Written, Vec<Warning>), Rejection> {
         let key = object.key();
         let Some(stored) = self.store.get(&key) else {
-            if key.kind == Kind::EndpointSlice {
-                return Err(Rejection::not_found(plural(key.kind), &key.name));
-            }
-            let warnings = self.create(object, now)?;
-            return Ok((Written::Created, warnings));
+            return match key.kind {
+                Kind::Service | Kind::Endpoints => {
+                    let warnings = self.create(object, now)?;
+                    Ok((Written::Created, warnings))
+                }
+                Kind::Namespace | Kind::Node | Kind::Pod | Kind::EndpointSlice => {
+                    Err(Rejection::not_found(plural(key.kind), &key.name))
+                }
+            };
         };
         check_preconditions(&key, object.metadata(), stored.metadata())?;
         let (_, warnings) = self.write(object, Writer::Client, Intent::Put, now)?;
