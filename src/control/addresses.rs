@@ -146,6 +146,12 @@ impl AddressPool {
             .or_else(|| bands.iter().find_map(|band| self.scan(band, rng, free)))
     }
 
+    /// Everything that is held, and by whom.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> &BTreeMap<IpAddr, ObjectKey> {
+        &self.held
+    }
+
     /// Takes `ip` back if `owner` holds it.
     pub(super) fn release(&mut self, ip: IpAddr, owner: &ObjectKey) {
         if self.held.get(&ip) == Some(owner) {

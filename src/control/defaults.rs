@@ -109,8 +109,8 @@ fn default_service_port(port: &mut ServicePort) {
     }
 }
 
-/// An address without `ipMode` is a virtual one.
-pub(super) fn default_load_balancer_status(status: &mut ServiceStatus) {
+// An address without `ipMode` is a virtual one.
+fn default_load_balancer_status(status: &mut ServiceStatus) {
     let ingress = status
         .load_balancer
         .get_or_insert_with(LoadBalancerStatus::default)

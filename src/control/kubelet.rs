@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::object::{Object, ObjectKey};
 use super::plane::ControlPlane;
 use super::rejection::Rejection;
+use super::store::whole_seconds;
 use super::validation::ips;
 
 /// The annotation that makes Viaduct itself answer on a Pod's ports.
@@ -174,7 +175,7 @@ fn set_ready_condition(pod: &mut Pod, file: &Pod, probed: Option<bool>, now: Tim
     let condition = &mut conditions[index];
     if condition.status != word {
         word.clone_into(&mut condition.status);
-        condition.last_transition_time = Some(Time(now));
+        condition.last_transition_time = Some(Time(whole_seconds(now)));
     }
 }
 

@@ -202,3 +202,137 @@ impl Ledger {
 pub(super) fn family_of(range: IpNet) -> Family {
     Family::of(range.addr())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use crate::control::predicates::{cluster_ips, may_have_node_ports, spec_of};
+    use crate::control::updates::node_ports;
+    use crate::control::validation::ips;
+    use crate::control::{Config, ControlPlane, Kind, Object, ObjectKey, UnknownFields, decode};
+
+    fn tiny() -> ControlPlane {
+        ControlPlane::new(Config {
+            service_cidrs: vec![
+                "10.97.0.0/29".parse().unwrap(),
+                "fd00::/125".parse().unwrap(),
+            ],
+            node_port_range: 30000..=30003,
+            load_balancer_range: None,
+            pod_cidr: None,
+            allow_loopback_endpoints: false,
+            own_node: None,
+            max_endpoints_per_slice: 100,
+            seed: 3,
+        })
+        .unwrap()
+    }
+
+    /// What is held must be exactly what the stored Services show.
+    fn check(plane: &ControlPlane) -> Result<(), TestCaseError> {
+        let mut shown_ips = BTreeMap::new();
+        let mut shown_ports = BTreeMap::new();
+        for object in plane.list(Kind::Service) {
+            let spec = spec_of(object.as_service().unwrap());
+            for ip in cluster_ips(spec)
+                .iter()
+                .filter_map(|ip| ips::parse_sloppily(ip))
+            {
+                prop_assert!(shown_ips.insert(ip, object.key()).is_none(), "{} twice", ip);
+            }
+            let ports = if may_have_node_ports(spec) {
+                node_ports(spec)
+            } else {
+                Default::default()
+            };
+            for port in ports.into_iter().chain(spec.health_check_node_port) {
+                let port = u16::try_from(port).unwrap();
+                prop_assert!(
+                    shown_ports.insert(port, object.key()).is_none(),
+                    "{} twice",
+                    port
+                );
+            }
+        }
+        let pools = plane.ledger.addresses.iter();
+        let held: BTreeMap<_, _> = pools.flat_map(|pool| pool.held().clone()).collect();
+        prop_assert_eq!(held, shown_ips);
+        prop_assert_eq!(plane.ledger.ports.held(), &shown_ports);
+        Ok(())
+    }
+
+    fn any_spec() -> impl Strategy<Value = Value> {
+        let kinds = ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"];
+        let ips = ["10.97.0.2", "10.97.0.3", "10.1.0.1", "None", "fd00::2"];
+        let policies = ["SingleStack", "PreferDualStack", "RequireDualStack"];
+        let port = (1i32..4, prop::option::of(29_999i32..30_004), any::<bool>());
+        (
+            prop::sample::select(kinds.to_vec()),
+            prop::option::of(prop::sample::select(ips.to_vec())),
+            prop::option::of(prop::sample::select(policies.to_vec())),
+            prop::collection::vec(port, 0..3),
+            (any::<bool>(), any::<bool>(), any::<bool>()),
+            prop::option::of(30_000i32..30_004),
+        )
+            .prop_map(|(kind, ip, policy, ports, (local, allocate, bad), health)| {
+                let ports: Vec<_> = ports
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, (port, node_port, udp))| {
+                        json!({"name": format!("p{i}"), "port": port, "nodePort": node_port, "protocol": if udp { "UDP" } else { "TCP" }})
+                    })
+                    .collect();
+                let mut spec = json!({
+                    "type": kind, "clusterIP": ip, "ipFamilyPolicy": policy, "ports": ports,
+                    "sessionAffinity": if bad { "bad" } else { "None" },
+                });
+                match kind {
+                    "ExternalName" => spec["externalName"] = json!("example.com"),
+                    "LoadBalancer" => {
+                        spec["allocateLoadBalancerNodePorts"] = json!(allocate);
+                        if local {
+                            spec["externalTrafficPolicy"] = json!("Local");
+                            spec["healthCheckNodePort"] = json!(health);
+                        }
+                    }
+                    _ => {}
+                }
+                spec
+            })
+    }
+
+    fn service(name: &str, spec: &Value) -> Object {
+        let document = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
+        decode(document, UnknownFields::Refuse).unwrap().0
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn what_is_held_is_what_is_stored(
+            steps in prop::collection::vec((0usize..3, 0usize..6, any_spec()), 1..25),
+        ) {
+            let mut plane = tiny();
+            let now = Timestamp::UNIX_EPOCH;
+            for (who, verb, spec) in steps {
+                let name = ["a", "b", "c"][who];
+                let key = ObjectKey { kind: Kind::Service, namespace: "default".into(), name: name.into() };
+                // Rejections are welcome: they must leave no trace.
+                match verb {
+                    0 => drop(plane.create(service(name, &spec), now)),
+                    1 => drop(plane.update(service(name, &spec), now)),
+                    2 => drop(plane.apply(service(name, &spec), now)),
+                    3 => drop(plane.patch(&key, &json!({"spec": spec}), now)),
+                    4 => drop(plane.dry_create(service(name, &spec), now)),
+                    _ => plane.delete(&key, now),
+                }
+                check(&plane)?;
+            }
+        }
+    }
+}

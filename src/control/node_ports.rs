@@ -78,6 +78,12 @@ impl PortPool {
         Ok(port)
     }
 
+    /// Everything that is held, and by whom.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> &BTreeMap<u16, ObjectKey> {
+        &self.held
+    }
+
     /// Takes `port` back if `owner` holds it.
     pub(super) fn release(&mut self, port: u16, owner: &ObjectKey) {
         if self.held.get(&port) == Some(owner) {

@@ -144,6 +144,7 @@ impl Store {
             metadata
                 .creation_timestamp
                 .clone_from(&old.metadata().creation_timestamp);
+            metadata.generation = old.metadata().generation;
             if key.kind == Kind::EndpointSlice {
                 set_generation(&mut object, old);
             }
@@ -257,8 +258,8 @@ pub(super) fn selects(selector: &BTreeMap<String, String>, metadata: &ObjectMeta
         .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
-// Kubernetes keeps times of metadata to the second.
-fn whole_seconds(now: Timestamp) -> Timestamp {
+/// Kubernetes keeps times of objects to the second.
+pub(super) fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 

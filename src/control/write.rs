@@ -78,7 +78,7 @@ impl ControlPlane {
         }
         set_defaults(&mut object);
         if writer != Writer::File {
-            self.keep_status(&mut object);
+            self.keep_what_clients_cannot_write(&mut object);
         }
         if let Object::Service(service) = object {
             return self.write_service(*service, &key, writer, intent, now);
@@ -103,9 +103,11 @@ impl ControlPlane {
         Ok((object, warnings))
     }
 
-    // Clients change the status through a path of its own. Of a Service it is kept where the type is known.
-    fn keep_status(&self, object: &mut Object) {
+    // Deletion once begun goes on, and the status has a path of its own. A Service's is kept where its type is known.
+    fn keep_what_clients_cannot_write(&self, object: &mut Object) {
         let stored = self.store.get(&object.key());
+        let deletion = stored.and_then(|old| old.metadata().deletion_timestamp.clone());
+        object.metadata_mut().deletion_timestamp = deletion;
         match object {
             Object::Pod(pod) => {
                 pod.status = stored
