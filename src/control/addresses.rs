@@ -168,7 +168,9 @@ impl AddressPool {
     pub(super) fn prefer(&mut self, ip: IpAddr, owner: &ObjectKey) {
         let (first, last) = self.usable.unwrap_or((1, 0));
         if self.range.contains(&ip) && (first..=last).contains(&number(ip)) {
-            self.preferred.insert(ip, owner.clone());
+            if self.preferred.insert(ip, owner.clone()).as_ref() == Some(owner) {
+                return;
+            }
             self.wishes.entry(owner.clone()).or_default().push(ip);
         }
     }

@@ -21,10 +21,10 @@ impl ControlPlane {
     /// Everything that is wrong with it; the object then stays as it was.
     pub fn apply(&mut self, object: Object, now: Timestamp) -> Result<Vec<Warning>, Rejection> {
         let key = object.key();
-        if let (Some(before), Some(stored)) = (self.manifests.get(&key), self.store.get(&key))
-            && *before == object
-        {
-            return Ok(warnings::warnings(stored));
+        // Also where a controller has removed the object since: it would only do so again.
+        if self.manifests.get(&key) == Some(&object) {
+            let stored = self.store.get(&key);
+            return Ok(stored.map(warnings::warnings).unwrap_or_default());
         }
         let merged = match (self.manifests.get(&key), self.store.get(&key)) {
             (Some(before), Some(stored)) => merge(before, &object, stored)?,

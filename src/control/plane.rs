@@ -215,7 +215,7 @@ impl ControlPlane {
         self.release_load_balancer(&id);
         // Endpoints go with the Service whoever wrote them, unless a file does.
         let held_by_file = self.manifests.contains_key(&id.key(Kind::Endpoints));
-        let given_up = self.controllers.give_up(&id) == EndpointsObject::GivenUp;
+        let given_up = self.controllers.service_deleted(&id) == EndpointsObject::GivenUp;
         if given_up || !held_by_file {
             self.hand_back_endpoints(&id, now);
         }

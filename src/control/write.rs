@@ -278,7 +278,10 @@ impl Stages {
                 }
                 Fault::Whole(rejection) => {
                     retry &= rejection.retry;
-                    let causes = rejection.causes.clone();
+                    let mut causes = rejection.causes.clone();
+                    if causes.is_empty() {
+                        causes.push(Cause::of_nobody(&rejection.message));
+                    }
                     whole.get_or_insert(rejection);
                     causes
                 }

@@ -4,6 +4,7 @@
 
 mod manifests;
 mod matcher;
+mod mutations;
 mod services;
 mod slices;
 
