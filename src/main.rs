@@ -1,1 +1,7 @@
-fn main() {}
+//! The `viaduct` binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    viaduct::cli::main()
+}

@@ -1,6 +1,209 @@
 //! Capture: making the kernel deliver the traffic of virtual addresses to our listeners.
 //!
 //! A mode takes [`plan::Rules`] and works out what to change; only tables and chains of our own name are touched.
-//! The pure part is `plan`; each mode is one file.
+//! What is to be changed is computed by pure functions (`plan`, each mode's `render`); the modes themselves only run
+//! the system's tools. One instance serves one family, so that one failing never stops the other. A new mode is one
+//! folder and one line in [`open`].
 
+mod iptables;
+mod nftables;
+mod passive;
 pub mod plan;
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod samples;
+mod stale_flows;
+mod tool;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::Family;
+
+use plan::{Arrival, Rules};
+
+/// How traffic gets to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One table of nf_tables per family.
+    Nftables,
+    /// Own chains of x_tables.
+    Iptables,
+    /// Listeners are bound to the virtual addresses, which are loopback addresses; no rules at all.
+    Loopback,
+    /// Nothing is captured.
+    None,
+}
+
+/// A word that names no capture mode.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no capture mode (nftables, iptables, loopback, none)")]
+pub struct UnknownMode(pub String);
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Nftables, Self::Iptables, Self::Loopback, Self::None];
+
+    /// The mode of that name; `None` if there is none.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == name)
+    }
+
+    /// As users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Loopback => "loopback",
+            Self::None => "none",
+        }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        Self::parse(name).ok_or_else(|| UnknownMode(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The rules of one family in the kernel. Owned by whoever decides what they should be.
+#[async_trait]
+pub trait Capture: Send {
+    /// The family it captures.
+    fn family(&self) -> Family;
+
+    /// How captured traffic reaches listeners.
+    fn arrival(&self) -> Arrival;
+
+    /// Makes the kernel do exactly `rules`, whole. Works out the difference to what it applied last; the first call
+    /// replaces whatever an earlier run left, in one transaction per table. UDP flows that the kernel would go on
+    /// sending where nobody listens any more are forgotten, as far as the kernel allows.
+    ///
+    /// # Errors
+    /// Nothing was changed, or it is not known what was; the next call replaces everything.
+    async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError>;
+
+    /// Checks that what was applied last is still there and complete; restores it in one transaction if not. True if
+    /// it had to.
+    ///
+    /// # Errors
+    /// The rules could not be read or restored.
+    async fn reassert(&mut self) -> Result<bool, CaptureError>;
+
+    /// Removes everything of ours in this family. Doing it twice is no error.
+    ///
+    /// # Errors
+    /// Something of ours may be left.
+    async fn release(&mut self) -> Result<(), CaptureError>;
+}
+
+/// Why the kernel does not do what we ask.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The tool is not there.
+    #[error("`{tool}` is not installed; install it, or choose another --capture mode")]
+    ToolMissing {
+        /// Its name.
+        tool: &'static str,
+    },
+    /// It could not be run.
+    #[error("running `{tool}`: {source}")]
+    Run {
+        /// Its name.
+        tool: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It did not end in time, for example because another program holds the lock of the firewall.
+    #[error(
+        "`{tool}` did not finish within {limit:?}; does another program hold the firewall's lock?"
+    )]
+    TimedOut {
+        /// Its name.
+        tool: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// It ended with an error: in the kernel's own words, and what to do about it.
+    #[error("`{tool}` refused: {words}{remedy}")]
+    Refused {
+        /// Its name.
+        tool: &'static str,
+        /// What it wrote on standard error.
+        words: String,
+        /// What to do, beginning with "; "; empty if unknown.
+        remedy: &'static str,
+    },
+}
+
+/// Opens `mode` for `family` after checking that it can work here: the tool is present and rules of the needed kind
+/// load. What the other modes may have left of this family is removed, as far as that is possible.
+///
+/// # Errors
+/// The mode cannot work here: in the kernel's own words, with the remedy.
+pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, CaptureError> {
+    match mode {
+        Mode::Nftables => {
+            let capture = nftables::Nftables::open(family).await?;
+            leftovers_go(Mode::Iptables, iptables::remove(family).await);
+            Ok(Box::new(capture))
+        }
+        Mode::Iptables => {
+            let capture = iptables::Iptables::open(family).await?;
+            leftovers_go(Mode::Nftables, nftables::remove(family).await);
+            Ok(Box::new(capture))
+        }
+        Mode::Loopback => Ok(Box::new(passive::Passive::new(family))),
+        Mode::None => Ok(Box::new(passive::Passive::new(family))),
+    }
+}
+
+/// Removes what any mode may have left, in both families. Doing it twice is no error, nor is a mode that cannot work
+/// here and so has left nothing.
+///
+/// # Errors
+/// The first thing that could not be removed; everything else is.
+pub async fn cleanup() -> Result<(), CaptureError> {
+    let mut outcome = Ok(());
+    for family in Family::BOTH {
+        for removed in [
+            nftables::remove(family).await,
+            iptables::remove(family).await,
+        ] {
+            outcome = outcome.and(removed);
+        }
+    }
+    outcome
+}
+
+// A mode that does not work here cannot have left anything that works, so this is never a reason not to start.
+fn leftovers_go(mode: Mode, removed: Result<(), CaptureError>) {
+    if let Err(error) = removed {
+        tracing::debug!(%mode, %error, "nothing of another capture mode could be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_parsed_by_the_names_they_print() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert_eq!("nft".parse::<Mode>(), Err(UnknownMode("nft".to_owned())));
+    }
+}

@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::{Family, Frontend, Protocol, ServicePortKey};
 use crate::routing::{FrontendKind, Origin, Route, Verdict};
@@ -165,8 +165,12 @@ pub struct Rules {
     pub silent: BTreeMap<Frontend, Silence>,
     /// Node ports that give no answer to callers from outside.
     pub silent_node_ports: BTreeSet<(Protocol, u16)>,
-    /// UDP proxy ports: a datagram to one of them at a local address that was not captured is dropped and counted.
+    /// Frontends that answer only callers from these networks, and give no answer to anybody else.
+    pub source_ranges: BTreeMap<Frontend, Vec<IpNet>>,
+    /// UDP proxy ports: a datagram to one of them at a local address that was not captured is turned away and counted.
     pub guarded_udp_ports: BTreeSet<u16>,
+    /// Every address of the node's interfaces. Set before [`Self::add`]. 127.0.0.1 stands for all of 127.0.0.0/8.
+    pub local_addresses: BTreeSet<IpAddr>,
     /// Pods of this node: not outside.
     pub pod_cidrs: Vec<IpNet>,
 }
@@ -190,9 +194,64 @@ impl Rules {
             node_addresses: BTreeSet::new(),
             silent: BTreeMap::new(),
             silent_node_ports: BTreeSet::new(),
+            source_ranges: BTreeMap::new(),
             guarded_udp_ports: BTreeSet::new(),
+            local_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
         }
+    }
+
+    /// The node's own address that captured traffic is led to. `before` stays as long as the node has it; otherwise one
+    /// that comes and goes neither with Pods nor with a load balancer is preferred. `None` if there is nothing but loopback and link-local ones:
+    /// then it is the address of the interface that the traffic came in by, and the kernel drops what comes in by one
+    /// without, as the Pods of many network plugins do.
+    pub fn landing(&self, before: Option<IpAddr>) -> Option<IpAddr> {
+        let is_frontend = |ip| self.redirects.keys().any(|frontend| frontend.ip == ip);
+        let is_pods = |ip: &IpAddr| self.pod_cidrs.iter().any(|cidr| cidr.contains(ip));
+        let lasting = |ip: &IpAddr| !is_pods(ip) && !is_frontend(*ip);
+        let usable = || {
+            self.local_addresses
+                .iter()
+                .filter(|ip| is_global(**ip))
+                .copied()
+        };
+        before
+            .filter(|ip| self.local_addresses.contains(ip))
+            .or_else(|| usable().find(lasting))
+            .or_else(|| usable().next())
+    }
+
+    /// What gives no answer, and to whom, node ports included. At a frontend's own address and port the frontend
+    /// decides, not the node port.
+    pub fn silenced(&self) -> BTreeMap<Frontend, Silence> {
+        let mut silenced = self.silent.clone();
+        for (protocol, port) in &self.silent_node_ports {
+            let at = |ip: &IpAddr| Frontend {
+                ip: *ip,
+                port: *port,
+                protocol: *protocol,
+            };
+            // Nobody calls from outside there.
+            let reachable = self.node_addresses.iter().filter(|ip| !ip.is_loopback());
+            let node_ports = reachable.map(at);
+            let node_ports = node_ports.filter(|frontend| !self.redirects.contains_key(frontend));
+            silenced.extend(node_ports.map(|frontend| (frontend, Silence::Outside)));
+        }
+        silenced
+    }
+
+    // Who may call the load-balancer address `ip`; `None` = anybody. Without any endpoint everybody is refused. Where
+    // the node itself may call, so may the address: a node that has it configured calls itself from there.
+    fn allowed_at(&self, ip: IpAddr, route: &Route) -> Option<Vec<IpNet>> {
+        if route.source_ranges.is_empty() || !route.any_endpoints {
+            return None;
+        }
+        let mut ranges = route.source_ranges.clone();
+        let contains = |local| ranges.iter().any(|range| range.contains(local));
+        if self.local_addresses.iter().any(contains) {
+            ranges.push(ip.into());
+        }
+        Some(ranges)
     }
 
     /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
@@ -219,6 +278,11 @@ impl Rules {
             if let Some(silence) = silence(route, *kind) {
                 self.silent.insert(*frontend, silence);
             }
+            if *kind == FrontendKind::LoadBalancer
+                && let Some(ranges) = self.allowed_at(frontend.ip, route)
+            {
+                self.source_ranges.insert(*frontend, ranges);
+            }
         }
         if let Some(node_port) = route.node_port
             && let Some(port) = port_of(external)
@@ -236,6 +300,25 @@ impl Rules {
         }
     }
 }
+
+/// The addresses that `ip` stands for among a node's own: itself, or all of 127.0.0.0/8.
+pub fn local_network(ip: IpAddr) -> IpNet {
+    match ip {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => LOOPBACK,
+        IpAddr::V4(_) | IpAddr::V6(_) => ip.into(),
+    }
+}
+
+// Neither loopback nor link-local.
+fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    }
+}
+
+/// All of it is the node's own.
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 
 fn silence(route: &Route, kind: FrontendKind) -> Option<Silence> {
     let silent = |origin| matches!(route.verdict(kind, origin), Verdict::Silent);

@@ -1,1 +1,179 @@
-//! dataplane.
+//! The data path: listeners, and the flows that reach them.
+//!
+//! ```text
+//!  control side                data threads, one per core, nothing shared but counters
+//!  Dataplane ─► Listeners ─►   thread ─► accept ─► tcp connection ─► dial ─► relay
+//!                (sockets)            └► udp forwarder ─► flow table ─► backend sockets
+//! ```
+//!
+//! Every flow is looked up in the newest published table when it begins; endpoint changes touch no socket. Nothing
+//! here writes upstream or waits for the control side.
+
+mod admission;
+mod backend;
+mod flow_log;
+mod listeners;
+mod metrics;
+mod tcp;
+mod thread;
+mod udp;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use crate::capture::plan::{ListenerId, ListenerSpec};
+use crate::model::ServicePortKey;
+use crate::net::descriptors::raise_limit;
+use crate::routing::Published;
+
+use admission::Admission;
+use listeners::Listeners;
+use thread::DataThread;
+
+pub use listeners::OpenError;
+pub use metrics::Metrics;
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Data threads; 0 = one per core.
+    pub threads: usize,
+    /// After how long without a datagram a UDP flow ends, where its Service does not say.
+    pub udp_idle_timeout: Duration,
+    /// TCP connections at a time; 0 = as many as there are descriptors for.
+    pub max_flows: usize,
+    /// UDP flows at a time; 0 = as many as half of the descriptors allow.
+    pub max_udp_flows: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            // Twice what kernel connection tracking grants a flow without replies.
+            udp_idle_timeout: Duration::from_secs(60),
+            max_flows: 0,
+            max_udp_flows: 0,
+        }
+    }
+}
+
+/// The running data path. Dropped without [`Dataplane::drain`], it resets what it has.
+#[derive(Debug)]
+pub struct Dataplane {
+    threads: Vec<DataThread>,
+    listeners: Mutex<Listeners>,
+    shared: Arc<Shared>,
+}
+
+/// What became of the connections that were there when draining began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Ended by themselves in time.
+    pub finished: usize,
+    /// Were reset.
+    pub aborted: usize,
+}
+
+impl Dataplane {
+    /// Raises the limit of open descriptors and starts the data threads.
+    ///
+    /// # Errors
+    /// If a thread or its reactor cannot be made.
+    pub fn start(config: Config, table: Published, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let threads = match config.threads {
+            0 => available_parallelism()?.get(),
+            n => n,
+        };
+        let limit = raise_limit()?;
+        let admission = Admission::new(limit, threads, config.max_flows, config.max_udp_flows);
+        let shared = Arc::new(Shared {
+            table,
+            metrics,
+            admission,
+            udp_idle_timeout: config.udp_idle_timeout,
+        });
+        let threads = (0..threads)
+            .map(DataThread::start)
+            .collect::<io::Result<Vec<_>>>()?;
+        tracing::info!(
+            threads = threads.len(),
+            descriptors = limit,
+            "data path started"
+        );
+        Ok(Self {
+            threads,
+            listeners: Mutex::new(Listeners::new(shared.clone())),
+            shared,
+        })
+    }
+
+    /// Opens a listener, serving or held closed, and returns where it is bound. For an open listener the state changes
+    /// in place, on the same port, which is never free in between.
+    ///
+    /// A direct listener whose port may not be bound (below 1024 without privilege, or taken) is bound 8000 higher or
+    /// at the next free port after that. Flows are served once their table has been published.
+    ///
+    /// # Errors
+    /// If no port can be bound or the descriptor budget is used up; a listener that was open stays as it was.
+    pub async fn open(&self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {
+        self.listeners.lock().await.open(spec, &self.threads).await
+    }
+
+    /// Closes a listener: its port is free when this returns. Connections that were queued are accepted first, and
+    /// established ones go on; UDP flows end.
+    pub async fn close(&self, id: &ListenerId) {
+        self.listeners.lock().await.close(id, &self.threads).await;
+    }
+
+    /// To be called after a table was published that changed these routes: ends UDP flows whose backend does not serve
+    /// any more or whose service port is gone. Takes effect soon, not at once.
+    pub fn routes_changed(&self, routes: &[ServicePortKey]) {
+        for thread in &self.threads {
+            thread.routes_changed(routes);
+        }
+    }
+
+    /// Stops all listeners, waits up to `timeout` for connections to end by themselves, resets the rest and ends the
+    /// data threads.
+    pub async fn drain(self, timeout: Duration) -> Drained {
+        let mut total = Drained::default();
+        let draining: Vec<_> = self.threads.iter().map(|t| t.drain(timeout)).collect();
+        for thread in draining {
+            // An error means that the thread is gone, with all it had.
+            let drained = thread.await.unwrap_or_default();
+            total.finished += drained.finished;
+            total.aborted += drained.aborted;
+        }
+        for thread in self.threads {
+            thread.join();
+        }
+        total
+    }
+
+    /// Flows at this moment: TCP connections, UDP flows.
+    pub fn active_flows(&self) -> (usize, usize) {
+        self.shared.admission.active()
+    }
+}
+
+/// What all data threads read.
+#[derive(Debug)]
+struct Shared {
+    table: Published,
+    metrics: Arc<Metrics>,
+    admission: Admission,
+    udp_idle_timeout: Duration,
+}
+
+/// A listener, as its flows see it. Each data thread has its own.
+#[derive(Debug)]
+struct Listener {
+    id: ListenerId,
+    shared: Arc<Shared>,
+}

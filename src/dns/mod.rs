@@ -1,1 +1,109 @@
-//! dns.
+//! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
+//!
+//! ```text
+//!  client ─► handler (UDP), tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!                                            └─► forward ─► cache, upstream     all other names
+//! ```
+//!
+//! hickory-server owns the UDP sockets and decodes; `handler` stands between it and `exchange`. Connections are our own:
+//! the library admits any number of them, and spins when descriptors run out. `listen` binds, `upstream` asks others,
+//! `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use are pure. Names under
+//! the cluster domain are never forwarded and never cached: the table is the answer.
+
+mod cache;
+mod exchange;
+#[cfg(test)]
+mod fixture;
+mod forward;
+mod handler;
+mod listen;
+mod message;
+mod metrics;
+mod names;
+mod pointers;
+mod records;
+mod relayed;
+mod resolv_conf;
+mod reverse;
+mod server;
+mod services;
+#[cfg(test)]
+mod stub;
+mod tcp;
+mod upstream;
+mod wire;
+
+pub use listen::StartError;
+pub use metrics::Metrics;
+pub use names::InvalidDomain;
+pub use server::Server;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use crate::model::ServiceName;
+
+/// What the server needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen, over UDP and TCP. Port 0 means any, the same one for both.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster domain, usually `cluster.local`.
+    pub domain: String,
+    /// Who is asked about other names; empty = the `nameserver` lines of `/etc/resolv.conf`, followed as they change.
+    pub upstreams: Vec<SocketAddr>,
+    /// Who is asked about names under a domain instead; the longest domain wins, and one domain may have several.
+    pub domain_upstreams: Vec<(String, SocketAddr)>,
+    /// Which pod names exist.
+    pub pods: PodMode,
+    /// The Service whose cluster IPs `ns.dns` names; without it, the listen addresses are named.
+    pub dns_service: ServiceName,
+    /// Services with cluster IPs and without a ready endpoint have no names.
+    pub hide_empty: bool,
+    /// Seconds that a client may keep a record of the cluster.
+    pub ttl: u32,
+    /// Seconds that a client may keep the absence of one.
+    pub negative_ttl: u32,
+    /// The Services' address ranges: the reverse name of an unused address in them is answered here, not upstream.
+    pub owned_ranges: Vec<IpNet>,
+}
+
+/// Which names `a-b-c-d.NAMESPACE.pod` exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodMode {
+    /// None.
+    Disabled,
+    /// Every one whose label is an address and whose namespace exists.
+    Insecure,
+    /// Those of addresses that a running Pod of that namespace has.
+    Verified,
+}
+
+impl PodMode {
+    const ALL: [(&'static str, Self); 3] = [
+        ("disabled", Self::Disabled),
+        ("insecure", Self::Insecure),
+        ("verified", Self::Verified),
+    ];
+}
+
+impl FromStr for PodMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.iter().find(|(name, _)| *name == text);
+        known
+            .map(|(_, mode)| *mode)
+            .ok_or_else(|| format!("{text} is not disabled, insecure or verified"))
+    }
+}
+
+impl fmt::Display for PodMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(_, mode)| mode == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
+}

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Family, NodeName, Protocol, ServiceName};
+use super::{Family, NodeName, Protocol, SctpPort, ServiceName};
 
 /// A slice by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +32,8 @@ pub struct EndpointSlice {
     pub family: Family,
     /// Ports with a usable number and protocol.
     pub ports: Vec<SlicePort>,
+    /// Ports of SCTP: for DNS only, never for routing.
+    pub sctp_ports: Vec<SctpPort>,
     /// Endpoints with at least one address.
     pub endpoints: Vec<Endpoint>,
     /// The label `service.kubernetes.io/headless`: for DNS only, never for routing.

@@ -19,6 +19,8 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// Ports of protocols we serve; SCTP has been left out.
     pub ports: Vec<ServicePort>,
+    /// Ports of SCTP: for DNS only, never for routing.
+    pub sctp_ports: Vec<SctpPort>,
     /// `spec.externalIPs` that parse.
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress` with an address of mode VIP.
@@ -77,6 +79,15 @@ pub struct ServicePort {
     pub port: Port,
     /// The port on node addresses.
     pub node_port: Option<Port>,
+}
+
+/// A port of SCTP, of a Service or of a slice. Nothing serves it here, but DNS names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SctpPort {
+    /// The name; empty if there is none.
+    pub name: Arc<str>,
+    /// The port.
+    pub port: Port,
 }
 
 /// A load-balancer address that we answer for.

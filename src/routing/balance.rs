@@ -38,6 +38,20 @@ pub trait Balancer: fmt::Debug + Send + Sync {
     /// Forgets what has expired and what points to a backend that `keeps` rejects. Called on table changes and now
     /// and then in between.
     fn sweep(&self, _now: Instant, _keeps: &dyn Fn(SocketAddr) -> bool) {}
+
+    /// How many clients it remembers; all zero for an algorithm without memory of clients.
+    fn memory(&self) -> ClientMemory {
+        ClientMemory::default()
+    }
+}
+
+/// Figures of a balancer that sends clients back to where they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientMemory {
+    /// Clients remembered at this moment, expired ones that no sweep has found yet included.
+    pub clients: usize,
+    /// Clients forgotten before their time, or never remembered, because the memory was full.
+    pub evicted_total: u64,
 }
 
 /// Makes the balancer of a new or reconfigured service port.

@@ -1,23 +1,22 @@
 //! Builds the routing table from events, a changed Service at a time. Owned by the reconciler.
 //!
 //! Events mark Services dirty; [`TableBuilder::build`] recomputes the routes of those only and shares everything else
-//! with the table before. Balancers and live figures are carried over from route to route.
+//! with the table before. Balancers and live figures are carried over from route to route. The table depends on the
+//! facts alone, never on the way they came in, save that of two Services that claim one address the older one has it.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::{
-    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, NodeName, Pod, Protocol, Service,
-    ServiceName, ServicePort, ServicePortKey, SliceKey,
+    Algorithm, EndpointSlice, Event, Family, Frontend, Pod, Port, Service, ServiceName,
+    ServicePort, ServicePortKey, SliceKey,
 };
 
-use super::eligible::{Candidates, eligible};
-use super::frontends::{is_proxied, wanted_frontends};
-use super::{Backend, BalancerFactory, Live, NodeView, Route, RoutingTable, ServiceEntry};
+use super::backends::{Figures, carry_figures, endpoints_of, serving, shuffled_backends};
+use super::claims::{Claim, Claims};
+use super::eligible::eligible;
+use super::frontends::{is_proxied, source_ranges, wanted_frontends};
+use super::{BalancerFactory, Conflict, NodeView, Route, RoutingTable, ServiceEntry};
 
 /// The facts behind the table, and what has changed since the last build.
 pub struct TableBuilder {
@@ -28,10 +27,11 @@ pub struct TableBuilder {
     slices: HashMap<SliceKey, Arc<EndpointSlice>>,
     slices_of: HashMap<ServiceName, BTreeSet<SliceKey>>,
     pods: HashMap<(Arc<str>, Arc<str>), Arc<Pod>>,
+    // The order in which Services appeared; one that went and came back is young again.
     ages: HashMap<ServiceName, u64>,
     next_age: u64,
-    claims: HashMap<Claim, BTreeSet<(u64, ServicePortKey)>>,
-    claims_of: HashMap<ServicePortKey, BTreeSet<Claim>>,
+    claims: Claims,
+    figures: HashMap<ServicePortKey, Figures>,
     dirty: BTreeSet<ServiceName>,
 }
 
@@ -42,37 +42,8 @@ pub struct Built {
     pub table: Arc<RoutingTable>,
     /// Services whose entry was rebuilt or removed, by name.
     pub changed: Vec<ServiceName>,
-    /// Addresses that a rebuilt Service asks for and an older one has.
+    /// Addresses that one of these asks for and an older Service has.
     pub conflicts: Vec<Conflict>,
-}
-
-/// Two Services claim one address; the older one keeps it until it lets go.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{address} is held by {owner}; {loser} takes over when it goes")]
-pub struct Conflict {
-    /// The address or node port, as users write it.
-    pub address: String,
-    /// Who has it.
-    pub owner: ServicePortKey,
-    /// Who waits for it.
-    pub loser: ServicePortKey,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Claim {
-    Frontend(Frontend),
-    NodePort(Family, Protocol, u16),
-}
-
-impl fmt::Display for Claim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Frontend(frontend) => frontend.fmt(f),
-            Self::NodePort(family, protocol, port) => {
-                write!(f, "node port {port}/{protocol} ({family})")
-            }
-        }
-    }
 }
 
 impl TableBuilder {
@@ -88,8 +59,8 @@ impl TableBuilder {
             pods: HashMap::new(),
             ages: HashMap::new(),
             next_age: 0,
-            claims: HashMap::new(),
-            claims_of: HashMap::new(),
+            claims: Claims::default(),
+            figures: HashMap::new(),
             dirty: BTreeSet::new(),
         }
     }
@@ -127,9 +98,7 @@ impl TableBuilder {
                 let key = (pod.namespace.clone(), pod.name.clone());
                 self.forget_pod(&key);
                 for ip in &pod.ips {
-                    let mut at: Vec<Arc<Pod>> = self.table.pods_at(*ip).to_vec();
-                    at.push(pod.clone());
-                    self.table.pods.insert_mut(*ip, at.into());
+                    self.table.pods.add(*ip, pod.clone());
                 }
                 self.pods.insert(key, pod);
             }
@@ -155,6 +124,11 @@ impl TableBuilder {
         self.table.synced = true;
     }
 
+    /// Whether [`Self::set_synced`] has been called.
+    pub fn is_synced(&self) -> bool {
+        self.table.synced
+    }
+
     /// Records the port at which a frontend is really served; its own port ends a move.
     pub fn set_served_port(&mut self, frontend: Frontend, port: u16) {
         if port == frontend.port {
@@ -167,11 +141,17 @@ impl TableBuilder {
     /// Rebuilds what is dirty. The table's generation grows by one.
     pub fn build(&mut self) -> Built {
         let mut changed = BTreeSet::new();
-        let mut conflicts = Vec::new();
+        // A Service that lets an address go makes the next claimant dirty in turn; ages decide, so this ends.
         while let Some(name) = self.dirty.pop_first() {
-            self.rebuild(&name, &mut conflicts);
+            self.rebuild(&name);
             changed.insert(name);
         }
+        let conflicts = changed
+            .iter()
+            .filter_map(|name| self.table.services.get(name))
+            .flat_map(|entry| &entry.routes)
+            .flat_map(|route| self.claims.conflicts(&route.key))
+            .collect();
         self.table.generation += 1;
         Built {
             table: Arc::new(self.table.clone()),
@@ -198,23 +178,15 @@ impl TableBuilder {
             return;
         };
         for ip in &pod.ips {
-            let rest: Vec<Arc<Pod>> = self
-                .table
-                .pods_at(*ip)
-                .iter()
-                .filter(|p| !Arc::ptr_eq(p, &pod))
-                .cloned()
-                .collect();
-            if rest.is_empty() {
-                self.table.pods.remove_mut(ip);
-            } else {
-                self.table.pods.insert_mut(*ip, rest.into());
-            }
+            self.table
+                .pods
+                .remove(*ip, |other| Arc::ptr_eq(other, &pod));
         }
     }
 
-    fn rebuild(&mut self, name: &ServiceName, conflicts: &mut Vec<Conflict>) {
+    fn rebuild(&mut self, name: &ServiceName) {
         let before = self.table.services.get(name).cloned();
+        let service = self.services.get(name).cloned();
         let slices: Vec<Arc<EndpointSlice>> = self
             .slices_of
             .get(name)
@@ -222,96 +194,76 @@ impl TableBuilder {
             .flatten()
             .filter_map(|key| self.slices.get(key).cloned())
             .collect();
+        let old_routes = before.as_deref().map_or(&[][..], |entry| &entry.routes);
+        let ports = service.as_deref().map_or_else(Vec::new, proxied_ports);
+
+        // Claims before routes, all of them: within a Service a renamed port passes its addresses on.
+        for route in old_routes {
+            if ports.iter().all(|(key, _)| *key != route.key) {
+                self.claim(&route.key, BTreeSet::new());
+                self.figures.remove(&route.key);
+            }
+        }
         let mut routes = Vec::new();
-        if let Some(service) = self
-            .services
-            .get(name)
-            .cloned()
-            .filter(|service| is_proxied(service))
-        {
-            for port in &service.ports {
-                for family in Family::BOTH {
-                    if service.cluster_ip(family).is_some() {
-                        routes.push(self.make_route(&service, port, family, &slices, conflicts));
-                    }
-                }
+        if let Some(service) = &service {
+            for (key, port) in &ports {
+                self.claim(key, wanted_claims(service, port, key.family));
+            }
+            for (key, port) in ports {
+                routes.push(self.make_route(service, port, key, &slices));
             }
         }
-        let old_routes = before.as_ref().map_or(&[][..], |entry| &entry.routes);
-        self.replace_routes(old_routes, &routes);
-        self.replace_owners(
-            name,
-            before.as_deref(),
-            self.services.get(name).cloned().as_deref(),
-            &slices,
-        );
-        match self.services.get(name) {
-            Some(service) => {
-                let entry = ServiceEntry {
-                    service: service.clone(),
-                    slices,
-                    routes,
-                };
-                self.table
-                    .services
-                    .insert_mut(name.clone(), Arc::new(entry));
-            }
-            None => {
-                self.table.services.remove_mut(name);
-            }
-        }
+        let entry = service.map(|service| ServiceEntry {
+            service,
+            slices,
+            routes,
+        });
+        self.table.replace(name, entry);
+    }
+
+    // Others that gain or lose an address by this are rebuilt too; the routes of this Service are still to be made.
+    fn claim(&mut self, key: &ServicePortKey, wanted: BTreeSet<Claim>) {
+        let age = self.ages.get(&key.service).copied().unwrap_or(u64::MAX);
+        let affected = self.claims.set(key, age, wanted);
+        let others = affected.into_iter().filter(|name| *name != key.service);
+        self.dirty.extend(others);
     }
 
     fn make_route(
         &mut self,
         service: &Service,
         port: &ServicePort,
-        family: Family,
+        key: ServicePortKey,
         slices: &[Arc<EndpointSlice>],
-        conflicts: &mut Vec<Conflict>,
     ) -> Arc<Route> {
-        let key = ServicePortKey {
-            service: service.name.clone(),
-            port: port.name.clone(),
-            protocol: port.protocol,
-            family,
-        };
-        let before = self.table.routes.get(&key).cloned();
-        let endpoints = endpoints_of(port, family, slices);
-        let candidates = eligible(&endpoints, &self.table.node);
-        let (cluster, local) = backends(&key, &candidates, before.as_deref());
-        let mut serving: Vec<SocketAddr> = endpoints
-            .iter()
-            .filter(|(_, e)| e.ready || e.serving)
-            .map(|(addr, _)| *addr)
-            .collect();
-        serving.sort_unstable();
-        serving.dedup();
+        let node = &self.table.node;
+        let endpoints = endpoints_of(port, key.family, slices);
+        let candidates = eligible(&endpoints, node);
+        let figures = carry_figures(&endpoints, self.figures.get(&key));
 
         let algorithm = service.knobs.algorithm.unwrap_or(self.default_algorithm);
-        let balancer = match &before {
-            Some(route) if route.algorithm == algorithm && route.affinity == service.affinity => {
-                route.balancer.clone()
+        let balancer = match self.table.routes.get(&key) {
+            Some(before)
+                if before.algorithm == algorithm && before.affinity == service.affinity =>
+            {
+                before.balancer.clone()
             }
             Some(_) | None => self.balancers.make(algorithm, service.affinity),
         };
-        let mut frontends = wanted_frontends(service, port, family);
-        let node_port = port.node_port.map(|port| port.number());
-        let node_port_claim = node_port.map(|number| Claim::NodePort(family, key.protocol, number));
-        let wanted = frontends
-            .iter()
-            .map(|(frontend, _)| Claim::Frontend(*frontend))
-            .chain(node_port_claim)
+        let holds = |claim| self.claims.holds(&key, claim);
+        let frontends = wanted_frontends(service, port, key.family)
+            .into_iter()
+            .filter(|(frontend, _)| holds(Claim::Frontend(*frontend)))
             .collect();
-        let held = self.claim(&key, wanted, conflicts);
-        frontends.retain(|(frontend, _)| held.contains(&Claim::Frontend(*frontend)));
-        let node_port = node_port
-            .filter(|number| held.contains(&Claim::NodePort(family, key.protocol, *number)));
-        Arc::new(Route {
+        let node_port = port
+            .node_port
+            .map(Port::number)
+            .filter(|number| holds(Claim::NodePort(key.family, key.protocol, *number)));
+        let route = Route {
             port: port.port.number(),
-            cluster,
-            local,
-            serving,
+            cluster: shuffled_backends(&key, node, &candidates.cluster, &figures),
+            local: shuffled_backends(&key, node, &candidates.local, &figures),
+            serving: serving(&endpoints),
             any_endpoints: candidates.any,
             internal_policy: service.internal_policy,
             external_policy: service.external_policy,
@@ -320,249 +272,42 @@ impl TableBuilder {
             udp_idle_timeout: service.knobs.udp_idle_timeout,
             frontends,
             node_port,
+            source_ranges: source_ranges(service, key.family),
             balancer,
-            key,
-        })
-    }
-
-    // Replaces what `key` claims by `wanted`, in one go; returns those of them that it holds. Claims it no longer makes
-    // go to the next in age, whose Service is rebuilt.
-    fn claim(
-        &mut self,
-        key: &ServicePortKey,
-        wanted: BTreeSet<Claim>,
-        conflicts: &mut Vec<Conflict>,
-    ) -> BTreeSet<Claim> {
-        let age = self.ages.get(&key.service).copied().unwrap_or(u64::MAX);
-        let before = if wanted.is_empty() {
-            self.claims_of.remove(key).unwrap_or_default()
-        } else {
-            self.claims_of
-                .insert(key.clone(), wanted.clone())
-                .unwrap_or_default()
+            key: key.clone(),
         };
-        for claim in before.difference(&wanted) {
-            self.release(*claim, key);
-        }
-        let mut held = BTreeSet::new();
-        for claim in wanted {
-            let claimants = self.claims.entry(claim).or_default();
-            claimants.retain(|(_, claimant)| claimant != key);
-            let displaced = claimants
-                .first()
-                .filter(|(other, _)| *other > age)
-                .map(|(_, owner)| owner.service.clone());
-            claimants.insert((age, key.clone()));
-            match claimants.first() {
-                Some((_, owner)) if owner != key => {
-                    conflicts.push(Conflict {
-                        address: claim.to_string(),
-                        owner: owner.clone(),
-                        loser: key.clone(),
-                    });
-                }
-                Some(_) | None => {
-                    held.insert(claim);
-                }
-            }
-            self.dirty.extend(displaced);
-        }
-        held
-    }
-
-    // Swaps a Service's routes in the table, gives up claims it no longer makes and wakes who waits for them.
-    fn replace_routes(&mut self, before: &[Arc<Route>], after: &[Arc<Route>]) {
-        let after_keys: BTreeSet<&ServicePortKey> = after.iter().map(|route| &route.key).collect();
-        for route in before {
-            for (frontend, _) in &route.frontends {
-                if self
-                    .table
-                    .frontends
-                    .get(frontend)
-                    .is_some_and(|(_, owner)| owner.key == route.key)
-                {
-                    self.table.frontends.remove_mut(frontend);
-                }
-            }
-            if let Some(port) = route.node_port {
-                let slot = (route.key.family, route.key.protocol, port);
-                if self
-                    .table
-                    .node_ports
-                    .get(&slot)
-                    .is_some_and(|owner| owner.key == route.key)
-                {
-                    self.table.node_ports.remove_mut(&slot);
-                }
-            }
-            if !after_keys.contains(&route.key) {
-                self.table.routes.remove_mut(&route.key);
-                self.claim(&route.key, BTreeSet::new(), &mut Vec::new());
-            }
-        }
-        for route in after {
-            for (frontend, kind) in &route.frontends {
-                self.table
-                    .frontends
-                    .insert_mut(*frontend, (*kind, route.clone()));
-            }
-            if let Some(port) = route.node_port {
-                self.table
-                    .node_ports
-                    .insert_mut((route.key.family, route.key.protocol, port), route.clone());
-            }
-            self.table
-                .routes
-                .insert_mut(route.key.clone(), route.clone());
-        }
-    }
-
-    fn release(&mut self, claim: Claim, key: &ServicePortKey) {
-        let Some(claimants) = self.claims.get_mut(&claim) else {
-            return;
-        };
-        claimants.retain(|(_, claimant)| claimant != key);
-        match claimants.first() {
-            Some((_, next)) => {
-                self.dirty.insert(next.service.clone());
-            }
-            None => {
-                self.claims.remove(&claim);
-            }
-        }
-    }
-
-    fn replace_owners(
-        &mut self,
-        name: &ServiceName,
-        before: Option<&ServiceEntry>,
-        service: Option<&Service>,
-        slices: &[Arc<EndpointSlice>],
-    ) {
-        let old = before.map_or_else(BTreeSet::new, |entry| {
-            addresses_of(&entry.service, &entry.slices)
-        });
-        let new = service.map_or_else(BTreeSet::new, |service| addresses_of(service, slices));
-        for ip in old.difference(&new) {
-            let rest: Vec<ServiceName> = self
-                .table
-                .owners_of(*ip)
-                .iter()
-                .filter(|owner| *owner != name)
-                .cloned()
-                .collect();
-            if rest.is_empty() {
-                self.table.owners.remove_mut(ip);
-            } else {
-                self.table.owners.insert_mut(*ip, rest.into());
-            }
-        }
-        for ip in new.difference(&old) {
-            let mut owners = self.table.owners_of(*ip).to_vec();
-            owners.push(name.clone());
-            self.table.owners.insert_mut(*ip, owners.into());
-        }
+        self.figures.insert(key, figures);
+        Arc::new(route)
     }
 }
 
-fn addresses_of(service: &Service, slices: &[Arc<EndpointSlice>]) -> BTreeSet<IpAddr> {
-    let endpoints = slices
-        .iter()
-        .flat_map(|slice| &slice.endpoints)
-        .flat_map(|endpoint| &endpoint.addresses);
-    service
-        .cluster_ips
-        .iter()
-        .chain(endpoints)
-        .copied()
-        .collect()
-}
-
-// Every endpoint of a service port with its address there: slice ports match by name and protocol, and the number is
-// the slice's. Slices with the headless label are for DNS only.
-fn endpoints_of<'a>(
-    port: &ServicePort,
-    family: Family,
-    slices: &'a [Arc<EndpointSlice>],
-) -> Vec<(SocketAddr, &'a Endpoint)> {
+// The service ports of a Service in order, IPv4 before IPv6; none if it is not proxied.
+fn proxied_ports(service: &Service) -> Vec<(ServicePortKey, &ServicePort)> {
     let mut found = Vec::new();
-    for slice in slices
-        .iter()
-        .filter(|slice| slice.family == family && !slice.headless)
-    {
-        for number in slice
-            .ports
-            .iter()
-            .filter(|p| p.name == port.name && p.protocol == port.protocol)
-            .map(|p| p.port)
-        {
-            let addressed = slice
-                .endpoints
-                .iter()
-                .filter_map(|e| Some((SocketAddr::new(*e.addresses.first()?, number), e)));
-            found.extend(addressed);
+    if !is_proxied(service) {
+        return found;
+    }
+    for port in &service.ports {
+        for family in Family::BOTH {
+            if service.cluster_ip(family).is_some() {
+                let key = ServicePortKey {
+                    service: service.name.clone(),
+                    port: port.name.clone(),
+                    protocol: port.protocol,
+                    family,
+                };
+                found.push((key, port));
+            }
         }
     }
     found
 }
 
-// The two candidate sets as backends. An address that was there before keeps its live figures, and a set that holds
-// the same addresses as before keeps its order; a new set is shuffled anew.
-fn backends(
-    key: &ServicePortKey,
-    candidates: &Candidates<'_>,
-    before: Option<&Route>,
-) -> (Vec<Arc<Backend>>, Vec<Arc<Backend>>) {
-    let known: HashMap<SocketAddr, &Arc<Backend>> = before
-        .into_iter()
-        .flat_map(|route| route.cluster.iter().chain(&route.local))
-        .map(|b| (b.addr, b))
-        .collect();
-    let mut made: HashMap<SocketAddr, Arc<Backend>> = HashMap::new();
-    let mut backend = |(addr, endpoint): &(SocketAddr, &Endpoint)| {
-        made.entry(*addr)
-            .or_insert_with(|| renew(known.get(addr).copied(), *addr, endpoint))
-            .clone()
-    };
-    let mut set = |wanted: &[(SocketAddr, &Endpoint)], old: &[Arc<Backend>]| {
-        let mut fresh: Vec<Arc<Backend>> = wanted.iter().map(&mut backend).collect();
-        let position: HashMap<SocketAddr, usize> =
-            old.iter().enumerate().map(|(i, b)| (b.addr, i)).collect();
-        if position.len() == fresh.len() && fresh.iter().all(|b| position.contains_key(&b.addr)) {
-            fresh.sort_by_key(|b| position[&b.addr]);
-        } else {
-            let salt = fresh.len();
-            fresh.sort_by_cached_key(|b| (shuffled(key, b.addr, salt), b.addr));
-        }
-        fresh
-    };
-    let cluster = set(
-        &candidates.cluster,
-        before.map_or(&[], |route| &route.cluster),
-    );
-    let local = set(&candidates.local, before.map_or(&[], |route| &route.local));
-    (cluster, local)
-}
-
-fn renew(known: Option<&Arc<Backend>>, addr: SocketAddr, endpoint: &Endpoint) -> Arc<Backend> {
-    let same = |b: &&Arc<Backend>| b.node == endpoint.node && b.pod == endpoint.pod;
-    if let Some(backend) = known.filter(same) {
-        return backend.clone();
-    }
-    let node: Option<NodeName> = endpoint.node.clone();
-    let live = known.map_or_else(|| Arc::new(Live::default()), |backend| backend.live.clone());
-    Arc::new(Backend {
-        addr,
-        node,
-        pod: endpoint.pod.clone(),
-        live,
-    })
-}
-
-// A place in the order that differs between service ports, so that Services over the same Pods do not all begin with
-// the same one.
-fn shuffled(key: &ServicePortKey, addr: SocketAddr, salt: usize) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (key, addr, salt).hash(&mut hasher);
-    hasher.finish()
+fn wanted_claims(service: &Service, port: &ServicePort, family: Family) -> BTreeSet<Claim> {
+    let frontends = wanted_frontends(service, port, family).into_iter();
+    let node_port = port.node_port.map(Port::number);
+    frontends
+        .map(|(frontend, _)| Claim::Frontend(frontend))
+        .chain(node_port.map(|number| Claim::NodePort(family, port.protocol, number)))
+        .collect()
 }

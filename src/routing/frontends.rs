@@ -149,7 +149,9 @@ pub(super) fn is_proxied(service: &Service) -> bool {
 }
 
 /// The frontends that a service port asks for in one family, node port aside. Empty without a cluster IP of that
-/// family.
+/// family. An address that is listed twice counts as what it is listed as first: cluster IP, then external IP.
+///
+/// Source: the order of rules in kube-proxy's `syncProxyRules`.
 pub(super) fn wanted_frontends(
     service: &Service,
     port: &ServicePort,
@@ -158,38 +160,70 @@ pub(super) fn wanted_frontends(
     let Some(cluster_ip) = service.cluster_ip(family) else {
         return Vec::new();
     };
-    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
     let external = service
         .external_ips
         .iter()
-        .copied()
-        .filter(of_family)
-        .map(|ip| (ip, FrontendKind::ExternalIp));
+        .map(|ip| (*ip, FrontendKind::ExternalIp));
     let balancer = service
         .load_balancer_ips
         .iter()
-        .map(|lb| lb.ip)
-        .filter(of_family)
-        .map(|ip| (ip, FrontendKind::LoadBalancer));
-    std::iter::once((cluster_ip, FrontendKind::ClusterIp))
+        .map(|lb| (lb.ip, FrontendKind::LoadBalancer));
+    let mut found: Vec<(Frontend, FrontendKind)> = Vec::new();
+    for (ip, kind) in std::iter::once((cluster_ip, FrontendKind::ClusterIp))
         .chain(external)
         .chain(balancer)
-        .map(|(ip, kind)| {
-            (
-                Frontend {
-                    ip,
-                    port: port.port.number(),
-                    protocol: port.protocol,
-                },
-                kind,
-            )
-        })
-        .collect()
+        .filter(|(ip, _)| Family::of(*ip) == family)
+    {
+        let frontend = Frontend {
+            ip,
+            port: port.port.number(),
+            protocol: port.protocol,
+        };
+        if found.iter().all(|(known, _)| *known != frontend) {
+            found.push((frontend, kind));
+        }
+    }
+    found
+}
+
+/// Who may call the load-balancer addresses of that family; empty = anybody. Ranges of the other family restrict
+/// nobody here, and a range of everything restricts nobody at all.
+///
+/// Source: kube-proxy `loadBalancerSourceRanges`.
+pub(super) fn source_ranges(service: &Service, family: Family) -> Vec<IpNet> {
+    let of_family = service.source_ranges.iter();
+    let ranges: Vec<IpNet> = of_family
+        .filter(|range| Family::of(range.addr()) == family)
+        .map(IpNet::trunc)
+        .collect();
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
+        return Vec::new();
+    }
+    ranges
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::service;
+
+    #[test]
+    fn source_ranges_restrict_their_own_family_only() {
+        let ranges = |list: &str, family| {
+            let mut service = service("web", "10.96.0.10 fd00::10");
+            let list = list.split_whitespace();
+            service.source_ranges = list.map(|range| range.parse().unwrap()).collect();
+            let ranges = source_ranges(&service, family);
+            ranges.iter().map(IpNet::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            ranges("192.0.2.1/25 fd00::/8", Family::V4),
+            ["192.0.2.0/25"]
+        );
+        assert!(ranges("fd00::/8", Family::V4).is_empty());
+        assert!(ranges("192.0.2.0/25 0.0.0.0/0", Family::V4).is_empty());
+        assert!(ranges("", Family::V6).is_empty());
+    }
 
     fn ips(list: &[&str]) -> BTreeSet<IpAddr> {
         list.iter().map(|ip| ip.parse().unwrap()).collect()

@@ -9,15 +9,23 @@
 //! A change of one Service costs work for that Service: the table's maps are persistent and share the rest.
 //! The balancing algorithms live in `balancers`; here is only the trait that a route carries.
 
+mod backends;
 mod balance;
 mod builder;
+mod by_address;
+mod claims;
 mod eligible;
 mod frontends;
+mod replace;
 mod route;
 mod table;
 
-pub use balance::{Balancer, BalancerFactory, Choice};
-pub use builder::{Built, Conflict, TableBuilder};
+#[cfg(test)]
+mod tests;
+
+pub use balance::{Balancer, BalancerFactory, Choice, ClientMemory};
+pub use builder::{Built, TableBuilder};
+pub use claims::Conflict;
 pub use eligible::{Candidates, Topology, eligible};
 pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
 pub use route::{Backend, Live, Route, Verdict};

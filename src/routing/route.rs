@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::model::{Algorithm, Frontend, NodeName, ServicePortKey, TrafficPolicy};
 
 use super::{Balancer, FrontendKind, Origin};
@@ -72,7 +74,7 @@ pub struct Route {
     pub port: u16,
     /// Candidates of the whole cluster, in shuffled order.
     pub cluster: Vec<Arc<Backend>>,
-    /// Candidates on this node, in shuffled order; empty if no policy asks for them.
+    /// Candidates on this node, in shuffled order, whether or not a policy asks for them.
     pub local: Vec<Arc<Backend>>,
     /// Addresses that still serve an existing flow, sorted: ready endpoints and those that serve while terminating,
     /// whatever the policies. A UDP flow to anything else ends.
@@ -93,6 +95,8 @@ pub struct Route {
     pub frontends: Vec<(Frontend, FrontendKind)>,
     /// The node port granted to it.
     pub node_port: Option<u16>,
+    /// Who may call its load-balancer addresses: `spec.loadBalancerSourceRanges` of its family. Empty = anybody.
+    pub source_ranges: Vec<IpNet>,
     /// The algorithm's state.
     pub balancer: Arc<dyn Balancer>,
 }
@@ -140,5 +144,102 @@ impl Route {
     /// Whether an existing flow to that backend may go on.
     pub fn still_serves(&self, backend: SocketAddr) -> bool {
         self.serving.binary_search(&backend).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{addr, backend, port_key, route};
+
+    use FrontendKind::*;
+    use Origin::*;
+    use TrafficPolicy::{Cluster, Local};
+
+    /// Shows a verdict as the set that serves, or as what it is otherwise.
+    fn shown(verdict: Verdict<'_>) -> &'static str {
+        match verdict {
+            Verdict::Serve([only]) if only.addr.port() == 1 => "cluster",
+            Verdict::Serve(_) => "local",
+            Verdict::Refuse => "refuse",
+            Verdict::Silent => "silent",
+        }
+    }
+
+    /// A route whose cluster set has one backend at port 1 and whose local set one at port 2, if they have any.
+    fn with(policies: [TrafficPolicy; 2], cluster: bool, local: bool) -> Route {
+        let set = |filled: bool, text| Vec::from_iter(filled.then(|| backend(addr(text))));
+        Route {
+            cluster: set(cluster, "10.1.0.1:1"),
+            local: set(local, "10.1.0.1:2"),
+            any_endpoints: cluster,
+            internal_policy: policies[0],
+            external_policy: policies[1],
+            ..route(port_key("web"))
+        }
+    }
+
+    const EXTERNAL: [FrontendKind; 3] = [ExternalIp, LoadBalancer, NodePort];
+
+    #[test]
+    fn the_cluster_ip_follows_the_internal_policy_whoever_calls() {
+        for external in [Cluster, Local] {
+            for origin in [Outside, LocalPod, Node] {
+                let verdict = |internal, cluster, local| {
+                    shown(with([internal, external], cluster, local).verdict(ClusterIp, origin))
+                };
+                assert_eq!(verdict(Cluster, true, true), "cluster");
+                assert_eq!(verdict(Cluster, true, false), "cluster");
+                assert_eq!(verdict(Local, true, true), "local");
+                assert_eq!(verdict(Local, true, false), "silent");
+                assert_eq!(verdict(Local, false, false), "refuse");
+                assert_eq!(verdict(Cluster, false, false), "refuse");
+            }
+        }
+    }
+
+    #[test]
+    fn external_addresses_follow_the_external_policy_from_outside() {
+        for kind in EXTERNAL {
+            for internal in [Cluster, Local] {
+                let verdict = |external, cluster, local| {
+                    shown(with([internal, external], cluster, local).verdict(kind, Outside))
+                };
+                assert_eq!(verdict(Cluster, true, false), "cluster");
+                assert_eq!(verdict(Local, true, true), "local");
+                assert_eq!(verdict(Local, true, false), "silent");
+                assert_eq!(verdict(Local, false, false), "refuse");
+                assert_eq!(verdict(Cluster, false, false), "refuse");
+            }
+        }
+    }
+
+    #[test]
+    fn external_addresses_serve_the_whole_cluster_to_callers_of_this_node() {
+        for kind in EXTERNAL {
+            for origin in [LocalPod, Node] {
+                for policies in [[Cluster, Local], [Local, Local]] {
+                    let verdict = |cluster, local| {
+                        shown(with(policies, cluster, local).verdict(kind, origin))
+                    };
+                    assert_eq!(verdict(true, true), "cluster");
+                    assert_eq!(verdict(true, false), "cluster");
+                    assert_eq!(verdict(false, false), "refuse");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn live_figures_count_flows_and_failures() {
+        let live = Live::default();
+        live.begin();
+        live.begin();
+        live.end();
+        live.fail();
+        assert_eq!(
+            (live.active(), live.flows_total(), live.failures_total()),
+            (1, 2, 1)
+        );
     }
 }

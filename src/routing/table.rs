@@ -11,6 +11,7 @@ use crate::model::{
     EndpointSlice, Family, Frontend, Pod, Protocol, Service, ServiceName, ServicePortKey,
 };
 
+use super::by_address::ByAddress;
 use super::{FrontendKind, NodeView, Route};
 
 /// All routes and names at one moment. Cloning shares everything.
@@ -26,9 +27,9 @@ pub struct RoutingTable {
     pub(super) routes: HashTrieMapSync<ServicePortKey, Arc<Route>>,
     pub(super) frontends: HashTrieMapSync<Frontend, (FrontendKind, Arc<Route>)>,
     pub(super) node_ports: HashTrieMapSync<(Family, Protocol, u16), Arc<Route>>,
-    pub(super) owners: HashTrieMapSync<IpAddr, Arc<[ServiceName]>>,
+    pub(super) owners: ByAddress<ServiceName>,
     pub(super) namespaces: HashTrieMapSync<Arc<str>, ()>,
-    pub(super) pods: HashTrieMapSync<IpAddr, Arc<[Arc<Pod>]>>,
+    pub(super) pods: ByAddress<Arc<Pod>>,
     pub(super) moved: HashTrieMapSync<Frontend, u16>,
 }
 
@@ -94,7 +95,7 @@ impl RoutingTable {
 
     /// Services that own the address, as cluster IP or by one of their endpoints (ready or not).
     pub fn owners_of(&self, ip: IpAddr) -> &[ServiceName] {
-        self.owners.get(&ip).map_or(&[], |owners| owners)
+        self.owners.at(ip)
     }
 
     /// Whether a namespace exists.
@@ -104,7 +105,7 @@ impl RoutingTable {
 
     /// Pods that have the address, in any namespace.
     pub fn pods_at(&self, ip: IpAddr) -> &[Arc<Pod>] {
-        self.pods.get(&ip).map_or(&[], |pods| pods)
+        self.pods.at(ip)
     }
 
     /// The port that really serves a frontend: its own, unless the loopback mode had to move it.

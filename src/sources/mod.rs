@@ -1,1 +1,11 @@
-//! sources.
+//! Where objects come from: files and API servers, and how they become the model.
+//!
+//! A source reads, decodes and tells what changed; it never decides what follows from a change. Kubernetes' own types
+//! stop at `convert`: past it only `model` travels.
+
+pub mod convert;
+pub mod go_duration;
+pub mod interfaces;
+pub mod manifests;
+
+pub use go_duration::parse_go_duration;

@@ -18,7 +18,7 @@ const EXCUSED: [(&str, &str); 0] = [];
 
 #[test]
 fn services_behave_as_recorded() {
-    let cases = cases("services.json");
+    let cases = cases(include_str!("../../../tests/data/services.json"));
     let mut failures = Vec::new();
     for case in &cases {
         let id = case["id"].as_str().unwrap().to_owned();

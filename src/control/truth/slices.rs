@@ -18,7 +18,7 @@ const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 #[test]
 fn slices_behave_as_recorded() {
-    let cases = cases("slices.json");
+    let cases = cases(include_str!("../../../tests/data/slices.json"));
     let mut failures = Vec::new();
     for case in &cases {
         let id = case["id"].as_str().unwrap().to_owned();

@@ -1,0 +1,12 @@
+//! Servers that only read: the admin API on a Unix socket, health and metrics over HTTP.
+//!
+//! `views` turns objects and the routing table into rows; `server` answers `viaduct get`; `node_health` answers
+//! probes and scrapes.
+
+mod node_health;
+mod server;
+mod views;
+
+pub use node_health::{HealthServer, MetricsServer, serve_health, serve_metrics};
+pub use server::{AdminServer, BindError, Sources};
+pub use views::{Resource, Selection, Snapshot, TableView};

@@ -1,0 +1,190 @@
+//! The admin API: HTTP over a Unix socket that only its owner can reach.
+//!
+//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json`. Reads the published snapshots; never waits for the
+//! reconciler and never changes anything.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::control::PublishedObjects;
+use crate::routing::Published;
+
+use super::views::{Resource, Selection, Snapshot};
+
+/// Where answers come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The stored objects.
+    pub objects: PublishedObjects,
+    /// The routing table.
+    pub table: Published,
+}
+
+impl Sources {
+    /// Both at this moment.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            objects: self.objects.load_full(),
+            table: self.table.load_full(),
+            now: Timestamp::now(),
+        }
+    }
+}
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody answers there already.
+    #[error("--admin-socket {}: another viaduct is running there; stop it or choose another path", .0.display())]
+    InUse(PathBuf),
+    /// The kernel says no.
+    #[error("--admin-socket {}: {source}", path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The bound server.
+#[derive(Debug)]
+pub struct AdminServer {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Question {
+    namespace: Option<String>,
+    name: Option<String>,
+    output: Option<String>,
+}
+
+impl AdminServer {
+    /// Binds the socket, readable and writable by its owner alone. A socket that nobody answers on is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Another process answers there, or the path cannot be used.
+    pub async fn bind(path: &Path) -> Result<Self, BindError> {
+        let failed = |source| BindError::Bind {
+            path: path.to_owned(),
+            source,
+        };
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(BindError::InUse(path.to_owned()));
+        }
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Answers until `stop`, then removes the socket.
+    pub async fn serve(self, sources: Sources, stop: CancellationToken) {
+        let router = Router::new()
+            .route("/v1/{resource}", get(answer))
+            .with_state(Arc::new(sources));
+        let served = axum::serve(self.listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await;
+        if let Err(error) = served {
+            warn!(%error, "admin server ended");
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            warn!(path = %self.path.display(), %error, "admin socket could not be removed");
+        }
+    }
+}
+
+async fn answer(
+    State(sources): State<Arc<Sources>>,
+    UrlPath(resource): UrlPath<String>,
+    Query(question): Query<Question>,
+) -> Response {
+    let Some(resource) = Resource::parse(&resource) else {
+        return (
+            StatusCode::NOT_FOUND,
+            format!("{resource} is not known here"),
+        )
+            .into_response();
+    };
+    let snapshot = sources.snapshot();
+    let wide = question.output.as_deref() == Some("wide");
+    let selection = Selection {
+        namespace: question.namespace,
+        name: question.name,
+        wide,
+    };
+    match question.output.as_deref() {
+        Some("json") => Json(snapshot.list(resource, &selection)).into_response(),
+        Some("table" | "wide") | None => Json(snapshot.table(resource, &selection)).into_response(),
+        Some(other) => (
+            StatusCode::BAD_REQUEST,
+            format!("{other} is not an output; table, wide and json are"),
+        )
+            .into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deeper/admin.sock");
+        let first = AdminServer::bind(&path).await.unwrap();
+        assert!(matches!(
+            AdminServer::bind(&path).await,
+            Err(BindError::InUse(_))
+        ));
+        drop(first);
+        let second = AdminServer::bind(&path).await.unwrap();
+        assert_eq!(
+            std::fs::metadata(&second.path)
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
+    }
+
+    #[tokio::test]
+    async fn a_path_that_cannot_be_used_is_named() {
+        let error = AdminServer::bind(Path::new("/proc/none/admin.sock"))
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("--admin-socket /proc/none/admin.sock: "),
+            "{error}"
+        );
+    }
+}

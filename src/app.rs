@@ -1,0 +1,362 @@
+//! The composition: builds every part from a [`Config`], ties them together and ends them in order.
+//!
+//! ```text
+//!  start: data threads ─ admin ─ DNS ─ health, metrics ─ sources ─ reconciler
+//!  stop:  sources, reconciler (releases the capture) ─ DNS ─ drain ─ admin, health, metrics
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
+
+use crate::admin::{self, AdminServer, HealthServer, MetricsServer, Sources};
+use crate::balancers::Algorithms;
+use crate::capture::{self, Capture, Mode};
+use crate::config::Config;
+use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
+use crate::dataplane::{self, Dataplane};
+use crate::dns;
+use crate::readiness::Readiness;
+use crate::reconciler::{Inputs, Parts, Reconciler};
+use crate::routing::{Published, TableBuilder};
+use crate::sources::{interfaces, manifests};
+use crate::telemetry::{self, Health};
+use crate::workload::Simulator;
+
+/// Batches of manifest updates that may wait for the reconciler; past it the directory is simply read later.
+const MANIFEST_BATCHES: usize = 16;
+
+/// How far from a taken port `dev` looks for the next free one.
+const NEXT_FREE: u16 = 100;
+
+/// Seconds that clients may keep an answer about the cluster, or the lack of one. Short: the data is in memory, and a
+/// Pod that starts late should be found soon.
+const CLUSTER_TTL: u32 = 5;
+
+/// How long DNS may finish what it has begun.
+const DNS_GRACE: Duration = Duration::from_secs(2);
+
+/// Everything, running.
+pub struct App {
+    addresses: Addresses,
+    sources: Sources,
+    readiness: Readiness,
+    drain_timeout: Duration,
+    dataplane: Arc<Dataplane>,
+    dns: Option<dns::Server>,
+    servers: Part,
+    control: Part,
+}
+
+/// Where things really listen.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// DNS, UDP and TCP alike.
+    pub dns: Vec<SocketAddr>,
+    /// Health.
+    pub healthz: Option<SocketAddr>,
+    /// Metrics.
+    pub metrics: Option<SocketAddr>,
+    /// The admin socket.
+    pub admin: PathBuf,
+}
+
+// Tasks that end together.
+#[derive(Default)]
+struct Part {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Part {
+    async fn end(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl App {
+    /// Builds and starts everything.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the process from its job: no family can be captured, an address or the admin socket is taken, the
+    /// service CIDR does not do. Each names its flag.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let registry = telemetry::registry().context("registering metrics")?;
+        let (table, objects) = (Published::default(), PublishedObjects::default());
+        let (health, readiness) = (Health::default(), Readiness::default());
+        let synced = readiness.block("initial state");
+        let (servers, control) = (Part::default(), Part::default());
+        let sources = Sources {
+            objects: objects.clone(),
+            table: table.clone(),
+        };
+
+        let admin = AdminServer::bind(&config.admin_socket).await?;
+        let captures = open_captures(&config).await?;
+        let metrics = Arc::new(dataplane::Metrics::new(&registry).context("registering metrics")?);
+        let dataplane = Dataplane::start(
+            dataplane::Config {
+                threads: config.data_threads,
+                udp_idle_timeout: config.udp_idle_timeout,
+                ..dataplane::Config::default()
+            },
+            table.clone(),
+            metrics,
+        );
+        let dataplane = Arc::new(dataplane.context("starting the data threads")?);
+        let dns = start_dns(&config, &table, &registry).await?;
+
+        let mut addresses = Addresses {
+            admin: config.admin_socket.clone(),
+            ..Addresses::default()
+        };
+        addresses.dns = dns
+            .as_ref()
+            .map(|server| server.addresses().to_vec())
+            .unwrap_or_default();
+        servers
+            .tasks
+            .spawn(admin.serve(sources.clone(), servers.stop.clone()));
+        if let Some(address) = config.healthz {
+            let (listener, address) = bind(address, config.dev).await;
+            addresses.healthz = Some(address);
+            let server = HealthServer {
+                health: health.clone(),
+                readiness: readiness.clone(),
+                timeout: 2 * config.sync_period,
+            };
+            servers.tasks.spawn(admin::serve_health(
+                server,
+                address,
+                listener,
+                servers.stop.clone(),
+            ));
+        }
+        if let Some(address) = config.metrics {
+            let (listener, address) = bind(address, config.dev).await;
+            addresses.metrics = Some(address);
+            let server = MetricsServer {
+                registry: registry.clone(),
+                mode: config.capture.as_str(),
+            };
+            servers.tasks.spawn(admin::serve_metrics(
+                server,
+                address,
+                listener,
+                servers.stop.clone(),
+            ));
+        }
+
+        let inputs = start_sources(&config, &control).context("reading the node's addresses")?;
+        let local = inputs.addresses.borrow().clone();
+        let own_node = OwnNode {
+            name: config.node_name.to_string(),
+            addresses: local.into_iter().filter(|ip| !ip.is_loopback()).collect(),
+        };
+        let parts = Parts {
+            control: ControlPlane::new(control_config(&config, own_node))
+                .context("--service-cluster-ip-range")?,
+            state_file: config.data_dir.join("allocations.json"),
+            replace_outside: if config.dev {
+                config.service_cidrs.first().copied()
+            } else {
+                None
+            },
+            node_name: config.node_name.clone(),
+            pod_cidrs: config.pod_cidrs.clone(),
+            node_port_addresses: config.node_port_addresses.clone(),
+            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
+            table,
+            objects,
+            dataplane: dataplane.clone(),
+            captures,
+            simulator: Simulator::new(),
+            health,
+            sync_period: config.sync_period,
+        };
+        control
+            .tasks
+            .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
+        info!(node = %config.node_name, capture = config.capture.as_str(), manifests = %config.manifests.display(), dns = ?addresses.dns,
+            healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
+        Ok(Self {
+            addresses,
+            sources,
+            readiness,
+            drain_timeout: config.drain_timeout,
+            dataplane,
+            dns,
+            servers,
+            control,
+        })
+    }
+
+    /// Where things listen.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// What views are made from.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// What start-up still waits for.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Ends everything in order: nothing new is captured, flows drain, then the servers go.
+    pub async fn stop(self) {
+        info!(drain_timeout = ?self.drain_timeout, "stopping");
+        self.control.end().await;
+        if let Some(dns) = self.dns {
+            dns.shutdown(DNS_GRACE).await;
+        }
+        // The reconciler held the only other handle, and it has ended.
+        if let Some(dataplane) = Arc::into_inner(self.dataplane) {
+            let drained = dataplane.drain(self.drain_timeout).await;
+            info!(
+                finished = drained.finished,
+                aborted = drained.aborted,
+                "drained"
+            );
+        }
+        self.servers.end().await;
+    }
+}
+
+// One family that cannot be captured does not stop the other; none at all does.
+async fn open_captures(config: &Config) -> anyhow::Result<Vec<Box<dyn Capture>>> {
+    let mut captures = Vec::new();
+    if config.capture == Mode::None {
+        return Ok(captures);
+    }
+    let mut refusals = Vec::new();
+    for family in config.families() {
+        match capture::open(config.capture, family).await {
+            Ok(capture) => captures.push(capture),
+            Err(error) => {
+                error!(%family, mode = config.capture.as_str(), %error, "family cannot be captured");
+                refusals.push(format!("{family}: {error}"));
+            }
+        }
+    }
+    if captures.is_empty() {
+        anyhow::bail!(
+            "--capture {}: {}",
+            config.capture.as_str(),
+            refusals.join("; ")
+        );
+    }
+    Ok(captures)
+}
+
+async fn start_dns(
+    config: &Config,
+    table: &Published,
+    registry: &Registry,
+) -> anyhow::Result<Option<dns::Server>> {
+    if config.dns.listen.is_empty() {
+        return Ok(None);
+    }
+    let metrics = Arc::new(dns::Metrics::new(registry).context("registering metrics")?);
+    let mut wanted = dns::Config {
+        listen: config.dns.listen.clone(),
+        domain: config.dns.domain.clone(),
+        upstreams: config.dns.upstreams.clone(),
+        domain_upstreams: config.dns.domain_upstreams.clone(),
+        pods: config.dns.pods,
+        dns_service: config.dns.service.clone(),
+        hide_empty: config.dns.hide_empty,
+        ttl: CLUSTER_TTL,
+        negative_ttl: CLUSTER_TTL,
+        owned_ranges: config.service_cidrs.clone(),
+    };
+    let first = wanted.listen.clone();
+    for offset in 0..=NEXT_FREE {
+        wanted.listen = first
+            .iter()
+            .map(|address| shifted(*address, offset))
+            .collect();
+        match dns::Server::start(wanted.clone(), table.clone(), metrics.clone()).await {
+            Ok(server) => return Ok(Some(server)),
+            Err(error) if config.dev && error.is_address_in_use() && offset < NEXT_FREE => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("the last try returns")
+}
+
+// In `dev` a taken port gives way to the next free one; otherwise the server keeps trying by itself.
+async fn bind(address: SocketAddr, dev: bool) -> (Option<TcpListener>, SocketAddr) {
+    let tries = if dev { NEXT_FREE } else { 0 };
+    for offset in 0..=tries {
+        if let Ok(listener) = TcpListener::bind(shifted(address, offset)).await {
+            let bound = listener.local_addr().unwrap_or(address);
+            return (Some(listener), bound);
+        }
+    }
+    (None, address)
+}
+
+fn shifted(address: SocketAddr, offset: u16) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port().saturating_add(offset))
+}
+
+fn start_sources(config: &Config, part: &Part) -> std::io::Result<Inputs> {
+    let (updates, manifests) = mpsc::channel(MANIFEST_BATCHES);
+    let directory = manifests::Directory::new(config.manifests.clone());
+    let stop = part.stop.clone();
+    part.tasks.spawn(async move {
+        if let Err(error) = manifests::watch(directory, updates, stop).await {
+            error!(%error, "manifests are no longer watched; restart to try again");
+        }
+    });
+    // `dev` answers on loopback alone, whatever else this machine is called.
+    let mut now = interfaces::local_addresses()?;
+    if config.dev {
+        now.retain(std::net::IpAddr::is_loopback);
+    }
+    let (sender, addresses) = watch::channel(now);
+    if config.dev {
+        // Loopback does not change; keeping the sender keeps the channel open.
+        let stop = part.stop.clone();
+        part.tasks.spawn(async move {
+            stop.cancelled().await;
+            drop(sender);
+        });
+    } else {
+        part.tasks
+            .spawn(interfaces::watch_addresses(sender, part.stop.clone()));
+    }
+    Ok(Inputs {
+        manifests,
+        addresses,
+    })
+}
+
+fn control_config(config: &Config, own_node: OwnNode) -> control::Config {
+    control::Config {
+        service_cidrs: config.service_cidrs.clone(),
+        node_port_range: config.node_port_range.clone(),
+        load_balancer_range: config.load_balancer_range,
+        pod_cidr: Some(config.simulated_pod_cidr),
+        allow_loopback_endpoints: true,
+        own_node: Some(own_node),
+        max_endpoints_per_slice: 100,
+        seed: rand::random(),
+    }
+}

@@ -1,0 +1,443 @@
+//! What our chains say, as text for `iptables-restore`. Pure.
+//!
+//! ```text
+//!   mangle PREROUTING ─► VIADUCT-SILENCE, VIADUCT-OUTSIDE         mangle OUTPUT ─► VIADUCT-SILENCE
+//!   nat    PREROUTING ┐                 ┌─► VIADUCT-10.96.0.0 …    frontends, by the network they are in
+//!   nat    OUTPUT     ┴► VIADUCT-CAPTURE ┼─► VIADUCT-NODEPORTS      at the node's addresses
+//!                                        └─► VIADUCT-GUARD          UDP proxy ports: to port 0, which refuses
+//! ```
+//!
+//! Every rule is spelt as `iptables-save` lists it, so what is there can be compared with what should be. Matches are
+//! `-s -d -p --dport` and the flags of TCP, targets DNAT, REDIRECT, RETURN, DROP and own chains: all that a small kernel has.
+//! A packet passes one rule per network and those of its own network, not one per Service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::capture::plan::{Rules, Silence, local_network};
+use crate::model::{Frontend, Protocol};
+
+/// Every chain of ours begins so.
+pub(super) const PREFIX: &str = "VIADUCT-";
+
+const CAPTURE: &str = "VIADUCT-CAPTURE";
+const NODE_PORTS: &str = "VIADUCT-NODEPORTS";
+const GUARD: &str = "VIADUCT-GUARD";
+const SILENCE: &str = "VIADUCT-SILENCE";
+const OUTSIDE: &str = "VIADUCT-OUTSIDE";
+
+/// The first packet of a TCP connection. `nat`, which sees first packets only, refuses to drop.
+const SYN: &str = " --tcp-flags FIN,SYN,RST,ACK SYN";
+
+/// The tables that we have chains in, in the order in which they are written: nothing is captured before what must
+/// stay silent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Table {
+    Mangle,
+    Nat,
+}
+
+impl Table {
+    pub(super) const ALL: [Self; 2] = [Self::Mangle, Self::Nat];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Mangle => "mangle",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+/// What is ours in one table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chains {
+    /// Our chains with their rules, without `-A CHAIN`.
+    pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// Rules of other chains that lead to ours: `PREROUTING -j VIADUCT-CAPTURE`.
+    pub(super) jumps: BTreeSet<String>,
+}
+
+/// What must be ours in `table` under `rules`. Captured traffic is led to the address `landing`, or to that of the
+/// interface it came in by.
+pub(super) fn plan_chains(table: Table, rules: &Rules, landing: Option<IpAddr>) -> Chains {
+    match table {
+        Table::Mangle => plan_silence(rules),
+        Table::Nat => plan_capture(rules, landing),
+    }
+}
+
+/// The transaction that leads from `before` to `after`; `None` if they are the same.
+pub(super) fn render_restore(table: Table, before: &Chains, after: &Chains) -> Option<String> {
+    if before == after {
+        return None;
+    }
+    let changed = after.chains.iter();
+    let changed: Vec<_> = changed
+        .filter(|(name, rules)| before.chains.get(*name) != Some(rules))
+        .collect();
+    let gone: Vec<_> = before
+        .chains
+        .keys()
+        .filter(|name| !after.chains.contains_key(*name))
+        .collect();
+    let mut text = format!("*{}\n", table.as_str());
+    // Naming a chain empties it.
+    for name in changed
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(gone.iter().copied())
+    {
+        let _ = writeln!(text, ":{name} - [0:0]");
+    }
+    for (name, rules) in changed {
+        for rule in rules {
+            let _ = writeln!(text, "-A {name} {rule}");
+        }
+    }
+    for jump in before.jumps.difference(&after.jumps) {
+        let _ = writeln!(text, "-D {jump}");
+    }
+    for jump in after.jumps.difference(&before.jumps) {
+        let _ = writeln!(text, "-I {jump}");
+    }
+    for name in gone {
+        let _ = writeln!(text, "-X {name}");
+    }
+    text.push_str("COMMIT\n");
+    Some(text)
+}
+
+/// A transaction of [`render_restore`] as several, for where one would be too long. Chains are named before rules lead
+/// to them, as in the whole.
+pub(super) fn pieces(restore: &str) -> Vec<String> {
+    let mut lines = restore.lines();
+    let table = lines.next().unwrap_or_default();
+    let lines: Vec<&str> = lines.filter(|line| *line != "COMMIT").collect();
+    let piece = |some: &[&str]| format!("{table}\n{}\nCOMMIT\n", some.join("\n"));
+    lines.chunks(PIECE).map(piece).collect()
+}
+
+/// Lines in one transaction of several. Over nf_tables a rule takes up to 400 bytes; the least that `net.core.wmem_max` is
+/// by default is 208 KiB.
+const PIECE: usize = 250;
+
+/// A transaction that shows that rules like ours load, and leaves nothing.
+pub(super) fn render_probe() -> String {
+    let chain = "VIADUCT-PROBE";
+    format!(
+        "*nat\n:{chain} - [0:0]\n-A {chain} -p udp -m udp --dport 1 -j REDIRECT --to-ports 1\n-F {chain}\n-X {chain}\nCOMMIT\n"
+    )
+}
+
+/// What is ours in a table as `iptables-save` lists it.
+pub(super) fn parse_saved(text: &str) -> Chains {
+    let mut found = Chains::default();
+    for line in text.lines() {
+        if let Some(header) = line.strip_prefix(':') {
+            let name = header.split(' ').next().unwrap_or_default();
+            if name.starts_with(PREFIX) {
+                found.chains.entry(name.to_owned()).or_default();
+            }
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            let (chain, rest) = rule.split_once(' ').unwrap_or((rule, ""));
+            if chain.starts_with(PREFIX) {
+                found
+                    .chains
+                    .entry(chain.to_owned())
+                    .or_default()
+                    .push(rest.to_owned());
+            } else if rest
+                .rsplit(' ')
+                .next()
+                .is_some_and(|target| target.starts_with(PREFIX))
+            {
+                found.jumps.insert(rule.to_owned());
+            }
+        }
+    }
+    found
+}
+
+fn plan_capture(rules: &Rules, landing: Option<IpAddr>) -> Chains {
+    let lead = |port: &u16| match landing {
+        Some(address) => format!(
+            "-j DNAT --to-destination {}",
+            SocketAddr::new(address, *port)
+        ),
+        None => format!("-j REDIRECT --to-ports {port}"),
+    };
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut main = Vec::new();
+    let mut networks = BTreeSet::new();
+    for (frontend, port) in &rules.redirects {
+        let network = network_of(frontend.ip);
+        let name = network_chain(network);
+        if networks.insert(network) {
+            main.push(format!("{}-j {name}", to(network)));
+        }
+        let rule = format!("{} {}", dialled(frontend), lead(port));
+        chains.entry(name).or_default().push(rule);
+    }
+    let node =
+        |(address, chain): (&IpAddr, &str)| format!("{}{chain}", to(local_network(*address)));
+    let jump = format!("-j {NODE_PORTS}");
+    main.extend(
+        rules
+            .node_addresses
+            .iter()
+            .map(|ip| node((ip, jump.as_str()))),
+    );
+    let jump = format!("-p udp -j {GUARD}");
+    main.extend(
+        rules
+            .local_addresses
+            .iter()
+            .map(|ip| node((ip, jump.as_str()))),
+    );
+
+    let node_ports = rules.node_ports.iter();
+    let node_ports = node_ports.map(|((protocol, port), target)| {
+        format!("{} {}", port_match(*protocol, *port), lead(target))
+    });
+    chains.insert(NODE_PORTS.to_owned(), node_ports.collect());
+    let guarded = rules.guarded_udp_ports.iter();
+    let guarded = guarded.map(|port| {
+        format!(
+            "{} -j REDIRECT --to-ports 0",
+            port_match(Protocol::Udp, *port)
+        )
+    });
+    chains.insert(GUARD.to_owned(), guarded.collect());
+    chains.insert(CAPTURE.to_owned(), main);
+    let jumps = ["PREROUTING", "OUTPUT"].map(|from| format!("{from} -j {CAPTURE}"));
+    Chains {
+        chains,
+        jumps: jumps.into(),
+    }
+}
+
+// Silent UDP has no rule here: nothing tells the first datagram of a flow from later ones, which go on. The listener
+// gives no answer by itself.
+fn plan_silence(rules: &Rules) -> Chains {
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let (mut everyone, mut outside) = (Vec::new(), Vec::new());
+    let silenced = rules.silenced().into_iter();
+    for (frontend, silence) in silenced.filter(|(frontend, _)| frontend.protocol == Protocol::Tcp) {
+        let rule = format!("{}{SYN} -j DROP", dialled(&frontend));
+        match silence {
+            Silence::Everyone => everyone.push(rule),
+            Silence::Outside => outside.push(rule),
+        }
+    }
+    for (frontend, ranges) in &rules.source_ranges {
+        let name = sources_chain(ranges);
+        let first = if frontend.protocol == Protocol::Tcp {
+            SYN
+        } else {
+            ""
+        };
+        everyone.push(format!("{}{first} -j {name}", dialled(frontend)));
+        chains.entry(name).or_insert_with(|| {
+            let allowed = ranges
+                .iter()
+                .map(|range| format!("{}-j RETURN", from(*range)));
+            allowed.chain(["-j DROP".to_owned()]).collect()
+        });
+    }
+    let mut jumps = BTreeSet::new();
+    if !everyone.is_empty() {
+        chains.insert(SILENCE.to_owned(), everyone);
+        jumps.extend(["PREROUTING", "OUTPUT"].map(|from| format!("{from} -j {SILENCE}")));
+    }
+    if !outside.is_empty() {
+        let pods = rules
+            .pod_cidrs
+            .iter()
+            .map(|cidr| format!("{}-j RETURN", from(*cidr)));
+        chains.insert(OUTSIDE.to_owned(), pods.chain(outside).collect());
+        jumps.insert(format!("PREROUTING -j {OUTSIDE}"));
+    }
+    Chains { chains, jumps }
+}
+
+fn dialled(frontend: &Frontend) -> String {
+    let port = port_match(frontend.protocol, frontend.port);
+    format!("{}{port}", to(frontend.ip.into()))
+}
+
+fn port_match(protocol: Protocol, port: u16) -> String {
+    let protocol = protocol.lower();
+    format!("-p {protocol} -m {protocol} --dport {port}")
+}
+
+fn to(network: IpNet) -> String {
+    address_match("-d", network)
+}
+
+fn from(network: IpNet) -> String {
+    address_match("-s", network)
+}
+
+// With a blank at the end; a network of all addresses is no match at all.
+fn address_match(flag: &str, network: IpNet) -> String {
+    if network.prefix_len() == 0 {
+        String::new()
+    } else {
+        format!("{flag} {} ", network.trunc())
+    }
+}
+
+// 256 addresses: a service range of 65,536 makes at most 256 networks.
+fn network_of(ip: IpAddr) -> IpNet {
+    let host = IpNet::from(ip);
+    IpNet::new(ip, host.max_prefix_len() - 8)
+        .expect("eight bits less than all is a valid length")
+        .trunc()
+}
+
+fn network_chain(network: IpNet) -> String {
+    match network {
+        IpNet::V4(v4) => format!("{PREFIX}{}", v4.addr()),
+        IpNet::V6(v6) => format!("{PREFIX}{:016x}", fingerprint(&v6.addr().octets())),
+    }
+}
+
+fn sources_chain(ranges: &[IpNet]) -> String {
+    let text: Vec<String> = ranges.iter().map(IpNet::to_string).collect();
+    format!(
+        "{PREFIX}FROM-{:012x}",
+        fingerprint(text.join(" ").as_bytes()) >> 16
+    )
+}
+
+// FNV-1a. Chain names have at most 28 characters and must be the same after a restart.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::capture::samples::{a_little_later, assert_golden, many, one_of_everything};
+    use crate::model::Family;
+
+    use super::*;
+
+    fn planned(table: Table, rules: &Rules) -> Chains {
+        plan_chains(table, rules, rules.landing(None))
+    }
+
+    fn change(before: Option<&Rules>, after: &Rules) -> String {
+        let part = |table| {
+            let old = before.map_or_else(Chains::default, |rules| planned(table, rules));
+            render_restore(table, &old, &planned(table, after))
+        };
+        Table::ALL.into_iter().filter_map(part).collect()
+    }
+
+    #[test]
+    fn chains_are_as_recorded() {
+        for (family, name) in [
+            (Family::V4, "iptables-ipv4.rules"),
+            (Family::V6, "iptables-ipv6.rules"),
+        ] {
+            assert_golden(name, &change(None, &one_of_everything(family)));
+        }
+    }
+
+    #[test]
+    fn a_change_writes_only_the_chains_that_change() {
+        let (before, after) = (one_of_everything(Family::V4), a_little_later(Family::V4));
+        assert_golden("iptables-change.rules", &change(Some(&before), &after));
+        assert_eq!(change(Some(&after), &after), "");
+    }
+
+    #[test]
+    fn what_is_restored_reads_back_as_what_was_planned() {
+        for table in Table::ALL {
+            let planned = planned(table, &one_of_everything(Family::V6));
+            let restored = render_restore(table, &Chains::default(), &planned).unwrap();
+            let saved = restored
+                .replace("-I PREROUTING", "-A PREROUTING")
+                .replace("-I OUTPUT", "-A OUTPUT");
+            assert_eq!(parse_saved(&saved), planned);
+        }
+    }
+
+    #[test]
+    fn pieces_hold_every_line_once_and_in_order() {
+        let planned = planned(Table::Nat, &many(1_000));
+        let whole = render_restore(Table::Nat, &Chains::default(), &planned).unwrap();
+        let body = |text: &str| text.replace("*nat\n", "").replace("COMMIT\n", "");
+        let pieces = pieces(&whole);
+        assert!(
+            pieces.len() > 4
+                && pieces
+                    .iter()
+                    .all(|piece| piece.lines().count() <= PIECE + 2)
+        );
+        assert_eq!(
+            pieces.iter().map(|piece| body(piece)).collect::<String>(),
+            body(&whole)
+        );
+    }
+
+    #[test]
+    fn rules_of_others_are_not_ours() {
+        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\n-A DOCKER -j RETURN\nCOMMIT\n";
+        assert_eq!(parse_saved(saved), Chains::default());
+        let jump = "-A PREROUTING -j VIADUCT-CAPTURE\n";
+        assert!(
+            parse_saved(jump)
+                .jumps
+                .contains("PREROUTING -j VIADUCT-CAPTURE")
+        );
+    }
+
+    #[test]
+    fn everything_of_an_earlier_run_goes() {
+        let left = parse_saved(
+            ":VIADUCT-OLD - [0:0]\n-A PREROUTING -j VIADUCT-OLD\n-A VIADUCT-OLD -j RETURN\n",
+        );
+        let text = render_restore(Table::Nat, &left, &Chains::default()).unwrap();
+        assert_eq!(
+            text,
+            "*nat\n:VIADUCT-OLD - [0:0]\n-D PREROUTING -j VIADUCT-OLD\n-X VIADUCT-OLD\nCOMMIT\n"
+        );
+    }
+
+    #[test]
+    fn a_packet_passes_a_few_hundred_rules_of_ten_thousand_services() {
+        let planned = planned(Table::Nat, &many(10_000));
+        let longest = planned.chains.values().map(Vec::len).max().unwrap();
+        assert!(longest <= 256, "{longest}");
+        let names = planned.chains.keys();
+        assert!(names.into_iter().all(|name| name.len() <= 28));
+    }
+
+    #[test]
+    fn chain_names_fit_in_every_family() {
+        for family in Family::BOTH {
+            for table in Table::ALL {
+                let planned = planned(table, &one_of_everything(family));
+                assert!(
+                    planned.chains.keys().all(|name| name.len() <= 28),
+                    "{planned:?}"
+                );
+            }
+        }
+        let longest = network_chain("255.255.255.0/24".parse().unwrap());
+        assert!(longest.len() <= 28, "{longest}");
+    }
+
+    #[test]
+    fn a_network_of_everything_is_no_match() {
+        let mut rules = one_of_everything(Family::V4);
+        rules.pod_cidrs = vec!["0.0.0.0/0".parse().unwrap()];
+        let planned = planned(Table::Mangle, &rules);
+        assert_eq!(planned.chains[OUTSIDE][0], "-j RETURN");
+    }
+}

@@ -1,0 +1,472 @@
+//! What the table says, as text for `nft -f -`. Pure.
+//!
+//! ```text
+//!   packet ─► conntrack ─► silence (-150) ─► capture (nat, -110) ─► routing ─► guard (input) ─► listener
+//!                            only the first packet of a flow gets to silence and capture
+//! ```
+//!
+//! The chains never change; everything that does is an element of a set or map. So a change is a handful of elements
+//! whatever the number of services, and a packet costs one lookup.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::capture::plan::{Rules, Silence, local_network};
+use crate::model::{Family, Frontend, Protocol};
+
+/// Elements of our sets and maps, by the name of the set: key → value, which is empty in a set. Spelt as `nft` lists
+/// them.
+pub(super) type Elements = BTreeMap<&'static str, BTreeMap<String, String>>;
+
+/// The name of our table in each family.
+pub(super) const TABLE: &str = "viaduct";
+
+/// Every set and map of the table: its name, its type (`ADDR` stands for the family's address type), and whether it
+/// holds intervals. Intervals are replaced as a whole when one of them changes.
+const SETS: [(&str, &str, Shape); 9] = [
+    (
+        "redirects",
+        "ADDR . inet_proto . inet_service : inet_service",
+        Shape::Map,
+    ),
+    (
+        "node_ports",
+        "inet_proto . inet_service : inet_service",
+        Shape::Map,
+    ),
+    ("node_addresses", "ADDR", Shape::Intervals),
+    ("silent", "ADDR . inet_proto . inet_service", Shape::Set),
+    (
+        "silent_outside",
+        "ADDR . inet_proto . inet_service",
+        Shape::Set,
+    ),
+    ("restricted", "ADDR . inet_proto . inet_service", Shape::Set),
+    (
+        "allowed_sources",
+        "ADDR . inet_proto . inet_service . ADDR",
+        Shape::Intervals,
+    ),
+    ("pods", "ADDR", Shape::Intervals),
+    ("guarded", "inet_service", Shape::Set),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Map,
+    Set,
+    Intervals,
+}
+
+/// What the sets of the table must hold under `rules`.
+pub(super) fn plan_elements(rules: &Rules) -> Elements {
+    let mut elements: Elements = SETS
+        .into_iter()
+        .map(|(name, ..)| (name, BTreeMap::new()))
+        .collect();
+    let mut add = |set: &'static str, key: String, value: String| {
+        elements.entry(set).or_default().insert(key, value);
+    };
+    for (frontend, port) in &rules.redirects {
+        add("redirects", frontend_key(frontend), port.to_string());
+    }
+    for ((protocol, port), target) in &rules.node_ports {
+        let key = format!("{} . {port}", protocol.lower());
+        add("node_ports", key, target.to_string());
+    }
+    let node: Vec<IpNet> = rules
+        .node_addresses
+        .iter()
+        .copied()
+        .map(local_network)
+        .collect();
+    for range in disjoint(&node) {
+        add("node_addresses", network(range), String::new());
+    }
+    for (frontend, silence) in rules.silenced() {
+        let set = match silence {
+            Silence::Everyone => "silent",
+            Silence::Outside => "silent_outside",
+        };
+        add(set, frontend_key(&frontend), String::new());
+    }
+    for (frontend, ranges) in &rules.source_ranges {
+        let key = frontend_key(frontend);
+        for range in disjoint(ranges) {
+            add(
+                "allowed_sources",
+                format!("{key} . {}", network(range)),
+                String::new(),
+            );
+        }
+        add("restricted", key, String::new());
+    }
+    for cidr in disjoint(&rules.pod_cidrs) {
+        add("pods", network(cidr), String::new());
+    }
+    for port in guarded(rules) {
+        add("guarded", port.to_string(), String::new());
+    }
+    elements
+}
+
+/// The whole table, replacing whatever is there under its name, in one transaction.
+/// Captured traffic is led to the address `landing`, or to that of the interface it came in by.
+pub(super) fn render_replacement(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> String {
+    let table = table(family);
+    format!(
+        "add table {table}\ndelete table {table}\n{}",
+        render_table(family, landing, elements)
+    )
+}
+
+/// A transaction that removes the table whether it is there or not.
+pub(super) fn render_removal(family: Family) -> String {
+    let table = table(family);
+    format!("add table {table}\ndelete table {table}\n")
+}
+
+/// A transaction that shows that a table like ours loads here, and leaves nothing.
+pub(super) fn render_probe(family: Family) -> String {
+    let landing = Some(family.unspecified());
+    let probe = render_table(family, landing, &Elements::new()).replace(TABLE, "viaduct_probe");
+    format!(
+        "{probe}delete table {} viaduct_probe\n",
+        family_word(family)
+    )
+}
+
+/// The same as [`render_replacement`] in several transactions, for where one would be too long: the table without
+/// elements first, then some elements at a time.
+pub(super) fn render_pieces(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> Vec<String> {
+    let empty = Elements::new();
+    let mut pieces = vec![render_replacement(family, landing, &empty)];
+    for (set, all) in elements {
+        let all: Vec<_> = all.iter().collect();
+        for some in all.chunks(PIECE) {
+            let some = some
+                .iter()
+                .map(|(key, value)| ((*key).clone(), (*value).clone()));
+            let some = Elements::from([(*set, some.collect())]);
+            pieces.extend(render_change(family, &empty, &some));
+        }
+    }
+    pieces
+}
+
+/// Elements in one transaction of several. A thousand take about 40 KB; the least that `net.core.wmem_max` is by default
+/// is 208 KiB.
+const PIECE: usize = 1000;
+
+/// The elements to change from `before` to `after`, in one transaction; `None` if they are the same.
+pub(super) fn render_change(family: Family, before: &Elements, after: &Elements) -> Option<String> {
+    let mut text = String::new();
+    let nothing = BTreeMap::new();
+    for (name, _, shape) in SETS {
+        let old = before.get(name).unwrap_or(&nothing);
+        let new = after.get(name).unwrap_or(&nothing);
+        if old == new {
+            continue;
+        }
+        let set = format!("{} {name}", table(family));
+        let kept =
+            |key: &String, value: &String| shape != Shape::Intervals && new.get(key) == Some(value);
+        if shape == Shape::Intervals {
+            // Taking single intervals out of a set and putting others in, in one transaction, fails on some kernels.
+            if !old.is_empty() {
+                let _ = writeln!(text, "flush set {set}");
+            }
+        } else {
+            let gone = old.iter().filter(|(key, value)| !kept(key, value));
+            push_elements(&mut text, "delete", &set, gone.map(|(key, _)| key.clone()));
+        }
+        let come = new
+            .iter()
+            .filter(|(key, value)| shape == Shape::Intervals || old.get(*key) != Some(value));
+        push_elements(
+            &mut text,
+            "add",
+            &set,
+            come.map(|(key, value)| element(key, value)),
+        );
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// The command line that lists the table without counters.
+pub(super) fn listing_arguments(family: Family) -> [&'static str; 5] {
+    ["-s", "list", "table", family_word(family), TABLE]
+}
+
+fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) -> String {
+    let (ip, kind) = (family_word(family), address_type(family));
+    let lead = match landing {
+        Some(IpAddr::V4(address)) => format!("dnat to {address} :"),
+        Some(IpAddr::V6(address)) => format!("dnat to [{address}] :"),
+        None => "redirect to :".to_owned(),
+    };
+    let mut sets_text = String::new();
+    for (name, types, shape) in SETS {
+        let word = if shape == Shape::Map { "map" } else { "set" };
+        let _ = writeln!(
+            sets_text,
+            "\t{word} {name} {{\n\t\ttype {}",
+            types.replace("ADDR", kind)
+        );
+        if shape == Shape::Intervals {
+            sets_text.push_str("\t\tflags interval\n");
+        }
+        let all = elements.get(name).into_iter().flatten();
+        let all: Vec<String> = all.map(|(key, value)| element(key, value)).collect();
+        if !all.is_empty() {
+            let _ = writeln!(sets_text, "\t\telements = {{ {} }}", all.join(",\n\t\t\t"));
+        }
+        sets_text.push_str("\t}\n\n");
+    }
+    format!(
+        "table {ip} {TABLE} {{
+\tcounter uncaptured {{
+\t}}
+
+{sets_text}\tchain silence_all {{
+\t\tct status confirmed return
+\t\t{ip} daddr . meta l4proto . th dport @silent drop
+\t\t{ip} daddr . meta l4proto . th dport @restricted {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed_sources drop
+\t}}
+
+\tchain silence_outside {{
+\t\tct status confirmed return
+\t\t{ip} saddr != @pods {ip} daddr . meta l4proto . th dport @silent_outside drop
+\t}}
+
+\tchain silence_in {{
+\t\ttype filter hook prerouting priority -150; policy accept;
+\t\tmeta l4proto {{ tcp, udp }} jump silence_all
+\t\tmeta l4proto {{ tcp, udp }} jump silence_outside
+\t}}
+
+\tchain silence_out {{
+\t\ttype filter hook output priority -150; policy accept;
+\t\tmeta l4proto {{ tcp, udp }} jump silence_all
+\t\tudp sport @guarded ct direction original drop
+\t}}
+
+\tchain capture {{
+\t\tmeta l4proto {{ tcp, udp }} {lead} {ip} daddr . meta l4proto . th dport map @redirects
+\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} {lead} meta l4proto . th dport map @node_ports
+\t}}
+
+\tchain capture_in {{
+\t\ttype nat hook prerouting priority -110; policy accept;
+\t\tjump capture
+\t}}
+
+\tchain capture_out {{
+\t\ttype nat hook output priority -110; policy accept;
+\t\tjump capture
+\t}}
+
+\tchain guard {{
+\t\ttype filter hook input priority -150; policy accept;
+\t\tudp dport @guarded ct status & dnat == 0 counter name uncaptured drop
+\t}}
+}}
+"
+    )
+}
+
+fn push_elements(text: &mut String, verb: &str, set: &str, elements: impl Iterator<Item = String>) {
+    let all: Vec<String> = elements.collect();
+    if !all.is_empty() {
+        let _ = writeln!(text, "{verb} element {set} {{ {} }}", all.join(",\n\t"));
+    }
+}
+
+fn element(key: &str, value: &str) -> String {
+    if value.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{key} : {value}")
+    }
+}
+
+fn frontend_key(frontend: &Frontend) -> String {
+    let Frontend { ip, port, protocol } = frontend;
+    format!("{ip} . {} . {port}", protocol.lower())
+}
+
+// A listener may be given the very port that is redirected to it. Such a redirect changes nothing, so the kernel does
+// not mark the flow as translated, and it must not be taken for one that was never captured.
+fn guarded(rules: &Rules) -> BTreeSet<u16> {
+    let frontends = rules.redirects.iter();
+    let frontends = frontends.map(|(frontend, target)| (frontend.protocol, frontend.port, *target));
+    let node_ports = rules.node_ports.iter();
+    let node_ports = node_ports.map(|((protocol, port), target)| (*protocol, *port, *target));
+    let unmoved: BTreeSet<u16> = frontends
+        .chain(node_ports)
+        .filter(|(protocol, port, target)| *protocol == Protocol::Udp && port == target)
+        .map(|(_, port, _)| port)
+        .collect();
+    rules
+        .guarded_udp_ports
+        .difference(&unmoved)
+        .copied()
+        .collect()
+}
+
+// Sets of intervals refuse those that overlap.
+fn disjoint(networks: &[IpNet]) -> Vec<IpNet> {
+    IpNet::aggregate(&networks.iter().map(IpNet::trunc).collect())
+}
+
+// A network of one address is listed as the address.
+fn network(network: IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() {
+        network.addr().to_string()
+    } else {
+        network.to_string()
+    }
+}
+
+fn table(family: Family) -> String {
+    format!("{} {TABLE}", family_word(family))
+}
+
+fn family_word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+fn address_type(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::capture::samples::{a_little_later, assert_golden, many, one_of_everything};
+
+    use super::*;
+
+    #[test]
+    fn tables_are_as_recorded() {
+        for (family, name) in [
+            (Family::V4, "nftables-ipv4.nft"),
+            (Family::V6, "nftables-ipv6.nft"),
+        ] {
+            let elements = plan_elements(&one_of_everything(family));
+            assert_golden(
+                name,
+                &render_replacement(family, one_of_everything(family).landing(None), &elements),
+            );
+        }
+    }
+
+    #[test]
+    fn a_change_names_only_what_changes() {
+        let before = plan_elements(&one_of_everything(Family::V4));
+        let after = plan_elements(&a_little_later(Family::V4));
+        let change = render_change(Family::V4, &before, &after).unwrap();
+        assert_golden("nftables-change.nft", &change);
+        assert_eq!(render_change(Family::V4, &after, &after), None);
+    }
+
+    #[test]
+    fn a_change_of_the_pods_replaces_that_set_as_a_whole() {
+        let mut rules = one_of_everything(Family::V4);
+        let before = plan_elements(&rules);
+        rules.pod_cidrs.push("10.245.0.0/24".parse().unwrap());
+        let change = render_change(Family::V4, &before, &plan_elements(&rules)).unwrap();
+        let expected = "flush set ip viaduct pods\nadd element ip viaduct pods { 10.244.0.0/24,\n\t10.245.0.0/24 }\n";
+        assert_eq!(change, expected);
+    }
+
+    #[test]
+    fn overlapping_networks_become_one() {
+        let mut rules = Rules::none(Family::V4);
+        rules.pod_cidrs = vec![
+            "10.244.1.0/24".parse().unwrap(),
+            "10.244.0.0/16".parse().unwrap(),
+        ];
+        rules.node_addresses = ["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()].into();
+        let elements = plan_elements(&rules);
+        assert!(elements["pods"].keys().eq(["10.244.0.0/16"]));
+        assert!(elements["node_addresses"].keys().eq(["127.0.0.0/8"]));
+    }
+
+    #[test]
+    fn a_frontend_decides_before_the_node_port_of_another_service() {
+        let mut rules = Rules::none(Family::V4);
+        let node = "172.18.0.2".parse().unwrap();
+        rules.node_addresses = [node].into();
+        rules.silent_node_ports = [(Protocol::Tcp, 80)].into();
+        assert_eq!(plan_elements(&rules)["silent_outside"].len(), 1);
+        let external = Frontend {
+            ip: node,
+            port: 80,
+            protocol: Protocol::Tcp,
+        };
+        rules.redirects.insert(external, 40000);
+        assert_eq!(plan_elements(&rules)["silent_outside"].len(), 0);
+    }
+
+    #[test]
+    fn a_port_that_is_redirected_to_itself_is_not_guarded() {
+        let mut rules = Rules::none(Family::V4);
+        rules.guarded_udp_ports = [40000, 40001].into();
+        rules.node_ports = [
+            ((Protocol::Udp, 40000), 40000),
+            ((Protocol::Udp, 40001), 40000),
+        ]
+        .into();
+        assert!(plan_elements(&rules)["guarded"].keys().eq(["40001"]));
+    }
+
+    #[test]
+    fn rules_do_not_grow_with_services() {
+        let lines = |services| {
+            let text = render_replacement(Family::V4, None, &plan_elements(&many(services)));
+            text.lines()
+                .filter(|line| line.contains("redirect to"))
+                .count()
+        };
+        assert_eq!(lines(1_000), lines(10_000));
+    }
+
+    #[test]
+    fn pieces_hold_every_element_once() {
+        let elements = plan_elements(&many(2_500));
+        let pieces = render_pieces(Family::V4, None, &elements);
+        assert_eq!(pieces.len(), 4);
+        let sizes: Vec<usize> = pieces
+            .iter()
+            .map(|piece| piece.matches(" . tcp . ").count())
+            .collect();
+        assert_eq!(sizes, [0, 1_000, 1_000, 500]);
+    }
+
+    #[test]
+    fn one_more_of_ten_thousand_services_is_one_element() {
+        let (before, after) = (plan_elements(&many(9_999)), plan_elements(&many(10_000)));
+        let change = render_change(Family::V4, &before, &after).unwrap();
+        assert_eq!(
+            change,
+            "add element ip viaduct redirects { 10.96.39.15 . tcp . 80 : 40000 }\n"
+        );
+    }
+}

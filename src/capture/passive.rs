@@ -1,0 +1,44 @@
+//! The modes without rules: listeners are bound to the frontends themselves, or there are none.
+//!
+//! Nothing in the kernel is read or changed here.
+
+use async_trait::async_trait;
+
+use crate::model::Family;
+
+use super::plan::{Arrival, Rules};
+use super::{Capture, CaptureError};
+
+/// Captures nothing: what is bound to an address gets its traffic anyway.
+pub(super) struct Passive {
+    family: Family,
+}
+
+impl Passive {
+    pub(super) fn new(family: Family) -> Self {
+        Self { family }
+    }
+}
+
+#[async_trait]
+impl Capture for Passive {
+    fn family(&self) -> Family {
+        self.family
+    }
+
+    fn arrival(&self) -> Arrival {
+        Arrival::Direct
+    }
+
+    async fn apply(&mut self, _rules: &Rules) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
+    async fn reassert(&mut self) -> Result<bool, CaptureError> {
+        Ok(false)
+    }
+
+    async fn release(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+}

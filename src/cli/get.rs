@@ -1,0 +1,227 @@
+//! `viaduct get`: asks a running viaduct over its admin socket and prints what it says.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use crate::admin::{Resource, TableView};
+use crate::config::default_admin_socket;
+
+#[derive(Debug, Args)]
+pub(super) struct Get {
+    /// services, endpointslices, pods, nodes or backends
+    #[arg(value_parser = parse_resource)]
+    resource: &'static str,
+    /// Only the object of this name; for backends, those of this Service
+    name: Option<String>,
+    /// Namespace to look in
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Look in all namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Admin socket of the viaduct to ask
+    #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
+    admin_socket: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+fn parse_resource(name: &str) -> Result<&'static str, String> {
+    let known = Resource::ALL
+        .iter()
+        .find(|(_, names)| names.contains(&name))
+        .and_then(|(_, names)| names.first());
+    let all = || {
+        Resource::ALL
+            .iter()
+            .filter_map(|(_, names)| names.first().copied())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    known.copied().ok_or_else(|| format!("known are {}", all()))
+}
+
+impl Get {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let socket = self
+            .admin_socket
+            .clone()
+            .unwrap_or_else(default_admin_socket);
+        let answer = ask(&socket, &self.url()).await?;
+        let text = match self.output {
+            Output::Table | Output::Wide => {
+                let table: TableView =
+                    serde_json::from_slice(&answer).context("reading the answer")?;
+                if table.rows.is_empty() {
+                    self.nothing_found()?;
+                    return Ok(());
+                }
+                align(&table, self.all_namespaces)
+            }
+            Output::Json => pretty(&answer)?,
+            Output::Yaml => {
+                let list: serde_json::Value =
+                    serde_json::from_slice(&answer).context("reading the answer")?;
+                serde_saphyr::to_string(&list).context("writing YAML")?
+            }
+        };
+        // A reader that has seen enough (`| head`) is no failure.
+        match std::io::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.context("writing to standard output"),
+        }
+    }
+
+    fn url(&self) -> String {
+        let output = match self.output {
+            Output::Table => "table",
+            Output::Wide => "wide",
+            Output::Json | Output::Yaml => "json",
+        };
+        let mut url = format!("/v1/{}?output={output}", self.resource);
+        if !self.all_namespaces {
+            url.push_str(&format!("&namespace={}", escape(&self.namespace)));
+        }
+        if let Some(name) = &self.name {
+            url.push_str(&format!("&name={}", escape(name)));
+        }
+        url
+    }
+
+    // As kubectl: a name that is not there is an error, an empty list is not.
+    fn nothing_found(&self) -> anyhow::Result<()> {
+        match &self.name {
+            Some(name) => bail!("{} {name:?} not found", self.resource),
+            None if self.all_namespaces => eprintln!("No resources found"),
+            None => eprintln!("No resources found in {} namespace.", self.namespace),
+        }
+        Ok(())
+    }
+}
+
+async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
+    let place = socket.display();
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "no viaduct answers at {place}; is it running, as this user? --admin-socket says where"
+        )
+    })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = hyper::Request::get(url)
+        .header("Host", "viaduct")
+        .body(Empty::<Bytes>::new())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .with_context(|| format!("asking {place}"))?;
+    let status = response.status();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .with_context(|| format!("reading from {place}"))?
+        .to_bytes();
+    driver.abort();
+    if !status.is_success() {
+        bail!(
+            "{place} answers {status}: {}",
+            String::from_utf8_lossy(&body)
+        );
+    }
+    Ok(body)
+}
+
+fn pretty(json: &[u8]) -> anyhow::Result<String> {
+    let list: serde_json::Value = serde_json::from_slice(json).context("reading the answer")?;
+    Ok(serde_json::to_string_pretty(&list)? + "\n")
+}
+
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
+}
+
+/// Columns aligned as kubectl does, three blanks between; the namespace only if it is wanted.
+pub(super) fn align(table: &TableView, with_namespace: bool) -> String {
+    let first = usize::from(!with_namespace);
+    let lines: Vec<&[String]> = std::iter::once(&table.columns)
+        .chain(&table.rows)
+        .map(|row| &row[first.min(row.len())..])
+        .collect();
+    let width = |column: usize| {
+        lines
+            .iter()
+            .filter_map(|line| line.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect::<Vec<_>>();
+        text.push_str(cells.join("   ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let row = |cells: &[&str]| {
+            cells
+                .iter()
+                .map(|cell| (*cell).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let table = TableView {
+            columns: row(&["NAMESPACE", "NAME", "AGE"]),
+            rows: vec![row(&["default", "web→1", "3s"])],
+        };
+        assert_eq!(align(&table, false), "NAME    AGE\nweb→1   3s\n");
+        assert_eq!(
+            align(&table, true),
+            "NAMESPACE   NAME    AGE\ndefault     web→1   3s\n"
+        );
+    }
+
+    #[test]
+    fn names_are_escaped_for_the_query() {
+        assert_eq!(escape("a-b.c"), "a-b.c");
+        assert_eq!(escape("a&b=ü"), "a%26b%3D%C3%BC");
+    }
+}

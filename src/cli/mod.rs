@@ -1,0 +1,100 @@
+//! The command line: one file per subcommand. The only place that prints.
+
+#![allow(clippy::print_stdout, reason = "subcommands talk to their user")]
+
+mod cleanup;
+mod dev;
+mod get;
+mod run;
+mod try_commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::ConfigError;
+use crate::telemetry::{self, Format};
+
+/// A userspace L4 proxy for Kubernetes Services.
+///
+/// Opens a listener per service port, leads the traffic of virtual addresses to it, balances over ready backends and
+/// answers the Services' DNS names. With manifests instead of an API server it is its own control plane.
+#[derive(Debug, Parser)]
+#[command(name = "viaduct", version, about, after_help = EXIT_STATUS)]
+pub struct Cli {
+    /// Log filter, as in RUST_LOG: `warn`, `info,viaduct::dns=debug`
+    #[arg(long, global = true, value_name = "FILTER", env = "VIADUCT_LOG")]
+    log: Option<String>,
+    /// Log lines for people or as JSON
+    #[arg(long, global = true, value_enum, env = "VIADUCT_LOG_FORMAT", default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_STATUS: &str =
+    "Exit status: 0 done, 1 failed at run time, 2 usage or configuration error.";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the Services of a manifest directory on this node
+    Run(run::Run),
+    /// Run a local cluster from a directory of manifests, without root
+    Dev(dev::Dev),
+    /// Show what a running viaduct knows
+    Get(get::Get),
+    /// Remove every rule that viaduct owns
+    Cleanup(cleanup::Cleanup),
+}
+
+/// Runs the program as the command line says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default_filter = match cli.command {
+        Command::Dev(_) => "warn",
+        Command::Run(_) | Command::Get(_) | Command::Cleanup(_) => "info",
+    };
+    let format = match cli.log_format {
+        LogFormat::Text => Format::Text,
+        LogFormat::Json => Format::Json,
+    };
+    if let Err(error) = telemetry::init(format, cli.log.as_deref().unwrap_or(default_filter)) {
+        eprintln!("error: --log: {error}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("viaduct-control")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: starting the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Run(command) => command.run().await,
+            Command::Dev(command) => command.run().await,
+            Command::Get(command) => command.run().await,
+            Command::Cleanup(command) => command.run().await,
+        }
+    });
+    // Blocking calls that still hang (a resolver, a full pipe) must not hold up the end.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
+        }
+    }
+}

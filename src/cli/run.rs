@@ -1,0 +1,51 @@
+//! `viaduct run`: the node proxy.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::app::App;
+use crate::config::{Config, Profile, Settings};
+use crate::shutdown::Shutdown;
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Configuration file; flags and environment win over it
+    #[arg(long, value_name = "FILE", env = "VIADUCT_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Run {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let file = self
+            .config
+            .as_deref()
+            .map(Settings::read)
+            .transpose()?
+            .unwrap_or_default();
+        let config = Config::resolve(self.settings.or(file), Profile::Run)?;
+        let shutdown = catch_signals()?;
+        let app = App::build(config).await?;
+        shutdown.begun().cancelled().await;
+        stop(app, &shutdown).await
+    }
+}
+
+/// A shutdown that SIGTERM and SIGINT drive from now on.
+pub(super) fn catch_signals() -> anyhow::Result<Shutdown> {
+    let shutdown = Shutdown::new();
+    // Lives as long as the process; the runtime's end is its end.
+    tokio::spawn(shutdown.signal().context("catching signals")?);
+    Ok(shutdown)
+}
+
+/// Ends `app` in order, or at once when a second signal comes.
+pub(super) async fn stop(app: App, shutdown: &Shutdown) -> anyhow::Result<()> {
+    tokio::select! {
+        () = app.stop() => Ok(()),
+        () = shutdown.hurried().cancelled() => anyhow::bail!("ended by a second signal before everything was drained"),
+    }
+}

@@ -1,0 +1,526 @@
+//! Configuration: what an operator may set, where it may be written, and what holds in the end.
+//!
+//! [`Settings`] are the flags, the environment and the file alike; flag > environment > file > default. [`Config`] is
+//! the outcome, narrowed once. `config/viaduct.yaml` shows every key with its default; a test holds the two together.
+
+mod paths;
+mod settings;
+mod values;
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::capture::Mode;
+use crate::dns::PodMode;
+use crate::model::{Algorithm, Family, NodeName, ServiceName};
+use crate::routing::NodePortAddresses;
+
+pub use settings::Settings;
+pub use values::{GoDuration, PortRange, Text, Upstream};
+
+/// What holds in the end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The manifest directory.
+    pub manifests: PathBuf,
+    /// The capture mode.
+    pub capture: Mode,
+    /// The node's name.
+    pub node_name: NodeName,
+    /// CIDRs of this node's Pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// One or two service CIDRs, primary first.
+    pub service_cidrs: Vec<IpNet>,
+    /// Node ports to allocate from.
+    pub node_port_range: RangeInclusive<u16>,
+    /// Load-balancer addresses to allocate from.
+    pub load_balancer_range: Option<IpNet>,
+    /// Addresses of simulated Pods.
+    pub simulated_pod_cidr: IpNet,
+    /// Which local addresses answer node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// The algorithm of Services that name none.
+    pub algorithm: Algorithm,
+    /// How often rules are checked and failures tried again.
+    pub sync_period: Duration,
+    /// Idle end of a UDP flow.
+    pub udp_idle_timeout: Duration,
+    /// Data threads; 0 = one per core.
+    pub data_threads: usize,
+    /// The DNS server, if there is one.
+    pub dns: DnsConfig,
+    /// The health server.
+    pub healthz: Option<SocketAddr>,
+    /// The metrics server.
+    pub metrics: Option<SocketAddr>,
+    /// The admin socket.
+    pub admin_socket: PathBuf,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Bound of the drain.
+    pub drain_timeout: Duration,
+    /// `dev`: addresses outside the ranges are replaced, and taken ports give way to the next free one.
+    pub dev: bool,
+}
+
+/// DNS settings, narrowed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsConfig {
+    /// Listen addresses; none = no DNS.
+    pub listen: Vec<SocketAddr>,
+    /// General upstreams; none = from `/etc/resolv.conf`.
+    pub upstreams: Vec<SocketAddr>,
+    /// Upstreams of single domains.
+    pub domain_upstreams: Vec<(String, SocketAddr)>,
+    /// The cluster domain, without a dot at the end.
+    pub domain: String,
+    /// How Pod names are answered.
+    pub pods: PodMode,
+    /// The Service that leads here.
+    pub service: ServiceName,
+    /// Whether Services without ready endpoints are hidden.
+    pub hide_empty: bool,
+}
+
+/// Why a configuration cannot be used. Each names the place.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("--config {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the message has line and column.
+    #[error("--config {}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A value does not do.
+    #[error("--{flag}: {message}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+}
+
+fn value_error(flag: &'static str, message: impl Into<String>) -> ConfigError {
+    ConfigError::Value {
+        flag,
+        message: message.into(),
+    }
+}
+
+/// Which command asks: their defaults differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// The node proxy.
+    Run,
+    /// A local cluster on loopback.
+    Dev,
+}
+
+impl Config {
+    /// Narrows settings that have their defaults filled in.
+    ///
+    /// # Errors
+    ///
+    /// The first value that does not do, by its flag.
+    pub fn resolve(settings: Settings, profile: Profile) -> Result<Self, ConfigError> {
+        let settings = settings.or(Settings::defaults(profile));
+        let Some(manifests) = settings.manifests.clone() else {
+            return Err(value_error(
+                "manifests",
+                "required: the directory of manifests to serve",
+            ));
+        };
+        if !manifests.is_dir() {
+            return Err(value_error(
+                "manifests",
+                format!("{} is not a directory", manifests.display()),
+            ));
+        }
+        Ok(Self {
+            manifests,
+            capture: plain(settings.capture).unwrap_or(Mode::None),
+            node_name: node_name(settings.hostname_override.as_deref())?,
+            pod_cidrs: plain_list(settings.cluster_cidr.clone()),
+            service_cidrs: service_cidrs(plain_list(settings.service_cluster_ip_range.clone()))?,
+            node_port_range: plain(settings.service_node_port_range.clone())
+                .map_or(30000..=32767, |range| range.0),
+            load_balancer_range: plain(settings.load_balancer_ip_range),
+            simulated_pod_cidr: plain(settings.pod_cidr)
+                .ok_or_else(|| value_error("pod-cidr", "a CIDR is required"))?,
+            node_port_addresses: node_port_addresses(
+                settings.nodeport_addresses.as_deref().unwrap_or_default(),
+            )?,
+            algorithm: algorithm(settings.lb_algorithm.as_deref())?,
+            sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
+            udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
+            data_threads: settings.data_threads.unwrap_or(0),
+            dns: dns(&settings)?,
+            healthz: bind_address(
+                "healthz-bind-address",
+                settings.healthz_bind_address.as_deref(),
+                10256,
+            )?,
+            metrics: bind_address(
+                "metrics-bind-address",
+                settings.metrics_bind_address.as_deref(),
+                10249,
+            )?,
+            admin_socket: settings.admin_socket.unwrap_or_else(paths::admin_socket),
+            data_dir: settings.data_dir.unwrap_or_else(paths::data_dir),
+            drain_timeout: plain(settings.drain_timeout)
+                .map_or(Duration::from_secs(5), |timeout| timeout.0),
+            dev: profile == Profile::Dev,
+        })
+    }
+
+    /// The families that Services can have here.
+    pub fn families(&self) -> Vec<Family> {
+        self.service_cidrs
+            .iter()
+            .map(|cidr| Family::of(cidr.addr()))
+            .collect()
+    }
+}
+
+/// Where `viaduct get` looks for a running process if it is not told.
+pub fn default_admin_socket() -> PathBuf {
+    paths::admin_socket()
+}
+
+fn plain<T>(value: Option<Text<T>>) -> Option<T> {
+    value.map(|text| text.0)
+}
+
+fn plain_list<T>(values: Option<Vec<Text<T>>>) -> Vec<T> {
+    values.into_iter().flatten().map(|text| text.0).collect()
+}
+
+fn node_name(given: Option<&str>) -> Result<NodeName, ConfigError> {
+    let hostname = || {
+        nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+    };
+    let raw = given
+        .map(str::to_owned)
+        .or_else(hostname)
+        .unwrap_or_default();
+    NodeName::parse(&raw)
+        .ok_or_else(|| value_error("hostname-override", "this host has no name; give one"))
+}
+
+fn service_cidrs(cidrs: Vec<IpNet>) -> Result<Vec<IpNet>, ConfigError> {
+    let flag = "service-cluster-ip-range";
+    match cidrs.as_slice() {
+        [] => Err(value_error(flag, "at least one CIDR is required")),
+        [_] => Ok(cidrs),
+        [first, second] if Family::of(first.addr()) != Family::of(second.addr()) => Ok(cidrs),
+        [_, _] => Err(value_error(flag, "two CIDRs must be of different families")),
+        [_, _, ..] => Err(value_error(flag, "at most one CIDR of each family")),
+    }
+}
+
+fn node_port_addresses(given: &[String]) -> Result<NodePortAddresses, ConfigError> {
+    let flag = "nodeport-addresses";
+    if given.is_empty() {
+        return Ok(NodePortAddresses::All);
+    }
+    if given.iter().any(|entry| entry == "primary") {
+        return match given {
+            [_] => Ok(NodePortAddresses::Primary),
+            [..] => Err(value_error(
+                flag,
+                "`primary` stands alone; leave out the CIDRs or `primary`",
+            )),
+        };
+    }
+    let parse = |entry: &String| {
+        entry
+            .trim()
+            .parse()
+            .map_err(|_| value_error(flag, format!("{entry} is neither a CIDR nor `primary`")))
+    };
+    given
+        .iter()
+        .map(parse)
+        .collect::<Result<_, _>>()
+        .map(NodePortAddresses::Within)
+}
+
+fn algorithm(given: Option<&str>) -> Result<Algorithm, ConfigError> {
+    let given = given.unwrap_or("round-robin");
+    Algorithm::parse(given).ok_or_else(|| {
+        let known: Vec<&str> = Algorithm::ALL.iter().map(|(name, _)| *name).collect();
+        value_error(
+            "lb-algorithm",
+            format!("{given} is unknown; known are {}", known.join(", ")),
+        )
+    })
+}
+
+fn positive(flag: &'static str, given: Option<GoDuration>) -> Result<Duration, ConfigError> {
+    match given {
+        Some(GoDuration(duration)) if !duration.is_zero() => Ok(duration),
+        Some(_) | None => Err(value_error(flag, "must be longer than 0")),
+    }
+}
+
+// As kube-proxy: an address without a port gets the default port, and an empty one switches the server off.
+fn bind_address(
+    flag: &'static str,
+    given: Option<&str>,
+    default_port: u16,
+) -> Result<Option<SocketAddr>, ConfigError> {
+    let given = given.unwrap_or_default().trim();
+    if given.is_empty() {
+        return Ok(None);
+    }
+    let with_port = given.parse::<SocketAddr>().ok();
+    let without = || {
+        given
+            .parse::<IpAddr>()
+            .ok()
+            .map(|ip| SocketAddr::new(ip, default_port))
+    };
+    match with_port.or_else(without) {
+        Some(address) => Ok(Some(address)),
+        None => Err(value_error(
+            flag,
+            format!("{given} is not ADDRESS:PORT; an IPv6 address needs [brackets]"),
+        )),
+    }
+}
+
+fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
+    let raw_domain = settings
+        .cluster_domain
+        .as_deref()
+        .unwrap_or("cluster.local");
+    let domain = raw_domain.trim_end_matches('.').to_lowercase();
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if domain.len() > 200 || !domain.split('.').all(label) {
+        return Err(value_error(
+            "cluster-domain",
+            format!("{raw_domain} is not a domain name"),
+        ));
+    }
+    let raw_service = settings
+        .dns_service
+        .as_deref()
+        .unwrap_or("kube-system/kube-dns");
+    let service = match raw_service.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            ServiceName::new(namespace, name)
+        }
+        Some(_) | None => {
+            return Err(value_error(
+                "dns-service",
+                format!("{raw_service} is not NAMESPACE/NAME"),
+            ));
+        }
+    };
+    let mut upstreams = Vec::new();
+    let mut domain_upstreams = Vec::new();
+    for upstream in plain_list(settings.dns_upstream.clone()) {
+        match upstream.domain {
+            Some(domain) => domain_upstreams.push((domain, upstream.address)),
+            None => upstreams.push(upstream.address),
+        }
+    }
+    Ok(DnsConfig {
+        listen: settings.dns_listen.clone().unwrap_or_default(),
+        upstreams,
+        domain_upstreams,
+        domain,
+        pods: plain(settings.dns_pods).unwrap_or(PodMode::Insecure),
+        service,
+        hide_empty: settings.dns_hide_empty.unwrap_or(false),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(settings: Settings) -> Result<Config, ConfigError> {
+        let settings = Settings {
+            manifests: Some("/".into()),
+            hostname_override: Some("Node-1 ".into()),
+            ..settings
+        };
+        Config::resolve(settings, Profile::Run)
+    }
+
+    fn message(settings: Settings) -> String {
+        resolve(settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_kube_proxy() {
+        let config = resolve(Settings::default()).unwrap();
+        assert_eq!(config.node_name.as_str(), "node-1");
+        assert_eq!(config.healthz, Some("0.0.0.0:10256".parse().unwrap()));
+        assert_eq!(config.metrics, Some("127.0.0.1:10249".parse().unwrap()));
+        assert_eq!(config.sync_period, Duration::from_secs(30));
+        assert_eq!(config.node_port_addresses, NodePortAddresses::All);
+        assert!(config.dns.listen.is_empty());
+    }
+
+    #[test]
+    fn a_bind_address_may_lack_its_port_or_be_empty() {
+        let config = resolve(Settings {
+            healthz_bind_address: Some("::1".into()),
+            metrics_bind_address: Some(String::new()),
+            ..Settings::default()
+        })
+        .unwrap();
+        assert_eq!(config.healthz, Some("[::1]:10256".parse().unwrap()));
+        assert_eq!(config.metrics, None);
+    }
+
+    #[test]
+    fn a_bad_value_names_its_flag() {
+        let cidrs = |list: &[&str]| {
+            Some(
+                list.iter()
+                    .map(|cidr| Text(cidr.parse().unwrap()))
+                    .collect(),
+            )
+        };
+        let two_of_one = Settings {
+            service_cluster_ip_range: cidrs(&["10.0.0.0/16", "10.1.0.0/16"]),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(two_of_one),
+            "--service-cluster-ip-range: two CIDRs must be of different families"
+        );
+        let mixed = Settings {
+            nodeport_addresses: Some(vec!["primary".into(), "10.0.0.0/8".into()]),
+            ..Settings::default()
+        };
+        assert!(message(mixed).starts_with("--nodeport-addresses: `primary` stands alone"));
+        let address = Settings {
+            healthz_bind_address: Some("nowhere:1".into()),
+            ..Settings::default()
+        };
+        assert!(message(address).starts_with("--healthz-bind-address: nowhere:1 is not"));
+        let service = Settings {
+            dns_service: Some("kube-dns".into()),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(service),
+            "--dns-service: kube-dns is not NAMESPACE/NAME"
+        );
+        let domain = Settings {
+            cluster_domain: Some("a..b".into()),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(domain),
+            "--cluster-domain: a..b is not a domain name"
+        );
+        let zero = Settings {
+            iptables_sync_period: Some(Text(GoDuration(Duration::ZERO))),
+            ..Settings::default()
+        };
+        assert_eq!(
+            message(zero),
+            "--iptables-sync-period: must be longer than 0"
+        );
+    }
+
+    #[test]
+    fn the_directory_must_be_there() {
+        let settings = Settings {
+            manifests: Some("/nonexistent".into()),
+            ..Settings::default()
+        };
+        let error = Config::resolve(settings, Profile::Run).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--manifests: /nonexistent is not a directory"
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file: Settings =
+            serde_saphyr::from_str("drainTimeout: 9s\ndnsPods: verified\n").unwrap();
+        let flags = Settings {
+            drain_timeout: Some(Text(GoDuration(Duration::from_secs(1)))),
+            ..Settings::default()
+        };
+        let config = resolve(flags.or(file)).unwrap();
+        assert_eq!(config.drain_timeout, Duration::from_secs(1));
+        assert_eq!(config.dns.pods, PodMode::Verified);
+        assert_eq!(config.dns.domain, "cluster.local");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            "apiVersion: viaduct.dev/v1alpha1\nkind: ViaductConfiguration\ncolour: red\n",
+        )
+        .unwrap();
+        let message = Settings::read(file.path()).unwrap_err().to_string();
+        assert!(
+            message.contains("colour") && message.contains('3'),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn another_kind_of_document_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "apiVersion: v1\nkind: Service\n").unwrap();
+        let message = Settings::read(file.path()).unwrap_err().to_string();
+        assert!(
+            message.contains("apiVersion: v1 is not viaduct.dev/v1alpha1"),
+            "{message}"
+        );
+    }
+
+    // Every key with its default, and nothing else: the file in the repository is the reference for operators.
+    #[test]
+    fn the_reference_file_shows_every_key_with_its_default() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/viaduct.yaml");
+        let written = serde_json::to_value(Settings::read(&path).unwrap()).unwrap();
+        let mut expected = serde_json::to_value(Settings::defaults(Profile::Run)).unwrap();
+        // Paths depend on who runs it; the file shows root's.
+        expected["adminSocket"] = "/run/viaduct/admin.sock".into();
+        expected["dataDir"] = "/var/lib/viaduct".into();
+        assert_eq!(written, expected);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for key in written.as_object().unwrap().keys() {
+            assert!(
+                text.contains(&format!("{key}:")),
+                "{key} is not in config/viaduct.yaml"
+            );
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Settings: what an operator may write, as a flag, an environment variable or a key of the file.
+//!
+//! One struct serves all three, so that a name exists once. Absent means "ask the next in line"; `Config::resolve`
+//! narrows what is left at the end.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::capture::Mode;
+use crate::dns::PodMode;
+
+use super::values::{GoDuration, PortRange, Text, Upstream};
+use super::{ConfigError, Profile, paths};
+
+/// What can be set, by flag, environment variable (`VIADUCT_` and the flag's name) or key of the file. A field that is
+/// absent leaves the choice to the next place in line.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Settings {
+    #[arg(skip)]
+    #[doc(hidden)]
+    pub api_version: Option<String>,
+    #[arg(skip)]
+    #[doc(hidden)]
+    pub kind: Option<String>,
+
+    /// Directory of manifests to serve; Viaduct is then its own control plane
+    #[arg(long, value_name = "DIR", env = "VIADUCT_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+
+    /// How traffic is captured: nftables, iptables, loopback or none
+    #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
+    pub capture: Option<Text<Mode>>,
+
+    /// Name of this node [default: the hostname]
+    #[arg(long, value_name = "NAME", env = "VIADUCT_HOSTNAME_OVERRIDE")]
+    pub hostname_override: Option<String>,
+
+    /// CIDRs of the Pods on this node, to tell them from callers outside
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_CLUSTER_CIDR",
+        value_delimiter = ','
+    )]
+    pub cluster_cidr: Option<Vec<Text<IpNet>>>,
+
+    /// CIDRs that cluster IPs are allocated from; the first is the primary family [default: 10.96.0.0/16]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_SERVICE_CLUSTER_IP_RANGE",
+        value_delimiter = ','
+    )]
+    pub service_cluster_ip_range: Option<Vec<Text<IpNet>>>,
+
+    /// Ports that node ports are allocated from [default: 30000-32767]
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        env = "VIADUCT_SERVICE_NODE_PORT_RANGE"
+    )]
+    pub service_node_port_range: Option<Text<PortRange>>,
+
+    /// CIDR that load-balancer addresses are allocated from [default: none, they stay pending]
+    #[arg(long, value_name = "CIDR", env = "VIADUCT_LOAD_BALANCER_IP_RANGE")]
+    pub load_balancer_ip_range: Option<Text<IpNet>>,
+
+    /// CIDR that simulated Pods without an address get theirs from [default: 127.97.0.0/16]
+    #[arg(long, value_name = "CIDR", env = "VIADUCT_POD_CIDR")]
+    pub pod_cidr: Option<Text<IpNet>>,
+
+    /// Addresses that answer node ports: CIDRs, or `primary` alone [default: every local address]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_NODEPORT_ADDRESSES",
+        value_delimiter = ','
+    )]
+    pub nodeport_addresses: Option<Vec<String>>,
+
+    /// Balancing algorithm of Services that name none [default: round-robin]
+    #[arg(skip)]
+    pub lb_algorithm: Option<String>,
+
+    /// Rules are checked, and failed ones tried again, this often [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "VIADUCT_IPTABLES_SYNC_PERIOD")]
+    pub iptables_sync_period: Option<Text<GoDuration>>,
+
+    /// A UDP flow without a datagram for so long ends [default: 60s]
+    #[arg(skip)]
+    pub udp_idle_timeout: Option<Text<GoDuration>>,
+
+    /// Data threads [default: one per core]
+    #[arg(skip)]
+    pub data_threads: Option<usize>,
+
+    /// Address the DNS server listens on; may be given more than once; none = no DNS
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        env = "VIADUCT_DNS_LISTEN",
+        value_delimiter = ','
+    )]
+    pub dns_listen: Option<Vec<SocketAddr>>,
+
+    /// Where other names are asked for, ADDR[:PORT], or DOMAIN=ADDR[:PORT] for one domain [default: /etc/resolv.conf]
+    #[arg(
+        long,
+        value_name = "[DOMAIN=]ADDR[:PORT]",
+        env = "VIADUCT_DNS_UPSTREAM",
+        value_delimiter = ','
+    )]
+    pub dns_upstream: Option<Vec<Text<Upstream>>>,
+
+    /// Domain of the cluster's names [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN", env = "VIADUCT_CLUSTER_DOMAIN")]
+    pub cluster_domain: Option<String>,
+
+    /// Pod names in DNS: disabled, insecure or verified [default: insecure]
+    #[arg(long, value_name = "MODE", env = "VIADUCT_DNS_PODS")]
+    pub dns_pods: Option<Text<PodMode>>,
+
+    /// The Service that leads to this DNS server [default: kube-system/kube-dns]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "VIADUCT_DNS_SERVICE")]
+    pub dns_service: Option<String>,
+
+    /// Hide cluster-IP Services without a ready endpoint from DNS
+    #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub dns_hide_empty: Option<bool>,
+
+    /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256]
+    #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_HEALTHZ_BIND_ADDRESS")]
+    pub healthz_bind_address: Option<String>,
+
+    /// Address of /metrics; empty = off [default: 127.0.0.1:10249]
+    #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_METRICS_BIND_ADDRESS")]
+    pub metrics_bind_address: Option<String>,
+
+    /// Unix socket that `viaduct get` asks [default: /run/viaduct/admin.sock, or below $XDG_RUNTIME_DIR]
+    #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
+    pub admin_socket: Option<PathBuf>,
+
+    /// Where allocations are kept across restarts [default: /var/lib/viaduct, or below $XDG_STATE_HOME]
+    #[arg(long, value_name = "DIR", env = "VIADUCT_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// How long flows may go on after a stop signal [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "VIADUCT_DRAIN_TIMEOUT")]
+    pub drain_timeout: Option<Text<GoDuration>>,
+}
+
+impl Settings {
+    /// `apiVersion` of the configuration file.
+    pub const API_VERSION: &'static str = "viaduct.dev/v1alpha1";
+    /// `kind` of the configuration file.
+    pub const KIND: &'static str = "ViaductConfiguration";
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, an unknown key or a bad value (with line and column), another kind of document.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let parse_error = |message: String| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let settings: Self =
+            serde_saphyr::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
+        for (key, found, wanted) in [
+            ("apiVersion", &settings.api_version, Self::API_VERSION),
+            ("kind", &settings.kind, Self::KIND),
+        ] {
+            if found.as_deref() != Some(wanted) {
+                let found = found.as_deref().unwrap_or("nothing");
+                return Err(parse_error(format!("{key}: {found} is not {wanted}")));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// These settings, with `rest` where they say nothing.
+    #[must_use]
+    pub fn or(self, rest: Self) -> Self {
+        macro_rules! first {
+            ($($field:ident),*) => { Self { $($field: self.$field.or(rest.$field)),* } };
+        }
+        first!(
+            api_version,
+            kind,
+            manifests,
+            capture,
+            hostname_override,
+            cluster_cidr,
+            service_cluster_ip_range,
+            service_node_port_range,
+            load_balancer_ip_range,
+            pod_cidr,
+            nodeport_addresses,
+            lb_algorithm,
+            iptables_sync_period,
+            udp_idle_timeout,
+            data_threads,
+            dns_listen,
+            dns_upstream,
+            cluster_domain,
+            dns_pods,
+            dns_service,
+            dns_hide_empty,
+            healthz_bind_address,
+            metrics_bind_address,
+            admin_socket,
+            data_dir,
+            drain_timeout
+        )
+    }
+
+    /// What holds where nobody said anything. Options without a default of their own stay absent.
+    pub fn defaults(profile: Profile) -> Self {
+        let dev = profile == Profile::Dev;
+        let net = |text: &str| Text(text.parse::<IpNet>().expect("a literal CIDR"));
+        let duration = |seconds| Some(Text(GoDuration(Duration::from_secs(seconds))));
+        Self {
+            api_version: Some(Self::API_VERSION.to_owned()),
+            kind: Some(Self::KIND.to_owned()),
+            capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
+            cluster_cidr: Some(Vec::new()),
+            service_cluster_ip_range: Some(vec![net(if dev {
+                "127.96.0.0/16"
+            } else {
+                "10.96.0.0/16"
+            })]),
+            service_node_port_range: Some(Text(PortRange(30000..=32767))),
+            load_balancer_ip_range: dev.then(|| net("127.98.0.0/16")),
+            pod_cidr: Some(net("127.97.0.0/16")),
+            nodeport_addresses: Some(if dev {
+                vec!["127.0.0.0/8".to_owned()]
+            } else {
+                Vec::new()
+            }),
+            lb_algorithm: Some("round-robin".to_owned()),
+            iptables_sync_period: duration(30),
+            udp_idle_timeout: duration(60),
+            data_threads: Some(0),
+            dns_listen: Some(if dev {
+                vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
+            } else {
+                Vec::new()
+            }),
+            dns_upstream: Some(Vec::new()),
+            cluster_domain: Some("cluster.local".to_owned()),
+            dns_pods: Some(Text(PodMode::Insecure)),
+            dns_service: Some("kube-system/kube-dns".to_owned()),
+            dns_hide_empty: Some(false),
+            healthz_bind_address: Some(
+                if dev {
+                    "127.0.0.1:10256"
+                } else {
+                    "0.0.0.0:10256"
+                }
+                .to_owned(),
+            ),
+            metrics_bind_address: Some("127.0.0.1:10249".to_owned()),
+            admin_socket: Some(paths::admin_socket()),
+            data_dir: Some(paths::data_dir()),
+            drain_timeout: duration(5),
+            ..Self::default()
+        }
+    }
+}

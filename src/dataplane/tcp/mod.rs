@@ -1,0 +1,18 @@
+//! TCP: accept, dial, relay.
+//!
+//! ```text
+//!  accept ──► connection (a task) ──► dial ──► relay ──► flow log
+//!                                              │ two directions: copy or splice
+//! ```
+
+mod accept;
+mod connection;
+mod dial;
+mod direction;
+mod exchange;
+mod pipe_pool;
+mod relay;
+#[cfg(test)]
+mod simulation;
+
+pub(super) use accept::accept;

@@ -1,0 +1,282 @@
+//! One UDP flow's link to a backend: choosing it, sending to it, replacing it when it refuses.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::capture::plan::Entry;
+use crate::net::batches::Batch;
+use crate::net::descriptors::is_shortage;
+use crate::net::sockets::connected_udp;
+use crate::routing::{FrontendKind, Route, Verdict};
+
+use super::super::Listener;
+use super::super::admission::Admitted;
+use super::super::backend::InUse;
+use super::super::flow_log::Closed;
+
+/// How many backends one datagram is offered at most.
+const ATTEMPTS: usize = 4;
+
+/// A flow's state beyond its place in the table.
+#[derive(Debug)]
+pub(super) struct Session {
+    // `None` after a refusal; the next datagram chooses again.
+    link: Option<Link>,
+    // Backends that refused since one was last reached.
+    tried: Vec<SocketAddr>,
+    flow: Admitted,
+    client: SocketAddr,
+    opened: Instant,
+    bytes_to_backend: u64,
+    bytes_to_client: u64,
+}
+
+#[derive(Debug)]
+struct Link {
+    socket: UdpSocket,
+    backend: InUse,
+    // The backend refused, but what it had sent before is not read yet.
+    refused: bool,
+}
+
+/// Why datagrams are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Nothing could serve it.
+    NoBackend,
+    /// The traffic policy keeps it from all backends.
+    Policy,
+    /// The bound on flows.
+    Limit,
+    /// No descriptors or memory for a socket.
+    Shortage,
+    /// A queue of the kernel is full.
+    Congested,
+    /// Larger than the path to the backend takes.
+    TooLarge,
+    /// Every backend that was tried refused.
+    Unreachable,
+    /// Where it came from is no address.
+    Malformed,
+    /// Any other error.
+    Other,
+}
+
+impl Loss {
+    /// The metric label.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::NoBackend => "no_backend",
+            Self::Policy => "policy",
+            Self::Limit => "limit",
+            Self::Shortage => "shortage",
+            Self::Congested => "congested",
+            Self::TooLarge => "too_large",
+            Self::Unreachable => "unreachable",
+            Self::Malformed => "malformed",
+            Self::Other => "other",
+        }
+    }
+
+    /// What a failed send means for the datagram, on a socket that stays usable.
+    pub(super) fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(nix::libc::EMSGSIZE) => Self::TooLarge,
+            _other if error.kind() == io::ErrorKind::WouldBlock || is_shortage(error) => {
+                Self::Congested
+            }
+            _other => Self::Other,
+        }
+    }
+}
+
+impl Session {
+    /// A flow without a link yet.
+    pub(super) fn new(flow: Admitted, client: SocketAddr, now: Instant) -> Self {
+        Self {
+            link: None,
+            tried: Vec::new(),
+            flow,
+            client,
+            opened: now,
+            bytes_to_backend: 0,
+            bytes_to_client: 0,
+        }
+    }
+
+    /// The socket to the backend, if there is one.
+    pub(super) fn socket(&self) -> Option<&UdpSocket> {
+        self.link.as_ref().map(|link| &link.socket)
+    }
+
+    /// The backend, if there is one.
+    pub(super) fn backend(&self) -> Option<SocketAddr> {
+        self.link.as_ref().map(|link| link.backend.addr())
+    }
+
+    /// Whether there is nothing to remember: no backend has been found.
+    pub(super) fn is_void(&self) -> bool {
+        self.link.is_none() && self.tried.is_empty()
+    }
+
+    /// Sends the datagrams in `slots` to the backend, in order. `watch` is called with each new socket before it is
+    /// used. What cannot be sent is dropped and reported to `dropped`.
+    pub(super) fn forward(
+        &mut self,
+        batch: &mut Batch,
+        slots: Range<usize>,
+        now: Instant,
+        watch: &mut dyn FnMut(&UdpSocket) -> io::Result<()>,
+        dropped: &mut dyn FnMut(Loss, usize),
+    ) {
+        for slot in slots.clone() {
+            batch.address_to_peer(slot);
+        }
+        let mut next = slots.start;
+        let mut refusals = 0;
+        while next < slots.end {
+            let link = match self
+                .link
+                .take()
+                .map_or_else(|| self.link_up(now, watch), Ok)
+            {
+                Ok(link) => link,
+                Err(loss) => return dropped(loss, slots.end - next),
+            };
+            match batch.send(&link.socket, next..slots.end) {
+                Ok(n) => {
+                    let bytes = (next..next + n).map(|slot| batch.len(slot) as u64).sum();
+                    let metrics = &self.flow.listener.shared.metrics;
+                    metrics.udp_datagrams_to_backends.inc_by(n as u64);
+                    metrics.udp_bytes_to_backends.inc_by(bytes);
+                    self.bytes_to_backend += bytes;
+                    next += n;
+                    self.link = Some(link);
+                }
+                // The refusal of an earlier datagram; this one has not been sent.
+                Err(error) if is_refusal(&error) => {
+                    self.refused(link);
+                    refusals += 1;
+                    if refusals == ATTEMPTS {
+                        return dropped(Loss::Unreachable, slots.end - next);
+                    }
+                }
+                Err(error) => {
+                    dropped(Loss::of(&error), 1);
+                    next += 1;
+                    self.link = Some(link);
+                }
+            }
+        }
+    }
+
+    /// Counts what came back.
+    pub(super) fn returned(&mut self, bytes: u64) {
+        self.bytes_to_client += bytes;
+        // It speaks: whoever refused before may be tried again next time.
+        self.tried.clear();
+    }
+
+    /// Reading from the backend failed: if it refused, the link ends once it has been drained.
+    pub(super) fn receive_failed(&mut self, error: &io::Error) {
+        if let Some(link) = &mut self.link {
+            link.refused |= is_refusal(error);
+        }
+    }
+
+    /// Everything the backend sent has been read.
+    pub(super) fn drained(&mut self) {
+        if let Some(link) = self.link.take_if(|link| link.refused) {
+            self.refused(link);
+        }
+    }
+
+    /// Ends the flow; writes its line.
+    pub(super) fn end(self, reason: &'static str) {
+        let closed = Closed {
+            service: &self.flow.listener.id.route,
+            client: self.client,
+            backend: self.backend(),
+            bytes_to_backend: self.bytes_to_backend,
+            bytes_to_client: self.bytes_to_client,
+            opened: self.opened,
+            reason,
+        };
+        closed.log();
+    }
+
+    fn refused(&mut self, link: Link) {
+        link.backend.failed();
+        tracing::debug!(listener = %self.flow.listener.id, backend = %link.backend.addr(), "backend refused a datagram");
+        if self.tried.len() < ATTEMPTS {
+            self.tried.push(link.backend.addr());
+        }
+    }
+
+    fn link_up(
+        &mut self,
+        now: Instant,
+        watch: &mut dyn FnMut(&UdpSocket) -> io::Result<()>,
+    ) -> Result<Link, Loss> {
+        let listener = &self.flow.listener;
+        let (route, origin) = {
+            let table = listener.shared.table.load();
+            let route = table.route(&listener.id.route).ok_or(Loss::NoBackend)?;
+            (route.clone(), table.node.origin(self.client.ip()))
+        };
+        let backends = match route.verdict(kind(listener), origin) {
+            Verdict::Serve(backends) => backends,
+            Verdict::Refuse => return Err(Loss::NoBackend),
+            Verdict::Silent => return Err(Loss::Policy),
+        };
+        let client = self.client.ip().to_canonical();
+        let pick = |tried: &[SocketAddr]| InUse::pick(&route, backends, client, tried, now);
+        // When all have refused, they are asked again: a flow is never lost for good.
+        let backend = pick(&self.tried)
+            .or_else(|| {
+                self.tried.clear();
+                pick(&[])
+            })
+            .ok_or(Loss::NoBackend)?;
+        let socket = connected_udp(backend.addr())
+            .and_then(|socket| watch(&socket).map(|()| socket))
+            .map_err(|error| {
+                tracing::debug!(listener = %listener.id, backend = %backend.addr(), %error, "no socket");
+                if is_refusal(&error) { Loss::Unreachable } else { Loss::Shortage }
+            })?;
+        Ok(Link {
+            socket,
+            backend,
+            refused: false,
+        })
+    }
+}
+
+/// After how long without a datagram flows of that route end.
+pub(super) fn idle_timeout(listener: &Arc<Listener>, route: &Route) -> std::time::Duration {
+    let default = listener.shared.udp_idle_timeout;
+    route.udp_idle_timeout.unwrap_or(default)
+}
+
+// Redirected datagrams do not tell where they were going; their listener does, as far as policies care.
+fn kind(listener: &Listener) -> FrontendKind {
+    match listener.id.entry {
+        Entry::At(_, kind) => kind,
+        Entry::All | Entry::ClusterIp => FrontendKind::ClusterIp,
+        Entry::External => FrontendKind::NodePort,
+    }
+}
+
+// What ICMP reports to a connected socket: the datagram before did not arrive.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::PermissionDenied
+    )
+}

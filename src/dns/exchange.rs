@@ -1,0 +1,371 @@
+//! One message in, one message out: who answers it, and with what. Opens no sockets.
+//!
+//! [`Exchange::begin`] never waits: names of the cluster, rejections and remembered answers are finished there. What
+//! needs an upstream becomes a [`Pending`], which its transport drives without holding up anybody else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::FutureExt;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Record, RecordType};
+
+use crate::routing::{NodeView, Published, RoutingTable};
+
+use super::cache::{Kept, Key};
+use super::forward::{ForwardError, Forwarder, Seat};
+use super::message::{Question, Rejected, Reply, Transport, bare_reply};
+use super::metrics::Metrics;
+use super::records::{Answer, Authority, End, Local};
+
+/// Everything that an answer is made of. Shared by all sockets.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    authority: Authority,
+    table: Published,
+    forwarder: Arc<Forwarder>,
+    serial: SerialClock,
+    warned_of_loop: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+/// What a message leads to.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// This is sent back.
+    Reply(Vec<u8>),
+    /// Nothing is sent back.
+    Silence,
+    /// An upstream has to be asked first.
+    Wait(Box<Pending>),
+}
+
+/// A question that waits for an upstream.
+#[derive(Debug)]
+pub(super) struct Pending {
+    request: Request,
+    key: Key,
+    // Ours, in front of the upstream's answer; the key is about the last one's target.
+    aliases: Vec<Record>,
+    seat: Seat,
+}
+
+// A question, who asked it, how and when.
+#[derive(Debug)]
+struct Request {
+    question: Question,
+    client: IpAddr,
+    transport: Transport,
+    started: Instant,
+}
+
+// The SOA serial: the second in which the newest table was first seen.
+#[derive(Debug, Default)]
+struct SerialClock {
+    generation: AtomicU64,
+    serial: AtomicU32,
+}
+
+impl SerialClock {
+    fn at(&self, table: &RoutingTable) -> u32 {
+        let seen = self.generation.swap(table.generation, Ordering::Relaxed);
+        let serial = self.serial.load(Ordering::Relaxed);
+        if seen == table.generation && serial != 0 {
+            return serial;
+        }
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        // Serial numbers wrap by design (RFC 1982).
+        let now = u32::try_from(since_epoch.as_secs() & u64::from(u32::MAX)).unwrap_or(0);
+        self.serial.store(now, Ordering::Relaxed);
+        now
+    }
+}
+
+impl Exchange {
+    /// Answers from `table` what `authority` covers, everything else through `forwarder`.
+    pub(super) fn new(
+        authority: Authority,
+        table: Published,
+        forwarder: Arc<Forwarder>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            authority,
+            table,
+            forwarder,
+            serial: SerialClock::default(),
+            warned_of_loop: AtomicBool::new(false),
+            metrics,
+        }
+    }
+
+    /// Answers `message`, or says what its answer waits for.
+    pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
+        let started = Instant::now();
+        let step = AssertUnwindSafe(|| match Question::parse(message) {
+            Ok(question) => self.decide(Request {
+                question,
+                client: client.ip().to_canonical(),
+                transport,
+                started,
+            }),
+            Err(rejected) => self.reject(rejected, transport, started),
+        });
+        // Nothing that one message does may end the service for all others. Only what had a header gets as far as that.
+        catch_unwind(step).unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            self.send(bare_reply(message, ResponseCode::ServFail), started)
+        })
+    }
+
+    /// Finishes a question that had to wait.
+    pub(super) async fn finish(self: Arc<Self>, pending: Box<Pending>) -> Step {
+        let answered = AssertUnwindSafe(self.complete(&pending))
+            .catch_unwind()
+            .await;
+        answered.unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            self.fail(&pending.request, ResponseCode::ServFail)
+        })
+    }
+
+    fn decide(&self, request: Request) -> Step {
+        let question = &request.question;
+        let table = self.table.load();
+        if !may_ask(request.client, &table.node, &self.authority.own_addresses) {
+            self.count(&request, "refused");
+            return self.fail(&request, ResponseCode::Refused);
+        }
+        let serial = self.serial.at(&table);
+        let answer = self
+            .authority
+            .answer(&table, serial, &question.name, question.kind);
+        drop(table);
+        let (local, zone) = match answer {
+            Answer::Cluster(local) => (local, "cluster"),
+            Answer::Reverse(local) => (local, "reverse"),
+            Answer::Forward => {
+                self.count(&request, "forward");
+                let key = Key::of(question);
+                return self.elsewhere(request, key, Vec::new());
+            }
+        };
+        self.count(&request, zone);
+        match local {
+            Local {
+                aliases,
+                end: End::Outside(target),
+            } => {
+                let key = Key::of(&question.about(target));
+                self.elsewhere(request, key, aliases)
+            }
+            local => {
+                let reply = question.local_reply(local, request.transport);
+                self.send(reply, request.started)
+            }
+        }
+    }
+
+    fn elsewhere(&self, request: Request, key: Key, aliases: Vec<Record>) -> Step {
+        if let Some(kept) = self.forwarder.remembered(&key) {
+            return self.send(compose(&request, aliases, &kept), request.started);
+        }
+        match self.forwarder.take_seat(request.client) {
+            Some(seat) => Step::Wait(Box::new(Pending {
+                request,
+                key,
+                aliases,
+                seat,
+            })),
+            None => self.fail(&request, ResponseCode::Refused),
+        }
+    }
+
+    async fn complete(&self, pending: &Pending) -> Step {
+        let Pending {
+            request,
+            key,
+            aliases,
+            seat,
+        } = pending;
+        match self.forwarder.ask(request.question.id, key, seat).await {
+            Ok(relayed) => {
+                let fresh = Kept { relayed, age: 0 };
+                let reply = compose(request, aliases.clone(), &fresh);
+                self.send(reply, request.started)
+            }
+            Err(ForwardError::OwnLoop) => {
+                self.metrics.dropped.with_label_values(&["own_loop"]).inc();
+                // Once: it will come again with every question.
+                if !self.warned_of_loop.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        from = %request.client,
+                        "a forwarded DNS question came back: an upstream resolver asks us; give another --dns-upstream"
+                    );
+                }
+                Step::Silence
+            }
+            Err(ForwardError::Exchange(error)) => {
+                tracing::debug!(name = %request.question.name, %error, "question not answered");
+                self.fail(request, ResponseCode::ServFail)
+            }
+        }
+    }
+
+    fn reject(&self, rejected: Rejected, transport: Transport, started: Instant) -> Step {
+        match rejected {
+            Rejected::Silently => {
+                self.metrics
+                    .dropped
+                    .with_label_values(&["not_a_query"])
+                    .inc();
+                Step::Silence
+            }
+            Rejected::With(reply) => {
+                let labels = [transport.as_str(), "other", "refused"];
+                self.metrics.requests.with_label_values(&labels).inc();
+                self.send(reply, started)
+            }
+        }
+    }
+
+    fn count(&self, request: &Request, zone: &str) {
+        let kind = type_label(request.question.kind);
+        let labels = [request.transport.as_str(), kind, zone];
+        self.metrics.requests.with_label_values(&labels).inc();
+    }
+
+    fn fail(&self, request: &Request, code: ResponseCode) -> Step {
+        self.send(request.question.failure(code), request.started)
+    }
+
+    fn send(&self, reply: Reply, started: Instant) -> Step {
+        let label = code_label(reply.code);
+        self.metrics.responses.with_label_values(&[label]).inc();
+        self.metrics
+            .duration
+            .observe(started.elapsed().as_secs_f64());
+        if reply.truncated {
+            self.metrics.truncated.inc();
+        }
+        Step::Reply(reply.octets)
+    }
+}
+
+fn compose(request: &Request, aliases: Vec<Record>, kept: &Kept) -> Reply {
+    let (question, transport) = (&request.question, request.transport);
+    let reply = if aliases.is_empty() {
+        question.relayed_reply(&kept.relayed, kept.age, transport)
+    } else {
+        question.chased_reply(aliases, &kept.relayed, kept.age, transport)
+    };
+    reply.unwrap_or_else(|_| question.failure(ResponseCode::ServFail))
+}
+
+// Everybody on this node or in the cluster. An open resolver would serve attacks on others.
+fn may_ask(client: IpAddr, node: &NodeView, own: &[IpAddr]) -> bool {
+    let near = match client {
+        IpAddr::V4(v4) => {
+            // 100.64.0.0/10 (RFC 6598) is where several providers take pod addresses from.
+            let [first, second, ..] = v4.octets();
+            let shared = first == 100 && second & 0xC0 == 64;
+            v4.is_loopback() || v4.is_private() || v4.is_link_local() || shared
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    };
+    near || own.contains(&client)
+        || node.local_addresses.contains(&client)
+        || node.pod_cidrs.iter().any(|cidr| cidr.contains(&client))
+}
+
+fn type_label(kind: RecordType) -> &'static str {
+    const LABELS: [(RecordType, &str); 12] = [
+        (RecordType::A, "A"),
+        (RecordType::AAAA, "AAAA"),
+        (RecordType::ANY, "ANY"),
+        (RecordType::CNAME, "CNAME"),
+        (RecordType::HTTPS, "HTTPS"),
+        (RecordType::MX, "MX"),
+        (RecordType::NS, "NS"),
+        (RecordType::PTR, "PTR"),
+        (RecordType::SOA, "SOA"),
+        (RecordType::SRV, "SRV"),
+        (RecordType::SVCB, "SVCB"),
+        (RecordType::TXT, "TXT"),
+    ];
+    let known = LABELS.iter().find(|(known, _)| *known == kind);
+    known.map_or("other", |(_, label)| label)
+}
+
+fn code_label(code: ResponseCode) -> &'static str {
+    const LABELS: [(ResponseCode, &str); 7] = [
+        (ResponseCode::NoError, "NOERROR"),
+        (ResponseCode::NXDomain, "NXDOMAIN"),
+        (ResponseCode::ServFail, "SERVFAIL"),
+        (ResponseCode::Refused, "REFUSED"),
+        (ResponseCode::FormErr, "FORMERR"),
+        (ResponseCode::NotImp, "NOTIMP"),
+        (ResponseCode::BADVERS, "BADVERS"),
+    ];
+    let known = LABELS.iter().find(|(known, _)| *known == code);
+    known.map_or("other", |(_, label)| label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clients_nearby_may_ask() {
+        let node = NodeView {
+            pod_cidrs: vec!["198.51.100.0/24".parse().unwrap()],
+            local_addresses: ["203.0.113.1".parse().unwrap()].into(),
+            ..NodeView::default()
+        };
+        let own = ["203.0.113.2".parse().unwrap()];
+        let rows = [
+            ("127.0.0.1", true),
+            ("10.255.255.255", true),
+            ("11.0.0.0", false),
+            ("172.16.0.1", true),
+            ("172.32.0.1", false),
+            ("192.168.1.1", true),
+            ("169.254.1.1", true),
+            ("100.64.0.1", true),
+            ("100.127.255.255", true),
+            ("100.128.0.0", false),
+            ("198.51.100.7", true),
+            ("203.0.113.1", true),
+            ("203.0.113.2", true),
+            ("203.0.113.3", false),
+            ("8.8.8.8", false),
+            ("::1", true),
+            ("fd00::1", true),
+            ("fe80::1", true),
+            ("2001:db8::1", false),
+        ];
+        for (client, expected) in rows {
+            assert_eq!(
+                may_ask(client.parse().unwrap(), &node, &own),
+                expected,
+                "{client}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_serial_is_new_with_each_table() {
+        let clock = SerialClock::default();
+        let mut table = RoutingTable::default();
+        let first = clock.at(&table);
+        assert_eq!(clock.at(&table), first);
+        clock.serial.store(1, Ordering::Relaxed);
+        table.generation += 1;
+        assert!(clock.at(&table) >= first);
+    }
+}

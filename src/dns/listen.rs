@@ -1,0 +1,177 @@
+//! Binding the listen addresses: UDP and TCP at the same number, one pair of sockets for each address.
+//!
+//! A socket bound to a wildcard sends its replies from whatever address the route prefers, and a client drops what
+//! does not come from where it asked. So a wildcard is spelled out into the addresses that the host has at that moment.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use nix::ifaddrs::getifaddrs;
+use tokio::net::{TcpListener, UdpSocket};
+
+use super::InvalidDomain;
+
+/// Tries to find a number that is free for both protocols when any will do.
+const PORT_ATTEMPTS: usize = 16;
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address could not be listened at.
+    #[error("--dns-listen {address} ({protocol}): {source}{}", hint(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        protocol: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The cluster domain is no name.
+    #[error("--cluster-domain: {0}")]
+    Domain(#[source] InvalidDomain),
+    /// The domain of an upstream is no name.
+    #[error("--dns-upstream: {0}")]
+    UpstreamDomain(#[source] InvalidDomain),
+}
+
+impl StartError {
+    /// Whether somebody else has the port, so that another one may be tried.
+    pub fn is_address_in_use(&self) -> bool {
+        match self {
+            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Domain(_) | Self::UpstreamDomain(_) => false,
+        }
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        "; stop the resolver that has it (`ss -lnp` shows which) or choose another address or port"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "; ports below 1024 need CAP_NET_BIND_SERVICE, choose a higher one without it"
+    } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+        "; no interface of this host has the address"
+    } else {
+        ""
+    }
+}
+
+/// The sockets of one address.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) address: SocketAddr,
+    pub(super) udp: UdpSocket,
+    pub(super) tcp: TcpListener,
+}
+
+/// Binds an address of the configuration. Port 0 becomes one that is free for both protocols, at all addresses.
+pub(super) async fn bind(address: SocketAddr) -> Result<Vec<Sockets>, StartError> {
+    let addresses = spell_out(address).map_err(failed(address, "udp"))?;
+    let mut attempts = if address.port() == 0 {
+        PORT_ATTEMPTS
+    } else {
+        1
+    };
+    loop {
+        attempts -= 1;
+        match bind_all(&addresses).await {
+            Err(error) if error.is_address_in_use() && attempts > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+async fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<Sockets>, StartError> {
+    let mut bound: Vec<Sockets> = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let mut address = *address;
+        if let Some(first) = bound.first() {
+            address.set_port(first.address.port());
+        }
+        let tcp = TcpListener::bind(address)
+            .await
+            .map_err(failed(address, "tcp"))?;
+        let address = tcp.local_addr().map_err(failed(address, "tcp"))?;
+        let udp = UdpSocket::bind(address)
+            .await
+            .map_err(failed(address, "udp"))?;
+        bound.push(Sockets { address, udp, tcp });
+    }
+    Ok(bound)
+}
+
+fn failed(address: SocketAddr, protocol: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Listen {
+        address,
+        protocol,
+        source,
+    }
+}
+
+// A wildcard as the host's addresses of its family; anything else as it is. Link-local addresses of IPv6 are left out:
+// they mean something only together with an interface.
+fn spell_out(address: SocketAddr) -> io::Result<Vec<SocketAddr>> {
+    if !address.ip().is_unspecified() {
+        return Ok(vec![address]);
+    }
+    let mut found: Vec<SocketAddr> = getifaddrs()?
+        .filter_map(|interface| {
+            let storage = interface.address?;
+            let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .filter(|ip| ip.is_ipv4() == address.is_ipv4())
+        .filter(|ip| !matches!(ip, IpAddr::V6(v6) if Ipv6Addr::is_unicast_link_local(v6)))
+        .map(|ip| SocketAddr::new(ip, address.port()))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() {
+        return Err(io::ErrorKind::AddrNotAvailable.into());
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_protocols_have_the_same_number() {
+        let sockets = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let [pair] = &sockets[..] else {
+            panic!("one address, one pair");
+        };
+        assert_ne!(pair.address.port(), 0);
+        assert_eq!(pair.udp.local_addr().unwrap(), pair.address);
+        assert_eq!(pair.tcp.local_addr().unwrap(), pair.address);
+    }
+
+    #[tokio::test]
+    async fn a_wildcard_is_every_address_at_one_number() {
+        let sockets = bind("0.0.0.0:0".parse().unwrap()).await.unwrap();
+        let port = sockets[0].address.port();
+        assert!(sockets.iter().all(|pair| pair.address.port() == port));
+        assert!(
+            sockets
+                .iter()
+                .all(|pair| !pair.address.ip().is_unspecified())
+        );
+        assert!(sockets.iter().any(|pair| pair.address.ip().is_loopback()));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_told_with_the_flag_and_a_way_out() {
+        let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err();
+        assert!(error.is_address_in_use());
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("--dns-listen {address} (udp): ")),
+            "{text}"
+        );
+        assert!(text.contains("choose another"), "{text}");
+    }
+}

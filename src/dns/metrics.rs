@@ -1,0 +1,155 @@
+//! What the DNS server counts.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Counters and gauges of the DNS server. Labels come from closed sets: query types outside a short list are `other`.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Questions, by transport, type and who answers.
+    pub(super) requests: IntCounterVec,
+    /// Replies, by response code.
+    pub(super) responses: IntCounterVec,
+    /// Seconds from a question to its reply.
+    pub(super) duration: Histogram,
+    /// Replies that were cut to the client's size with TC set.
+    pub(super) truncated: IntCounter,
+    /// Messages without a reply, by reason.
+    pub(super) dropped: IntCounterVec,
+    /// Panics while a question was answered; each became SERVFAIL.
+    pub(super) panics: IntCounter,
+    /// Open TCP connections.
+    pub(super) connections: IntGauge,
+    /// Clients waiting for an upstream.
+    pub(super) forwards_in_flight: IntGauge,
+    /// Questions refused because too many wait already.
+    pub(super) forwards_rejected: IntCounter,
+    /// Questions sent to upstreams.
+    pub(super) upstream_requests: IntCounter,
+    /// Seconds from a question to the upstream's usable reply.
+    pub(super) upstream_duration: Histogram,
+    /// Attempts that got no usable reply, by reason.
+    pub(super) upstream_failures: IntCounterVec,
+    /// Questions answered from the cache.
+    pub(super) cache_hits: IntCounter,
+    /// Questions that were not in the cache.
+    pub(super) cache_misses: IntCounter,
+    /// Entries that went before their time.
+    pub(super) cache_evictions: IntCounter,
+    /// Entries in the cache.
+    pub(super) cache_entries: IntGauge,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    ///
+    /// When one of the names is registered already.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        // Answers from memory take microseconds, forwarded ones up to the budget of a few seconds.
+        let buckets = vec![
+            0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01,
+            0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+        ];
+        let histogram = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.clone());
+            let histogram = Histogram::with_opts(options)?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        Ok(Self {
+            requests: counters(
+                "viaduct_dns_requests_total",
+                "DNS questions by transport, type and zone (cluster, reverse, forward or refused).",
+                &["proto", "type", "zone"],
+            )?,
+            responses: counters(
+                "viaduct_dns_responses_total",
+                "DNS replies by response code.",
+                &["rcode"],
+            )?,
+            duration: histogram(
+                "viaduct_dns_request_duration_seconds",
+                "Seconds from a DNS question to its reply.",
+            )?,
+            truncated: counter(
+                "viaduct_dns_truncated_responses_total",
+                "DNS replies cut to the client's size with TC set.",
+            )?,
+            dropped: counters(
+                "viaduct_dns_dropped_requests_total",
+                "DNS messages left without a reply, by reason (not_a_query or own_loop).",
+                &["reason"],
+            )?,
+            panics: counter(
+                "viaduct_dns_panics_total",
+                "Panics while a DNS question was answered; its client got SERVFAIL.",
+            )?,
+            connections: gauge(
+                "viaduct_dns_tcp_connections",
+                "Open DNS connections over TCP.",
+            )?,
+            forwards_in_flight: gauge(
+                "viaduct_dns_forwards_in_flight",
+                "DNS questions waiting for an upstream resolver.",
+            )?,
+            forwards_rejected: counter(
+                "viaduct_dns_rejected_forwards_total",
+                "DNS questions refused because too many were waiting for an upstream resolver.",
+            )?,
+            upstream_requests: counter(
+                "viaduct_dns_upstream_requests_total",
+                "DNS questions sent to upstream resolvers, repetitions included.",
+            )?,
+            upstream_duration: histogram(
+                "viaduct_dns_upstream_duration_seconds",
+                "Seconds until an upstream resolver gave a usable reply, earlier attempts included.",
+            )?,
+            upstream_failures: counters(
+                "viaduct_dns_upstream_failures_total",
+                "Attempts to ask an upstream resolver that failed, by reason (timeout, io, malformed or rcode).",
+                &["reason"],
+            )?,
+            cache_hits: counter(
+                "viaduct_dns_cache_hits_total",
+                "Forwarded DNS questions answered from the cache.",
+            )?,
+            cache_misses: counter(
+                "viaduct_dns_cache_misses_total",
+                "Forwarded DNS questions that were not in the cache.",
+            )?,
+            cache_evictions: counter(
+                "viaduct_dns_cache_evictions_total",
+                "DNS cache entries removed to make room.",
+            )?,
+            cache_entries: gauge("viaduct_dns_cache_entries", "Entries in the DNS cache.")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_register_once() {
+        let registry = Registry::new();
+        assert!(Metrics::new(&registry).is_ok());
+        assert!(Metrics::new(&registry).is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! The running DNS server: its sockets, its tasks, its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::routing::Published;
+
+use super::exchange::Exchange;
+use super::forward::{Forwarder, Upstreams};
+use super::handler::Handler;
+use super::listen::Sockets;
+use super::names::{Zone, parse_absolute};
+use super::records::Authority;
+use super::tcp::Connections;
+use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
+
+/// How often `/etc/resolv.conf` is looked at.
+const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A DNS server that answers. Dropping it stops it without waiting for anything.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    listening: hickory_server::Server<Handler>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Binds all listen addresses and answers from `table` from then on. Tasks run on the caller's runtime.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]. Nothing stays bound then.
+    pub async fn start(
+        config: Config,
+        table: Published,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let zone = Zone::parse(&config.domain).map_err(StartError::Domain)?;
+        let domain_upstreams = domain_upstreams(&config).map_err(StartError::UpstreamDomain)?;
+        let mut sockets = Vec::with_capacity(config.listen.len());
+        for address in &config.listen {
+            sockets.extend(listen::bind(*address).await?);
+        }
+        let addresses: Vec<SocketAddr> = sockets.iter().map(|pair| pair.address).collect();
+
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let from_file = config.upstreams.is_empty();
+        let others = if from_file {
+            resolv_conf::servers(&addresses)
+        } else {
+            config.upstreams.clone()
+        };
+        let upstreams = Upstreams::new(&domain_upstreams, &others, &addresses);
+        let forwarder = Forwarder::new(upstreams, tasks.clone(), metrics.clone());
+        let forwarder = Arc::new(forwarder);
+        let authority = authority(config, zone, &addresses);
+        let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
+        let exchange = Arc::new(exchange);
+        let handler = Handler::new(exchange.clone(), tasks.clone());
+        let connections = Arc::new(Connections::new(metrics));
+        let mut listening = hickory_server::Server::new(handler);
+        for Sockets { address, udp, tcp } in sockets {
+            listening.register_socket(udp);
+            tasks.spawn(tcp::serve(
+                tcp,
+                exchange.clone(),
+                connections.clone(),
+                tasks.clone(),
+                stop.clone(),
+            ));
+            tracing::info!(%address, "DNS listening");
+        }
+        if from_file {
+            let (own, stop) = (addresses.clone(), stop.clone());
+            let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
+            tasks.spawn(following);
+        }
+        Ok(Self {
+            addresses,
+            listening,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Where it listens, in the order of the configuration: every address of a wildcard, ports as they were given.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Takes no more questions, and finishes those under way; gives up on them after `timeout`.
+    pub async fn shutdown(mut self, timeout: Duration) {
+        self.stop.cancel();
+        self.tasks.close();
+        let ended = async {
+            self.tasks.wait().await;
+            if let Err(error) = self.listening.shutdown_gracefully().await {
+                tracing::debug!(%error, "DNS listener ended");
+            }
+        };
+        if tokio::time::timeout(timeout, ended).await.is_err() {
+            tracing::warn!(
+                unanswered = self.tasks.len(),
+                "DNS questions left unanswered"
+            );
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn domain_upstreams(config: &Config) -> Result<Vec<(Name, SocketAddr)>, InvalidDomain> {
+    let parse = |(domain, addr): &(String, SocketAddr)| {
+        let name = parse_absolute(domain).ok_or_else(|| InvalidDomain(domain.clone()))?;
+        Ok((name, *addr))
+    };
+    config.domain_upstreams.iter().map(parse).collect()
+}
+
+fn authority(config: Config, zone: Zone, addresses: &[SocketAddr]) -> Authority {
+    Authority {
+        zone,
+        pods: config.pods,
+        dns_service: config.dns_service,
+        own_addresses: addresses.iter().map(SocketAddr::ip).collect(),
+        hide_empty: config.hide_empty,
+        ttl: config.ttl,
+        negative_ttl: config.negative_ttl,
+        owned_ranges: config.owned_ranges,
+    }
+}
+
+async fn follow_resolv_conf(
+    forwarder: Arc<Forwarder>,
+    domain_upstreams: Vec<(Name, SocketAddr)>,
+    own: Vec<SocketAddr>,
+    stop: CancellationToken,
+) {
+    let mut state = resolv_conf::State::read();
+    let mut ticks = tokio::time::interval(RESOLV_CONF_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now = resolv_conf::State::read();
+        if now != state {
+            state = now;
+            let others = resolv_conf::servers(&own);
+            tracing::info!(upstreams = others.len(), "resolv.conf changed");
+            forwarder.replace_upstreams(Upstreams::new(&domain_upstreams, &others, &own));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,0 +1,296 @@
+//! Batches of datagrams: up to [`SLOTS`] received or sent by one system call (`recvmmsg`, `sendmmsg`), with the address
+//! each one came to or leaves from.
+//!
+//! A batch is an arena of slots, large enough for any datagram; a slot is filled by [`Batch::receive`] and sent from
+//! where it lies. Nothing is ever merged, split or reordered. The caller says which socket and which slots.
+#![allow(
+    unsafe_code,
+    reason = "recvmmsg and sendmmsg over one arena, without allocating"
+)]
+
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+
+use nix::libc;
+
+use super::message_addresses::{Control, LocalAddress, Name};
+
+/// Datagrams per batch.
+pub const SLOTS: usize = 64;
+
+/// Room for each: more than the largest UDP payload (65,507 over IPv4, 65,527 over IPv6).
+const SLOT_BYTES: usize = 64 * 1024;
+
+/// Slots for datagrams. 4 MiB of address space, of which only the pages that datagrams touched are ever backed.
+pub struct Batch {
+    bytes: Box<[u8]>,
+    slots: Box<[Slot; SLOTS]>,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    len: usize,
+    name: Name,
+    control: Control,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        let slot = Slot {
+            len: 0,
+            name: Name::none(),
+            control: Control::none(),
+        };
+        Self {
+            bytes: vec![0; SLOTS * SLOT_BYTES].into_boxed_slice(),
+            slots: Box::new([slot; SLOTS]),
+        }
+    }
+
+    /// Receives into `slots` what the socket has, in order, and says how many. Fewer than asked for means that the
+    /// socket has been emptied.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing is there; an error the socket had pending, such as `ConnectionRefused`.
+    pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
+        for slot in &mut self.slots[slots.clone()] {
+            slot.len = SLOT_BYTES;
+            slot.name.make_room();
+            slot.control.make_room();
+        }
+        let (n, headers) = self.transfer(slots.clone(), |headers, n| {
+            // SAFETY: `transfer` hands over `n` valid headers whose pointers outlive the call.
+            unsafe {
+                libc::recvmmsg(
+                    socket.as_fd().as_raw_fd(),
+                    headers,
+                    n,
+                    libc::MSG_DONTWAIT,
+                    ptr::null_mut(),
+                )
+            }
+        })?;
+        for (slot, header) in self.slots[slots].iter_mut().zip(&headers[..n]) {
+            slot.len = usize::try_from(header.msg_len)
+                .unwrap_or(SLOT_BYTES)
+                .min(SLOT_BYTES);
+            slot.name.filled(header.msg_hdr.msg_namelen);
+            slot.control.filled(header.msg_hdr.msg_controllen);
+        }
+        Ok(n)
+    }
+
+    /// Sends the datagrams in `slots`, in order, each where [`Batch::address_to`] says, or to the peer of a connected
+    /// socket after [`Batch::address_to_peer`]. Says how many went out.
+    ///
+    /// # Errors
+    /// What the first of them met; an error that comes later shows only by the number.
+    pub fn send(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
+        let (n, _) = self.transfer(slots, |headers, n| {
+            // SAFETY: `transfer` hands over `n` valid headers whose pointers outlive the call.
+            unsafe {
+                libc::sendmmsg(
+                    socket.as_fd().as_raw_fd(),
+                    headers,
+                    n,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
+            }
+        })?;
+        Ok(n)
+    }
+
+    /// How many bytes the datagram in `slot` has.
+    pub fn len(&self, slot: usize) -> usize {
+        self.slots[slot].len
+    }
+
+    /// Where the datagram in `slot` came from; `None` if it has no IP address.
+    pub fn source(&self, slot: usize) -> Option<SocketAddr> {
+        self.slots[slot].name.get()
+    }
+
+    /// Which local address the datagram in `slot` came to; `None` if the socket does not report it.
+    pub fn local(&self, slot: usize) -> Option<LocalAddress> {
+        self.slots[slot].control.get()
+    }
+
+    /// The datagram in `slot` goes to the peer of a connected socket.
+    pub fn address_to_peer(&mut self, slot: usize) {
+        let slot = &mut self.slots[slot];
+        slot.name = Name::none();
+        slot.control = Control::none();
+    }
+
+    /// The datagram in `slot` goes to `to`, and leaves from the local address if one is given.
+    pub fn address_to(&mut self, slot: usize, to: SocketAddr, from: Option<LocalAddress>) {
+        let slot = &mut self.slots[slot];
+        slot.name.set(to);
+        match from {
+            Some(from) => slot.control.set(from),
+            None => slot.control = Control::none(),
+        }
+    }
+
+    // Lays out the headers of `slots` for the kernel, calls it, and returns how many it handled and the headers as it
+    // left them. The headers live on the stack: 5 KiB that need no lifetime beyond the call.
+    fn transfer(
+        &mut self,
+        slots: Range<usize>,
+        call: impl FnOnce(*mut libc::mmsghdr, libc::c_uint) -> libc::c_int,
+    ) -> io::Result<(usize, [libc::mmsghdr; SLOTS])> {
+        // SAFETY: zeroes (null pointers, zero lengths) are valid values of these C structures.
+        let (mut headers, mut parts) = unsafe {
+            (
+                mem::zeroed::<[libc::mmsghdr; SLOTS]>(),
+                mem::zeroed::<[libc::iovec; SLOTS]>(),
+            )
+        };
+        let n = libc::c_uint::try_from(slots.len()).unwrap_or(0);
+        let bytes = &mut self.bytes[slots.start * SLOT_BYTES..slots.end * SLOT_BYTES];
+        let places = self.slots[slots]
+            .iter_mut()
+            .zip(bytes.chunks_exact_mut(SLOT_BYTES));
+        for ((slot, bytes), (header, part)) in places.zip(headers.iter_mut().zip(&mut parts)) {
+            part.iov_base = bytes.as_mut_ptr().cast();
+            part.iov_len = slot.len;
+            let header = &mut header.msg_hdr;
+            header.msg_iov = part;
+            header.msg_iovlen = 1;
+            (header.msg_name, header.msg_namelen) = slot.name.as_raw();
+            (header.msg_control, header.msg_controllen) = slot.control.as_raw();
+        }
+        match usize::try_from(call(headers.as_mut_ptr(), n)) {
+            Ok(handled) => Ok((handled, headers)),
+            Err(_negative) => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, UdpSocket};
+    use std::time::Duration;
+
+    use crate::net::sockets::{Bound, Sharing, Transport};
+
+    use super::*;
+
+    fn receiver(addr: &str) -> UdpSocket {
+        let bound = Bound::new(Transport::Udp, addr.parse().unwrap(), Sharing::First).unwrap();
+        bound.receive().unwrap()
+    }
+
+    fn client(addr: &str) -> UdpSocket {
+        let client = UdpSocket::bind(addr).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        client
+    }
+
+    // Loopback delivers within the sending call, so what was sent is there.
+    #[test]
+    fn sizes_order_and_sources_are_kept() {
+        let server = receiver("127.0.0.1:0");
+        let client = client("127.0.0.1:0");
+        let sizes = [0, 1, 1400, 65_507, 0, 3];
+        for (mark, size) in sizes.iter().enumerate() {
+            let payload = vec![u8::try_from(mark).unwrap(); *size];
+            client
+                .send_to(&payload, server.local_addr().unwrap())
+                .unwrap();
+        }
+        let mut batch = Batch::new();
+        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), sizes.len());
+        for (slot, size) in sizes.iter().enumerate() {
+            assert_eq!(batch.len(slot), *size);
+            assert_eq!(batch.source(slot), Some(client.local_addr().unwrap()));
+            assert_eq!(batch.local(slot), None, "bound to one address");
+            batch.address_to(slot, client.local_addr().unwrap(), None);
+        }
+        let empty = batch.receive(&server, 10..SLOTS).unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+
+        assert_eq!(batch.send(&server, 0..sizes.len()).unwrap(), sizes.len());
+        let mut buffer = vec![0; 70_000];
+        for (mark, size) in sizes.iter().enumerate() {
+            assert_eq!(client.recv(&mut buffer).unwrap(), *size);
+            assert!(
+                buffer[..*size]
+                    .iter()
+                    .all(|byte| usize::from(*byte) == mark)
+            );
+        }
+    }
+
+    #[test]
+    fn replies_of_a_wildcard_socket_leave_from_the_address_that_was_asked() {
+        let server = receiver("0.0.0.0:0");
+        let port = server.local_addr().unwrap().port();
+        let client = client("127.0.0.1:0");
+        client.connect(("127.9.8.7", port)).unwrap();
+        client.send(b"ping").unwrap();
+        let mut batch = Batch::new();
+        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 1);
+        let local = batch.local(0).unwrap();
+        assert_eq!(local.ip, "127.9.8.7".parse::<IpAddr>().unwrap());
+        let source = batch.source(0).unwrap();
+        batch.address_to(0, source, Some(local));
+        assert_eq!(batch.send(&server, 0..1).unwrap(), 1);
+        let mut buffer = [0; 8];
+        assert_eq!(
+            client.recv(&mut buffer).unwrap(),
+            4,
+            "a connected client takes it"
+        );
+    }
+
+    #[test]
+    fn ipv6_packet_info_works_the_same() {
+        let Ok(bound) = Bound::new(Transport::Udp, "[::]:0".parse().unwrap(), Sharing::First)
+        else {
+            return; // no IPv6 here
+        };
+        let server = bound.receive().unwrap();
+        let client = client("[::1]:0");
+        client
+            .connect(("::1", server.local_addr().unwrap().port()))
+            .unwrap();
+        client.send(b"ping").unwrap();
+        let mut batch = Batch::new();
+        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 1);
+        let local = batch.local(0).unwrap();
+        assert_eq!(local.ip, "::1".parse::<IpAddr>().unwrap());
+        let source = batch.source(0).unwrap();
+        batch.address_to(0, source, Some(local));
+        batch.send(&server, 0..1).unwrap();
+        assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
+    }
+
+    #[test]
+    fn an_error_after_some_were_sent_leaves_those_counted() {
+        let server = receiver("127.0.0.1:0");
+        let client = client("127.0.0.1:0");
+        for _ in 0..2 {
+            client.send_to(b"x", server.local_addr().unwrap()).unwrap();
+        }
+        let mut batch = Batch::new();
+        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 2);
+        batch.address_to(0, client.local_addr().unwrap(), None);
+        batch.address_to(1, "[::1]:9".parse().unwrap(), None);
+        assert_eq!(batch.send(&server, 0..2).unwrap(), 1);
+        batch.send(&server, 1..2).unwrap_err();
+    }
+}

@@ -1,0 +1,228 @@
+//! The reconciler: the one task that owns all service state.
+//!
+//! ```text
+//!  manifests ─► standalone (control plane) ─► events ─► TableBuilder ─► program: listeners, table, rules
+//!  interfaces ─────────────────────────────► NodeView ──┘
+//! ```
+//!
+//! It reacts at once to what a source says, publishes a new table, and drives capture and listeners in a fixed order
+//! (`program`). Nothing downstream writes to it.
+
+mod effects;
+mod pace;
+mod program;
+#[cfg(test)]
+mod program_tests;
+mod rules;
+mod standalone;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::capture::Capture;
+use crate::control::{ControlPlane, PublishedObjects};
+use crate::dataplane::Dataplane;
+use crate::model::{Event, Node, NodeName};
+use crate::readiness::Blocker;
+use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
+use crate::sources::manifests::Update;
+use crate::telemetry::Health;
+use crate::workload::Simulator;
+
+use effects::Live;
+use program::Programmer;
+use standalone::{Outcome, Standalone};
+
+/// What the reconciler is given. Everything it owns, it owns alone.
+pub struct Parts {
+    /// The standalone control plane.
+    pub control: ControlPlane,
+    /// Where its allocations are kept.
+    pub state_file: PathBuf,
+    /// In `dev`: cluster IPs outside this range are replaced.
+    pub replace_outside: Option<IpNet>,
+    /// The node's name.
+    pub node_name: NodeName,
+    /// CIDRs of this node's Pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Which local addresses answer node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// The table's builder.
+    pub builder: TableBuilder,
+    /// Where the table is published.
+    pub table: Published,
+    /// Where the stored objects are published.
+    pub objects: PublishedObjects,
+    /// The data path.
+    pub dataplane: Arc<Dataplane>,
+    /// One capture per family that can be captured; empty with capture `none`.
+    pub captures: Vec<Box<dyn Capture>>,
+    /// Simulated Pods.
+    pub simulator: Simulator,
+    /// Where the loop reports that it keeps up.
+    pub health: Health,
+    /// How often rules are checked.
+    pub sync_period: Duration,
+}
+
+/// What flows in.
+pub struct Inputs {
+    /// Batches of the manifest directory; the first is the initial scan.
+    pub manifests: mpsc::Receiver<Vec<Update>>,
+    /// The node's interface addresses.
+    pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+}
+
+/// The task's state.
+pub struct Reconciler {
+    standalone: Standalone,
+    builder: TableBuilder,
+    programmer: Programmer<Live>,
+    simulator: Simulator,
+    objects: PublishedObjects,
+    health: Health,
+    node: Option<Node>,
+    node_name: NodeName,
+    pod_cidrs: Vec<IpNet>,
+    node_port_addresses: NodePortAddresses,
+}
+
+impl Reconciler {
+    /// Puts the parts together; nothing happens before [`Self::run`].
+    pub fn new(parts: Parts) -> Self {
+        let effects = Live::new(parts.dataplane, parts.captures, parts.table);
+        let now = Instant::now();
+        Self {
+            standalone: Standalone::new(
+                parts.control,
+                parts.node_name.clone(),
+                parts.state_file,
+                parts.replace_outside,
+            ),
+            builder: parts.builder,
+            programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
+            simulator: parts.simulator,
+            objects: parts.objects,
+            health: parts.health,
+            node: None,
+            node_name: parts.node_name,
+            pod_cidrs: parts.pod_cidrs,
+            node_port_addresses: parts.node_port_addresses,
+        }
+    }
+
+    /// Works until `stop`, then releases the capture. `synced` is dropped when the first state is in effect.
+    pub async fn run(mut self, mut inputs: Inputs, synced: Blocker, stop: CancellationToken) {
+        let mut synced = Some(synced);
+        let mut next = Instant::now();
+        let addresses = inputs.addresses.borrow_and_update().clone();
+        self.view_node(&addresses);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                batch = inputs.manifests.recv() => {
+                    let Some(mut updates) = batch else { break };
+                    while let Ok(more) = inputs.manifests.try_recv() {
+                        updates.extend(more);
+                    }
+                    let addresses = inputs.addresses.borrow().clone();
+                    self.take(updates, &addresses).await;
+                }
+                Ok(()) = inputs.addresses.changed() => {
+                    let addresses = inputs.addresses.borrow_and_update().clone();
+                    self.view_node(&addresses);
+                    self.program().await;
+                }
+                () = tokio::time::sleep_until(next.into()) => {}
+            }
+            if self.programmer.reopen_due(Instant::now()) {
+                self.program().await;
+            }
+            next = self.programmer.write(Instant::now()).await;
+            if self.programmer.has_written() && self.builder.is_synced() {
+                synced.take();
+            }
+        }
+        self.simulator.shutdown().await;
+        self.programmer.into_effects().release().await;
+    }
+
+    async fn take(&mut self, updates: Vec<Update>, addresses: &BTreeSet<IpAddr>) {
+        let n_updates = updates.len();
+        let Outcome {
+            events,
+            simulated,
+            node_eligible,
+        } = self.standalone.take(updates, Timestamp::now());
+        self.objects.publish(self.standalone.objects().clone());
+        if let Some(pods) = simulated {
+            for failure in self.simulator.set(pods).await {
+                warn!(error = %failure, "simulated Pod cannot answer");
+            }
+        }
+        if let Some(eligible) = node_eligible {
+            self.health.set_node_eligible(eligible);
+        }
+        let mut node_changed = false;
+        for event in events {
+            match event {
+                Event::NodeApplied(node) => {
+                    self.node = Some(node);
+                    node_changed = true;
+                }
+                Event::NodeDeleted => {
+                    self.node = None;
+                    node_changed = true;
+                }
+                Event::ServiceApplied(_)
+                | Event::ServiceDeleted(_)
+                | Event::SliceApplied(_)
+                | Event::SliceDeleted(_)
+                | Event::PodApplied(_)
+                | Event::PodDeleted(..)
+                | Event::NamespaceApplied(_)
+                | Event::NamespaceDeleted(_) => self.builder.apply(event),
+            }
+        }
+        if node_changed {
+            self.view_node(addresses);
+        }
+        if !self.builder.is_synced() {
+            self.builder.set_synced();
+            info!(updates = n_updates, "initial state is complete");
+        }
+        self.program().await;
+    }
+
+    // Before the initial state is complete nothing is programmed, and nothing old removed.
+    async fn program(&mut self) {
+        if !self.builder.is_synced() {
+            return;
+        }
+        self.programmer
+            .program(&mut self.builder, Instant::now())
+            .await;
+    }
+
+    // What routing knows of the node: its object joined with what the interfaces say.
+    fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
+        let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
+        self.builder.set_node(NodeView {
+            name: Some(self.node_name.clone()),
+            zone: self.node.as_ref().and_then(|node| node.zone.clone()),
+            pod_cidrs: self.pod_cidrs.clone(),
+            local_addresses: addresses.clone(),
+            node_port_addresses: self.node_port_addresses.select(addresses, primary),
+        });
+    }
+}

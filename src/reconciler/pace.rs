@@ -1,0 +1,123 @@
+//! When the kernel is written to. Pure: the clock is an argument, and it says when to ask again.
+//!
+//! Changes within [`GATHER`] of the first are written together. A write that failed is tried again, waiting longer
+//! each time but never longer than the sync period; and once per sync period everything is checked.
+
+use std::time::{Duration, Instant};
+
+/// How long changes are gathered before a write. A burst becomes one transaction, and nobody notices 10 ms.
+pub(super) const GATHER: Duration = Duration::from_millis(10);
+
+/// The first wait after a failed write; each further one doubles it.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// Decides when the next write and the next check are due. One per family.
+#[derive(Debug)]
+pub(super) struct Pace {
+    sync_period: Duration,
+    write_at: Option<Instant>,
+    retry: Duration,
+    check_at: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(sync_period: Duration, now: Instant) -> Self {
+        Self {
+            sync_period,
+            write_at: None,
+            retry: FIRST_RETRY,
+            check_at: now + sync_period,
+        }
+    }
+
+    /// Something changed that the kernel must learn.
+    pub(super) fn changed(&mut self, now: Instant) {
+        let due = now + GATHER;
+        self.write_at = Some(self.write_at.map_or(due, |at| at.min(due)));
+    }
+
+    /// A write was tried.
+    pub(super) fn written(&mut self, now: Instant, success: bool) {
+        if success {
+            self.write_at = None;
+            self.retry = FIRST_RETRY;
+            self.check_at = now + self.sync_period;
+        } else {
+            self.write_at = Some(now + self.retry.min(self.sync_period));
+            self.retry = (self.retry * 2).min(self.sync_period);
+        }
+    }
+
+    /// A check was made.
+    pub(super) fn checked(&mut self, now: Instant) {
+        self.check_at = now + self.sync_period;
+    }
+
+    /// Whether a write is due.
+    pub(super) fn write_due(&self, now: Instant) -> bool {
+        self.write_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether a check is due. A pending write makes it needless.
+    pub(super) fn check_due(&self, now: Instant) -> bool {
+        self.write_at.is_none() && self.check_at <= now
+    }
+
+    /// Whether a write is waiting, due or not.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.write_at.is_some()
+    }
+
+    /// When to ask again.
+    pub(super) fn next(&self) -> Instant {
+        self.write_at.unwrap_or(self.check_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn changes_are_gathered_but_the_first_is_never_delayed_by_later_ones() {
+        let start = Instant::now();
+        let mut pace = Pace::new(PERIOD, start);
+        pace.changed(start);
+        pace.changed(start + Duration::from_millis(9));
+        assert!(!pace.write_due(start + Duration::from_millis(9)));
+        assert!(pace.write_due(start + GATHER));
+        pace.written(start + GATHER, true);
+        assert!(!pace.is_waiting());
+        assert_eq!(pace.next(), start + GATHER + PERIOD);
+    }
+
+    #[test]
+    fn failed_writes_wait_longer_each_time_up_to_the_sync_period() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(PERIOD, now);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            pace.written(now, false);
+            waits.push(pace.next() - now);
+            now = pace.next();
+            assert!(pace.write_due(now) && !pace.check_due(now));
+        }
+        assert_eq!(waits[..3], [FIRST_RETRY, FIRST_RETRY * 2, FIRST_RETRY * 4]);
+        assert_eq!(waits[8], PERIOD);
+        pace.written(now, true);
+        pace.written(now, false);
+        assert_eq!(pace.next() - now, FIRST_RETRY, "a success resets the wait");
+    }
+
+    #[test]
+    fn a_check_is_due_once_per_period() {
+        let start = Instant::now();
+        let mut pace = Pace::new(PERIOD, start);
+        assert!(!pace.check_due(start + PERIOD - Duration::from_nanos(1)));
+        assert!(pace.check_due(start + PERIOD));
+        pace.checked(start + PERIOD);
+        assert!(!pace.check_due(start + PERIOD));
+    }
+}

@@ -1,0 +1,407 @@
+//! The order of effects: what is done to listeners, the published table and the kernel when routes change.
+//!
+//! ```text
+//!  open new listeners ─► publish the table ─► write rules ─► close listeners that nothing leads to any more
+//! ```
+//!
+//! So captured traffic never meets a closed port: a rule points to a port only after it is open, and a port closes only
+//! after no rule points to it. Everything here works through [`Effects`], so that a test can watch the order.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use crate::capture::CaptureError;
+use crate::capture::plan::{
+    Arrival, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
+};
+use crate::dataplane::OpenError;
+use crate::model::{Family, ServiceName, ServicePortKey};
+use crate::routing::{NodeView, Route, RoutingTable, TableBuilder};
+use crate::telemetry::Health;
+
+use super::rules::{Due, KernelRules};
+
+/// What programming does to the world.
+pub(super) trait Effects {
+    /// How traffic arrives; `None` captures nothing and opens nothing.
+    fn arrival(&self) -> Option<Arrival>;
+    async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError>;
+    async fn close(&mut self, id: &ListenerId);
+    fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]);
+    /// Families that can be captured here.
+    fn families(&self) -> Vec<Family>;
+    async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError>;
+    /// Restores rules that somebody else removed; true if it had to.
+    async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError>;
+}
+
+/// How long a listener that could not be opened waits before it is tried again.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// Ports below it may need privilege (ip(7), `ip_unprivileged_port_start`).
+const FIRST_UNPRIVILEGED: u16 = 1024;
+
+/// How often balancers forget what has expired, besides on changes.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// What has been done so far. Owned by the reconciler.
+pub(super) struct Programmer<E> {
+    effects: E,
+    rules: KernelRules,
+    services: HashMap<ServiceName, Programmed>,
+    bound: HashMap<ListenerId, Bound>,
+    closing: Vec<ListenerId>,
+    reopen: BTreeSet<ServiceName>,
+    reopen_at: Option<Instant>,
+    sweep_at: Instant,
+    node: Option<Arc<NodeView>>,
+}
+
+// An open listener: where, and in which state.
+#[derive(Clone, Copy)]
+struct Bound {
+    addr: SocketAddr,
+    state: ListenerState,
+}
+
+#[derive(Default)]
+struct Programmed {
+    specs: BTreeMap<ListenerId, ListenerSpec>,
+    routes: Vec<Arc<Route>>,
+    rules: Vec<Rules>,
+}
+
+impl<E: Effects> Programmer<E> {
+    pub(super) fn new(effects: E, health: Health, sync_period: Duration, now: Instant) -> Self {
+        Self {
+            rules: KernelRules::new(&effects.families(), health, sync_period, now),
+            effects,
+            services: HashMap::new(),
+            bound: HashMap::new(),
+            closing: Vec::new(),
+            reopen: BTreeSet::new(),
+            reopen_at: None,
+            sweep_at: now + SWEEP,
+            node: None,
+        }
+    }
+
+    /// Brings listeners and the published table in line with what `builder` knows by now; rules follow in
+    /// [`Self::write`].
+    pub(super) async fn program(&mut self, builder: &mut TableBuilder, now: Instant) {
+        let built = builder.build();
+        for conflict in &built.conflicts {
+            warn!(service = %conflict.loser, address = conflict.address, owner = %conflict.owner, "address is taken; {conflict}");
+        }
+        let mut affected: BTreeSet<ServiceName> = built.changed.into_iter().collect();
+        affected.append(&mut self.reopen);
+        self.reopen_at = None;
+        // The first time there is no view before: that write replaces what an earlier run may have left, even if there
+        // is nothing to capture.
+        if self.node.as_ref() != Some(&built.table.node) {
+            let has_node_port = |(_, p): &(&ServiceName, &Programmed)| {
+                p.routes.iter().any(|route| route.node_port.is_some())
+            };
+            affected.extend(
+                self.services
+                    .iter()
+                    .filter(has_node_port)
+                    .map(|(name, _)| name.clone()),
+            );
+            self.node = Some(built.table.node.clone());
+            self.rules.changed(&Family::BOTH, now);
+        }
+
+        let wanted: Vec<(ServiceName, Programmed)> = affected
+            .into_iter()
+            .map(|name| (name.clone(), self.plan(&name, &built.table)))
+            .collect();
+        // A direct listener that takes over an address finds it free only after the one before has gone.
+        let direct = self.effects.arrival() == Some(Arrival::Direct);
+        if direct {
+            self.close_replaced(&wanted).await;
+        }
+        let mut moved = false;
+        for (name, service) in &wanted {
+            moved |= self.open_listeners(name, service, builder, now).await;
+        }
+        let table = if moved {
+            builder.build().table
+        } else {
+            built.table
+        };
+        self.publish(&wanted, table);
+        for (name, service) in wanted {
+            sweep(&service.routes, now);
+            self.settle(name, service, now).await;
+        }
+        if direct {
+            self.close_unused().await;
+        }
+    }
+
+    /// Writes and checks the rules that are due. Returns when to call again.
+    pub(super) async fn write(&mut self, now: Instant) -> Instant {
+        for (family, due) in self.rules.due(now) {
+            match due {
+                Due::Write => {
+                    let rules = self.all_rules(family);
+                    self.rules.write(rules, &mut self.effects, now).await;
+                }
+                Due::Check => self.rules.check(family, &mut self.effects, now).await,
+            }
+        }
+        if self.has_written() {
+            self.close_unused().await;
+        }
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP;
+            self.services
+                .values()
+                .for_each(|service| sweep(&service.routes, now));
+        }
+        let next = self.rules.next().into_iter().chain(self.reopen_at);
+        next.fold(self.sweep_at, Instant::min)
+    }
+
+    /// Whether a listener that could not be opened is due to be tried again.
+    pub(super) fn reopen_due(&self, now: Instant) -> bool {
+        self.reopen_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether everything decided so far has reached the kernel.
+    pub(super) fn has_written(&self) -> bool {
+        self.rules.all_written()
+    }
+
+    #[cfg(test)]
+    pub(super) fn effects_mut(&mut self) -> &mut E {
+        &mut self.effects
+    }
+
+    /// Gives back what does the effects, for the end.
+    pub(super) fn into_effects(self) -> E {
+        self.effects
+    }
+
+    fn plan(&self, name: &ServiceName, table: &RoutingTable) -> Programmed {
+        let routes = table.service(name).map_or(&[][..], |entry| &entry.routes);
+        let specs = match self.effects.arrival() {
+            None => BTreeMap::new(),
+            Some(arrival) => {
+                let captured = |route: &&Arc<Route>| self.rules.has(route.key.family);
+                // A node port does not answer at another Service's own address.
+                let owned = |spec: &ListenerSpec| match &spec.id.entry {
+                    Entry::At(frontend, _) => table
+                        .destination(frontend)
+                        .is_some_and(|destination| destination.route.key == spec.id.route),
+                    Entry::All | Entry::ClusterIp | Entry::External => true,
+                };
+                let specs = |route: &Arc<Route>| {
+                    plan_listeners(route, arrival, &table.node.node_port_addresses)
+                };
+                routes
+                    .iter()
+                    .filter(captured)
+                    .flat_map(specs)
+                    .filter(owned)
+                    .map(|spec| (spec.id.clone(), spec))
+                    .collect()
+            }
+        };
+        Programmed {
+            specs,
+            routes: routes.to_vec(),
+            rules: Vec::new(),
+        }
+    }
+
+    // Opens what is new and what must serve from now on. True if a frontend is served at another port than its own.
+    async fn open_listeners(
+        &mut self,
+        name: &ServiceName,
+        wanted: &Programmed,
+        builder: &mut TableBuilder,
+        now: Instant,
+    ) -> bool {
+        let mut moved = false;
+        // Ports that may have to move come last, so that they do not take the place of one that need not.
+        let mut specs: Vec<_> = wanted.specs.iter().collect();
+        specs.sort_by_key(|(_, spec)| spec.bind.port() < FIRST_UNPRIVILEGED);
+        for (id, spec) in specs {
+            let good = |bound: &Bound| {
+                bound.state == ListenerState::Serving || spec.state == ListenerState::HeldClosed
+            };
+            if self.bound.get(id).is_some_and(good) {
+                continue;
+            }
+            self.closing.retain(|closing| closing != id);
+            match self.effects.open(spec).await {
+                Ok(addr) => {
+                    let state = spec.state;
+                    self.bound.insert(id.clone(), Bound { addr, state });
+                    if let Entry::At(frontend, _) = id.entry {
+                        builder.set_served_port(frontend, addr.port());
+                        moved |= addr.port() != frontend.port;
+                    }
+                }
+                Err(error) => {
+                    warn!(service = %id.route, frontend = %spec.bind, %error, "listener could not be opened; it is tried again");
+                    self.reopen.insert(name.clone());
+                    self.reopen_at = Some(now + REOPEN);
+                }
+            }
+        }
+        moved
+    }
+
+    fn publish(&mut self, wanted: &[(ServiceName, Programmed)], table: Arc<RoutingTable>) {
+        let mut changed = BTreeSet::new();
+        for (name, service) in wanted {
+            let before = self
+                .services
+                .get(name)
+                .map_or(&[][..], |programmed| &programmed.routes);
+            changed.extend(
+                before
+                    .iter()
+                    .chain(&service.routes)
+                    .map(|route| route.key.clone()),
+            );
+        }
+        let (generation, services) = (table.generation, wanted.len());
+        self.effects
+            .publish(table, &changed.into_iter().collect::<Vec<_>>());
+        debug!(generation, services, "table published");
+    }
+
+    // After the table is out: hold closed what serves nobody any more, note what nothing leads to, and see whether the
+    // kernel must learn something.
+    async fn settle(&mut self, name: ServiceName, mut service: Programmed, now: Instant) {
+        let before = self.services.remove(&name).unwrap_or_default();
+        for id in before.specs.keys() {
+            if !service.specs.contains_key(id) {
+                self.closing.push(id.clone());
+            }
+        }
+        for (id, spec) in &service.specs {
+            let Some(bound) = self.bound.get_mut(id) else {
+                continue;
+            };
+            if spec.state == ListenerState::HeldClosed && bound.state == ListenerState::Serving {
+                match self.effects.open(spec).await {
+                    Ok(_) => bound.state = ListenerState::HeldClosed,
+                    Err(error) => {
+                        warn!(service = %id.route, %error, "port could not be held closed")
+                    }
+                }
+            }
+        }
+        service.rules = self.rules_of(&service);
+        for family in Family::BOTH {
+            let part =
+                |p: &Programmed| p.rules.iter().find(|rules| rules.family == family).cloned();
+            if part(&before) != part(&service) {
+                self.rules.changed(&[family], now);
+            }
+        }
+        if !service.routes.is_empty() {
+            self.services.insert(name, service);
+        }
+    }
+
+    async fn close_replaced(&mut self, wanted: &[(ServiceName, Programmed)]) {
+        let places: BTreeSet<SocketAddr> = wanted
+            .iter()
+            .flat_map(|(_, service)| service.specs.values())
+            .filter(|spec| !self.bound.contains_key(&spec.id))
+            .map(|spec| spec.bind)
+            .collect();
+        let mut replaced = Vec::new();
+        for (name, service) in wanted {
+            let before = self.services.get(name).map(|before| &before.specs);
+            let gone = before
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .filter(|spec| {
+                    !service.specs.contains_key(&spec.id) && places.contains(&spec.bind)
+                });
+            replaced.extend(gone.map(|spec| spec.id.clone()));
+        }
+        for id in replaced {
+            self.effects.close(&id).await;
+            self.bound.remove(&id);
+        }
+    }
+
+    async fn close_unused(&mut self) {
+        for id in std::mem::take(&mut self.closing) {
+            if self
+                .services
+                .get(&id.route.service)
+                .is_some_and(|service| service.specs.contains_key(&id))
+            {
+                continue;
+            }
+            self.effects.close(&id).await;
+            self.bound.remove(&id);
+        }
+    }
+
+    fn rules_of(&self, service: &Programmed) -> Vec<Rules> {
+        let mut parts: Vec<Rules> = self.rules.families().map(Rules::none).collect();
+        for route in &service.routes {
+            if let Some(part) = parts
+                .iter_mut()
+                .find(|rules| rules.family == route.key.family)
+            {
+                self.add_route(part, route);
+            }
+        }
+        parts
+    }
+
+    fn all_rules(&self, family: Family) -> Rules {
+        let mut rules = Rules::none(family);
+        if let Some(node) = &self.node {
+            let of_family = |addresses: &BTreeSet<IpAddr>| {
+                let mut addresses = addresses.clone();
+                addresses.retain(|ip| Family::of(*ip) == family);
+                addresses
+            };
+            rules.local_addresses = of_family(&node.local_addresses);
+            rules.node_addresses = of_family(&node.node_port_addresses);
+            rules.pod_cidrs.clone_from(&node.pod_cidrs);
+            rules
+                .pod_cidrs
+                .retain(|cidr| Family::of(cidr.addr()) == family);
+        }
+        for route in self.services.values().flat_map(|service| &service.routes) {
+            if route.key.family == family {
+                self.add_route(&mut rules, route);
+            }
+        }
+        rules
+    }
+
+    fn add_route(&self, rules: &mut Rules, route: &Route) {
+        rules.add(route, |entry| {
+            let id = ListenerId {
+                route: route.key.clone(),
+                entry,
+            };
+            self.bound.get(&id).map(|bound| bound.addr.port())
+        });
+    }
+}
+
+// Lets balancers forget backends that serve nobody any more, and clients that have been away for too long.
+fn sweep(routes: &[Arc<Route>], now: Instant) {
+    for route in routes {
+        route.balancer.sweep(now, &|addr| route.still_serves(addr));
+    }
+}

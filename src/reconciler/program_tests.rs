@@ -1,0 +1,286 @@
+//! The order of effects, watched through a recorder.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::balancers::Algorithms;
+use crate::capture::CaptureError;
+use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState, Rules};
+use crate::dataplane::OpenError;
+use crate::model::{Algorithm, Event, Family, Protocol, ServicePortKey};
+use crate::routing::{NodeView, RoutingTable, TableBuilder};
+use crate::telemetry::Health;
+use crate::testkit::{EndpointWith, ep, service, service_name, service_port, slice, tcp};
+
+use super::pace::GATHER;
+use super::program::{Effects, Programmer};
+
+/// Writes down what it is asked to do, and does nothing.
+struct Recorder {
+    arrival: Option<Arrival>,
+    log: Vec<String>,
+    next_port: u16,
+    fail_opens: usize,
+    fail_writes: usize,
+}
+
+impl Recorder {
+    fn new(arrival: Arrival) -> Self {
+        Self {
+            arrival: Some(arrival),
+            log: Vec::new(),
+            next_port: 40000,
+            fail_opens: 0,
+            fail_writes: 0,
+        }
+    }
+}
+
+impl Effects for Recorder {
+    fn arrival(&self) -> Option<Arrival> {
+        self.arrival
+    }
+
+    async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {
+        let word = match spec.state {
+            ListenerState::Serving => "open",
+            ListenerState::HeldClosed => "hold",
+        };
+        self.log.push(format!("{word} {}", spec.id.route));
+        if self.fail_opens > 0 {
+            self.fail_opens -= 1;
+            return Err(OpenError::Descriptors { addr: spec.bind });
+        }
+        self.next_port += 1;
+        let port = if spec.bind.port() == 0 {
+            self.next_port
+        } else {
+            spec.bind.port() + 8000
+        };
+        Ok(SocketAddr::new(spec.bind.ip(), port))
+    }
+
+    async fn close(&mut self, id: &ListenerId) {
+        self.log.push(format!("close {}", id.route));
+    }
+
+    fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]) {
+        self.log.push(format!(
+            "publish {} routes, {} changed",
+            table.routes().count(),
+            changed.len()
+        ));
+    }
+
+    fn families(&self) -> Vec<Family> {
+        vec![Family::V4]
+    }
+
+    async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        let ports: BTreeSet<u16> = rules.redirects.values().copied().collect();
+        self.log.push(format!("rules {ports:?}"));
+        if self.fail_writes > 0 {
+            self.fail_writes -= 1;
+            return Err(CaptureError::ToolMissing { tool: "nft" });
+        }
+        Ok(())
+    }
+
+    async fn check_rules(&mut self, _family: Family) -> Result<bool, CaptureError> {
+        self.log.push("check".to_owned());
+        Ok(false)
+    }
+}
+
+struct Bench {
+    programmer: Programmer<Recorder>,
+    builder: TableBuilder,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(recorder: Recorder) -> Self {
+        let now = Instant::now();
+        let mut builder = TableBuilder::new(Arc::new(Algorithms::default()), Algorithm::RoundRobin);
+        builder.set_node(NodeView::default());
+        let programmer = Programmer::new(recorder, Health::default(), Duration::from_secs(30), now);
+        Self {
+            programmer,
+            builder,
+            now,
+        }
+    }
+
+    // Applies events, lets the gathering time pass, and tells what was done.
+    async fn step(&mut self, events: Vec<Event>) -> Vec<String> {
+        for event in events {
+            self.builder.apply(event);
+        }
+        self.programmer.program(&mut self.builder, self.now).await;
+        self.now += GATHER;
+        self.programmer.write(self.now).await;
+        std::mem::take(&mut self.programmer.effects_mut().log)
+    }
+}
+
+fn web() -> Event {
+    Event::ServiceApplied(Arc::new(service("web", "10.96.0.10")))
+}
+
+fn endpoints(ready: bool) -> Event {
+    let endpoint = if ready {
+        ep("10.1.0.1")
+    } else {
+        ep("10.1.0.1").unready()
+    };
+    Event::SliceApplied(Arc::new(slice("web-1", "web", [endpoint])))
+}
+
+#[tokio::test]
+async fn a_listener_opens_before_the_table_and_the_table_before_the_rules() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    let log = bench.step(vec![web(), endpoints(true)]).await;
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {40001}"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_listener_closes_after_the_rules_that_led_to_it_are_gone() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    let log = bench
+        .step(vec![Event::ServiceDeleted(service_name("web"))])
+        .await;
+    assert_eq!(
+        log,
+        [
+            "publish 0 routes, 1 changed",
+            "rules {}",
+            "close default/web"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_listener_stays_while_its_rules_cannot_be_removed() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench.programmer.effects_mut().fail_writes = 1;
+    let log = bench
+        .step(vec![Event::ServiceDeleted(service_name("web"))])
+        .await;
+    assert_eq!(log, ["publish 0 routes, 1 changed", "rules {}"]);
+    bench.now += Duration::from_secs(1);
+    assert_eq!(
+        bench.step(vec![]).await[1..],
+        ["rules {}", "close default/web"]
+    );
+}
+
+#[tokio::test]
+async fn a_change_of_endpoints_touches_neither_rules_nor_listeners() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    let more = slice("web-1", "web", [ep("10.1.0.1"), ep("10.1.0.2")]);
+    let log = bench.step(vec![Event::SliceApplied(Arc::new(more))]).await;
+    assert_eq!(log, ["publish 1 routes, 1 changed"]);
+}
+
+#[tokio::test]
+async fn the_last_endpoint_that_goes_holds_the_port_closed_and_the_first_opens_it() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    assert_eq!(bench.step(vec![web()]).await[0], "hold default/web");
+    assert_eq!(
+        bench.step(vec![endpoints(true)]).await[..2],
+        ["open default/web", "publish 1 routes, 1 changed"]
+    );
+    assert_eq!(
+        bench.step(vec![endpoints(false)]).await[..2],
+        ["publish 1 routes, 1 changed", "hold default/web"]
+    );
+}
+
+#[tokio::test]
+async fn a_listener_that_cannot_be_opened_is_not_captured_and_tried_again() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.programmer.effects_mut().fail_opens = 1;
+    let log = bench.step(vec![web(), endpoints(true)]).await;
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {}"
+        ]
+    );
+    bench.now += Duration::from_secs(1);
+    assert!(bench.programmer.reopen_due(bench.now));
+    let log = bench.step(vec![]).await;
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {40001}"
+        ]
+    );
+    assert!(!bench.programmer.reopen_due(bench.now));
+}
+
+#[tokio::test]
+async fn a_port_that_had_to_move_is_in_the_table_that_is_published() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    bench.step(vec![web(), endpoints(true)]).await;
+    let table = bench.builder.build().table;
+    assert_eq!(table.served_port(&tcp("10.96.0.10:80")), 8080);
+}
+
+#[tokio::test]
+async fn a_direct_listener_leaves_its_address_before_another_takes_it() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    bench.step(vec![web(), endpoints(true)]).await;
+    let mut renamed = service("web", "10.96.0.10");
+    renamed.ports[0].name = "http".into();
+    let log = bench
+        .step(vec![Event::ServiceApplied(Arc::new(renamed))])
+        .await;
+    assert_eq!(log[..2], ["close default/web", "hold default/web:http"]);
+}
+
+#[tokio::test]
+async fn a_service_deleted_and_made_again_before_its_rules_are_gone_keeps_its_port() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench
+        .builder
+        .apply(Event::ServiceDeleted(service_name("web")));
+    bench
+        .programmer
+        .program(&mut bench.builder, bench.now)
+        .await;
+    bench.programmer.effects_mut().log.clear();
+    let log = bench.step(vec![web(), endpoints(false)]).await;
+    assert_eq!(log, ["publish 1 routes, 1 changed", "hold default/web"]);
+}
+
+#[tokio::test]
+async fn ports_that_may_have_to_move_are_opened_last() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    let mut both = service("web", "10.96.0.10");
+    both.ports = vec![
+        service_port("a", Protocol::Tcp, 80),
+        service_port("b", Protocol::Tcp, 8080),
+    ];
+    let log = bench
+        .step(vec![Event::ServiceApplied(Arc::new(both))])
+        .await;
+    assert_eq!(log[..2], ["hold default/web:b", "hold default/web:a"]);
+}

@@ -1,0 +1,148 @@
+//! The kernel's rules as far as they are known here: what was written, when the next write or check is due, and what
+//! failed. One state per family, so that one that fails does not stop the other.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::{debug, error, info, warn};
+
+use crate::capture::plan::Rules;
+use crate::model::Family;
+use crate::telemetry::Health;
+
+use super::pace::Pace;
+use super::program::Effects;
+
+/// The rules of all captured families.
+pub(super) struct KernelRules {
+    health: Health,
+    families: BTreeMap<Family, FamilyRules>,
+}
+
+/// What is due for a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Write,
+    Check,
+}
+
+struct FamilyRules {
+    pace: Pace,
+    /// What the kernel holds; `None` if that is not known.
+    written: Option<Rules>,
+    failing: bool,
+}
+
+impl KernelRules {
+    pub(super) fn new(
+        families: &[Family],
+        health: Health,
+        sync_period: Duration,
+        now: Instant,
+    ) -> Self {
+        let state = || FamilyRules {
+            pace: Pace::new(sync_period, now),
+            written: None,
+            failing: false,
+        };
+        Self {
+            health,
+            families: families.iter().map(|family| (*family, state())).collect(),
+        }
+    }
+
+    /// Whether the family is captured.
+    pub(super) fn has(&self, family: Family) -> bool {
+        self.families.contains_key(&family)
+    }
+
+    /// The captured families.
+    pub(super) fn families(&self) -> impl Iterator<Item = Family> {
+        self.families.keys().copied()
+    }
+
+    /// The kernel must learn something about these families, where they are captured.
+    pub(super) fn changed(&mut self, families: &[Family], now: Instant) {
+        for family in families {
+            if let Some(state) = self.families.get_mut(family) {
+                state.pace.changed(now);
+                self.health.queued(family.as_str(), now);
+            }
+        }
+    }
+
+    /// What is due at `now`.
+    pub(super) fn due(&self, now: Instant) -> Vec<(Family, Due)> {
+        let due = |pace: &Pace| {
+            if pace.write_due(now) {
+                Some(Due::Write)
+            } else {
+                pace.check_due(now).then_some(Due::Check)
+            }
+        };
+        self.families
+            .iter()
+            .filter_map(|(family, state)| Some((*family, due(&state.pace)?)))
+            .collect()
+    }
+
+    /// When to ask again; `None` if nothing is captured.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.families.values().map(|state| state.pace.next()).min()
+    }
+
+    /// Whether nothing waits to be written.
+    pub(super) fn all_written(&self) -> bool {
+        self.families.values().all(|state| !state.pace.is_waiting())
+    }
+
+    /// Writes `rules`, unless the kernel holds them already.
+    pub(super) async fn write(&mut self, rules: Rules, effects: &mut impl Effects, now: Instant) {
+        let family = rules.family;
+        let Some(state) = self.families.get_mut(&family) else {
+            return;
+        };
+        if state.written.as_ref() != Some(&rules) {
+            if let Err(error) = effects.write_rules(&rules).await {
+                error!(%family, %error, "rules could not be written; they are tried again");
+                return state.failed(now);
+            }
+            debug!(%family, redirects = rules.redirects.len(), node_ports = rules.node_ports.len(), "rules written");
+        }
+        if std::mem::take(&mut state.failing) {
+            info!(%family, "rules can be written again");
+        }
+        state.written = Some(rules);
+        state.pace.written(now, true);
+        self.health.updated(family.as_str(), SystemTime::now());
+    }
+
+    /// Has the rules looked at, and restored if somebody else removed them.
+    pub(super) async fn check(&mut self, family: Family, effects: &mut impl Effects, now: Instant) {
+        let Some(state) = self.families.get_mut(&family) else {
+            return;
+        };
+        match effects.check_rules(family).await {
+            Ok(restored) => {
+                if restored {
+                    warn!(%family, "rules had been removed by somebody else; they are back");
+                }
+                state.pace.checked(now);
+            }
+            Err(error) => {
+                error!(%family, %error, "rules could not be checked; they are written anew");
+                self.health.queued(family.as_str(), now);
+                state.failed(now);
+            }
+        }
+    }
+}
+
+impl FamilyRules {
+    // What the kernel holds now is not known; the next write replaces everything.
+    fn failed(&mut self, now: Instant) {
+        self.failing = true;
+        self.written = None;
+        self.pace.written(now, false);
+    }
+}

@@ -1,0 +1,54 @@
+//! A decoded object together with the place where its author wrote it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::finding::Finding;
+use super::tree::Node;
+use crate::control::{Object, ObjectKey};
+
+/// An object and where it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// The object, decoded but neither defaulted nor validated. One without a name has an empty one.
+    pub object: Object,
+    /// Its place.
+    pub origin: Origin,
+}
+
+/// Where an object was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    /// The file, as the user named its directory.
+    pub file: Arc<Path>,
+    /// The line of the document, from 1.
+    pub line: u32,
+    pub(super) tree: Arc<Node>,
+}
+
+impl Origin {
+    /// The line of a field such as `spec.ports[0].nodePort`; if the field is not written, that of the innermost part
+    /// of the path that is.
+    pub fn line_of(&self, field: &str) -> u32 {
+        self.tree.line_of(field)
+    }
+
+    /// Something to tell about a field of this object.
+    pub fn finding(
+        &self,
+        object: ObjectKey,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Finding {
+        let field = field.into();
+        Finding {
+            file: Arc::clone(&self.file),
+            line: self.line_of(&field),
+            object: Some(object),
+            field,
+            reason: reason.into(),
+            message: message.into(),
+        }
+    }
+}

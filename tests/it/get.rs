@@ -1,0 +1,159 @@
+//! `viaduct get`: tables for people, lists for programs, errors that say what to do.
+
+use serde_json::Value;
+
+use crate::cluster::{Cluster, eventually, pod, served_by, service};
+
+fn text(output: &std::process::Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn start() -> Cluster {
+    Cluster::start(&[
+        ("web.yaml", &service("web", 80)),
+        ("a.yaml", &pod("web", "a", true)),
+        ("b.yaml", &pod("web", "b", false)),
+    ])
+}
+
+#[test]
+fn services_are_objects_as_kubernetes_spells_them() {
+    let cluster = start();
+    let items = cluster.items("services");
+    assert_eq!(items.len(), 1);
+    let spec = &items[0]["spec"];
+    assert_eq!(
+        (&items[0]["apiVersion"], &items[0]["kind"]),
+        (&"v1".into(), &"Service".into())
+    );
+    assert_eq!(items[0]["metadata"]["namespace"], "default");
+    assert_eq!(
+        (&spec["type"], &spec["sessionAffinity"]),
+        (&"ClusterIP".into(), &"None".into()),
+        "defaulted"
+    );
+    assert!(
+        spec["clusterIP"].as_str().unwrap().starts_with("127.96."),
+        "allocated: {spec}"
+    );
+    assert_eq!(spec["clusterIPs"][0], spec["clusterIP"]);
+    assert_eq!(spec["ports"][0]["targetPort"], 8080);
+}
+
+#[test]
+fn yaml_says_the_same_as_json() {
+    let cluster = start();
+    let yaml = text(&cluster.get(&["services", "-o", "yaml"]));
+    let list: Value = serde_saphyr::from_str(&yaml).unwrap();
+    assert_eq!(list["kind"], "List");
+    assert_eq!(list["items"], Value::from(cluster.items("services")));
+}
+
+#[test]
+fn slices_say_who_is_ready() {
+    let cluster = start();
+    let items = eventually("both endpoints", || {
+        let items = cluster.items("endpointslices");
+        let n = items
+            .first()
+            .and_then(|slice| slice["endpoints"].as_array())
+            .map_or(0, Vec::len);
+        if n == 2 { Ok(items) } else { Err(items) }
+    });
+    assert_eq!(
+        items[0]["metadata"]["labels"]["kubernetes.io/service-name"],
+        "web"
+    );
+    let endpoints = items[0]["endpoints"].as_array().unwrap();
+    let ready = |pod: &str| {
+        endpoints
+            .iter()
+            .find(|e| e["targetRef"]["name"] == pod)
+            .unwrap()["conditions"]["ready"]
+            .clone()
+    };
+    assert_eq!((ready("a"), ready("b")), (true.into(), false.into()));
+}
+
+#[test]
+fn backends_count_what_they_served() {
+    let cluster = start();
+    let web = cluster.served_at("web");
+    for _ in 0..3 {
+        assert_eq!(served_by(web).unwrap(), "a");
+    }
+    eventually("three flows that have ended", || {
+        let rows = cluster.items("backends");
+        assert_eq!(rows.len(), 1, "only ready ones are backends");
+        assert_eq!(rows[0]["kind"], "Backend");
+        assert_eq!(rows[0]["pod"], "a");
+        let figures = (
+            rows[0]["flowsTotal"].clone(),
+            rows[0]["activeFlows"].clone(),
+        );
+        if figures == (3.into(), 0.into()) {
+            Ok(())
+        } else {
+            Err(figures)
+        }
+    });
+    let table = text(&cluster.get(&["backends", "web", "-o", "wide"]));
+    let headings: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(
+        headings,
+        [
+            "SERVICE",
+            "PORT",
+            "PROTOCOL",
+            "BACKEND",
+            "POD",
+            "ACTIVE",
+            "TOTAL",
+            "FAILED",
+            "NODE",
+            "ALGORITHM"
+        ]
+    );
+    assert!(table.contains("round-robin"), "{table}");
+}
+
+#[test]
+fn namespaces_are_kept_apart() {
+    let other = service("web", 80).replace("{name: web}", "{name: web, namespace: other}");
+    let cluster = Cluster::start(&[("web.yaml", &service("web", 80)), ("other.yaml", &other)]);
+    assert_eq!(text(&cluster.get(&["svc"])).lines().count(), 2);
+    let all = text(&cluster.get(&["svc", "-A"]));
+    assert!(all.starts_with("NAMESPACE"), "{all}");
+    assert_eq!(all.lines().count(), 3);
+    assert_eq!(text(&cluster.get(&["svc", "-n", "nowhere"])), "");
+}
+
+#[test]
+fn what_is_not_there_is_an_error_that_says_so() {
+    let cluster = start();
+    let missing = cluster.get(&["services", "nothing"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&missing.stderr),
+        "error: services \"nothing\" not found\n"
+    );
+    let unknown = cluster.get(&["deployments"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&unknown.stderr).contains("known are services, endpointslices")
+    );
+    let nobody = std::process::Command::new(env!("CARGO_BIN_EXE_viaduct"))
+        .args([
+            "get",
+            "services",
+            "--admin-socket",
+            "/nonexistent/admin.sock",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&nobody.stderr)
+            .contains("no viaduct answers at /nonexistent/admin.sock")
+    );
+}

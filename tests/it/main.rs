@@ -1,0 +1,16 @@
+//! Tests that need no privilege: real sockets on loopback, one module per capability that a user sees, and the rules of
+//! the house.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that cannot go on ends its test"
+)]
+
+mod cluster;
+mod command_line;
+mod dataplane;
+mod dev;
+mod dns;
+mod get;
+mod house_rules;
+mod scenarios;

@@ -1,0 +1,31 @@
+//! The capture alone, with stand-ins for the data path: what arrives, what does not, and what the kernel is left with.
+
+mod flows;
+mod ownership;
+mod reach;
+mod silence;
+
+use viaduct::capture::Mode;
+use viaduct::model::Family;
+
+use crate::rig::Rig;
+use crate::trials::Trials;
+
+/// A name and what is done in a fresh world under one mode and family.
+type Case = (&'static str, fn(Rig));
+
+/// Adds every case for every mode that writes rules, in both families.
+pub(crate) fn add_to(trials: &mut Trials) {
+    let cases = [reach::CASES, silence::CASES, ownership::CASES, flows::CASES].concat();
+    for mode in [Mode::Nftables, Mode::Iptables] {
+        for family in Family::BOTH {
+            for (name, case) in cases.clone() {
+                let name = format!("{}::{name}", family.as_str().to_lowercase());
+                // Both tools: what is not ours is compared in the words of both.
+                trials.add(mode, &name, &["nft", "iptables"], move || {
+                    case(Rig::new(mode, family))
+                });
+            }
+        }
+    }
+}
