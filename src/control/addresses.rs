@@ -45,7 +45,7 @@ pub(super) enum AddressError {
 
 impl AddressPool {
     /// A range of load-balancer or Pod addresses: one so small that it has no network address is usable whole.
-    pub(super) fn of_hosts(range: IpNet) -> Self {
+    pub(super) fn of_single_addresses(range: IpNet) -> Self {
         let mut pool = Self::new(range);
         let (first, last) = (number(pool.range.network()), number(pool.range.broadcast()));
         if pool.usable.is_none() || last - first < 2 {
@@ -293,7 +293,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let mut last = pool("ffff:ffff:ffff:ffff::/64");
         assert!(last.claim_any(&owner("a"), &mut rng).is_ok());
-        let mut one = AddressPool::of_hosts("192.0.2.7/32".parse().unwrap());
+        let mut one = AddressPool::of_single_addresses("192.0.2.7/32".parse().unwrap());
         assert_eq!(
             one.claim_any(&owner("a"), &mut rng),
             Ok("192.0.2.7".parse().unwrap())
@@ -302,7 +302,7 @@ mod tests {
             one.claim_any(&owner("b"), &mut rng),
             Err(AddressError::Full)
         );
-        let mut two = AddressPool::of_hosts("192.0.2.6/31".parse().unwrap());
+        let mut two = AddressPool::of_single_addresses("192.0.2.6/31".parse().unwrap());
         assert!(two.claim_any(&owner("a"), &mut rng).is_ok());
         assert!(two.claim_any(&owner("b"), &mut rng).is_ok());
         assert_eq!(

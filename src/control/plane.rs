@@ -71,10 +71,12 @@ impl ControlPlane {
             store: Store::new(StdRng::from_rng(&mut seeds)),
             ledger,
             controllers: Controllers::new(config.max_endpoints_per_slice),
-            load_balancers: config.load_balancer_range.map(AddressPool::of_hosts),
+            load_balancers: config
+                .load_balancer_range
+                .map(AddressPool::of_single_addresses),
             assigned: BTreeMap::new(),
             pending: BTreeSet::new(),
-            pod_addresses: config.pod_cidr.map(AddressPool::of_hosts),
+            pod_addresses: config.pod_cidr.map(AddressPool::of_single_addresses),
             manifests: HashMap::new(),
             probes: HashMap::new(),
             probed: BTreeSet::new(),

@@ -5,8 +5,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
-use super::cases;
 use super::manifests::expand;
+use super::{SERVICES, SLICES, cases};
 use crate::control::{Config, ControlPlane, OwnNode, UnknownFields, decode};
 
 /// Each manifest is spoilt this often.
@@ -73,14 +73,14 @@ fn plane() -> ControlPlane {
 // Small ones of both files of cases.
 fn manifests() -> Vec<Value> {
     let mut manifests = Vec::new();
-    for case in cases("services.json") {
+    for case in cases(SERVICES) {
         for step in case["steps"].as_array().unwrap() {
             if step["do"] == "create" {
                 manifests.push(expand(&step["manifest"], None));
             }
         }
     }
-    for case in cases("slices.json") {
+    for case in cases(SLICES) {
         for step in case["steps"].as_array().unwrap() {
             let created = step["do"].as_array().unwrap().iter();
             manifests.extend(created.map(|op| op["object"].clone()));
