@@ -73,7 +73,9 @@ impl ControlPlane {
                 max_endpoints_per_slice: config.max_endpoints_per_slice,
                 triggers: TriggerTimes::default(),
             },
-            load_balancers: config.load_balancer_range.map(AddressPool::new),
+            load_balancers: config
+                .load_balancer_range
+                .map(AddressPool::of_single_addresses),
             assigned: BTreeMap::new(),
             pending: BTreeSet::new(),
             pod_addresses: config.pod_cidr.map(AddressPool::new),
