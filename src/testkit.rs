@@ -259,6 +259,7 @@ pub(crate) fn route(key: ServicePortKey) -> Route {
         udp_idle_timeout: None,
         frontends: Vec::new(),
         node_port: None,
+        source_ranges: Vec::new(),
         balancer: Arc::new(FirstUntried),
     }
 }

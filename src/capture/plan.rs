@@ -201,6 +201,26 @@ impl Rules {
         }
     }
 
+    /// The node's own address that captured traffic is led to. `before` stays as long as the node has it; otherwise one
+    /// that comes and goes neither with Pods nor with a load balancer is preferred. `None` if there is nothing but loopback and link-local ones:
+    /// then it is the address of the interface that the traffic came in by, and the kernel drops what comes in by one
+    /// without, as the Pods of many network plugins do.
+    pub fn landing(&self, before: Option<IpAddr>) -> Option<IpAddr> {
+        let is_frontend = |ip| self.redirects.keys().any(|frontend| frontend.ip == ip);
+        let is_pods = |ip: &IpAddr| self.pod_cidrs.iter().any(|cidr| cidr.contains(ip));
+        let lasting = |ip: &IpAddr| !is_pods(ip) && !is_frontend(*ip);
+        let usable = || {
+            self.local_addresses
+                .iter()
+                .filter(|ip| is_global(**ip))
+                .copied()
+        };
+        before
+            .filter(|ip| self.local_addresses.contains(ip))
+            .or_else(|| usable().find(lasting))
+            .or_else(|| usable().next())
+    }
+
     /// What gives no answer, and to whom, node ports included. At a frontend's own address and port the frontend
     /// decides, not the node port.
     pub fn silenced(&self) -> BTreeMap<Frontend, Silence> {
@@ -218,6 +238,20 @@ impl Rules {
             silenced.extend(node_ports.map(|frontend| (frontend, Silence::Outside)));
         }
         silenced
+    }
+
+    // Who may call the load-balancer address `ip`; `None` = anybody. Without any endpoint everybody is refused. Where
+    // the node itself may call, so may the address: a node that has it configured calls itself from there.
+    fn allowed_at(&self, ip: IpAddr, route: &Route) -> Option<Vec<IpNet>> {
+        if route.source_ranges.is_empty() || !route.any_endpoints {
+            return None;
+        }
+        let mut ranges = route.source_ranges.clone();
+        let contains = |local| ranges.iter().any(|range| range.contains(local));
+        if self.local_addresses.iter().any(contains) {
+            ranges.push(ip.into());
+        }
+        Some(ranges)
     }
 
     /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
@@ -244,6 +278,11 @@ impl Rules {
             if let Some(silence) = silence(route, *kind) {
                 self.silent.insert(*frontend, silence);
             }
+            if *kind == FrontendKind::LoadBalancer
+                && let Some(ranges) = self.allowed_at(frontend.ip, route)
+            {
+                self.source_ranges.insert(*frontend, ranges);
+            }
         }
         if let Some(node_port) = route.node_port
             && let Some(port) = port_of(external)
@@ -267,6 +306,14 @@ pub fn local_network(ip: IpAddr) -> IpNet {
     match ip {
         IpAddr::V4(Ipv4Addr::LOCALHOST) => LOOPBACK,
         IpAddr::V4(_) | IpAddr::V6(_) => ip.into(),
+    }
+}
+
+// Neither loopback nor link-local.
+fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     }
 }
 

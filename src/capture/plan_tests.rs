@@ -203,3 +203,61 @@ fn local_policies_without_a_local_endpoint_are_silent_to_whom_they_concern() {
     let refused = rules(&route, by_entry);
     assert!(refused.silent.is_empty() && refused.silent_node_ports.is_empty());
 }
+
+#[test]
+fn source_ranges_guard_load_balancer_addresses_alone() {
+    let mut route = exposed(Protocol::Tcp);
+    let balancer = tcp("203.0.113.7:80");
+    route.frontends.push((balancer, FrontendKind::LoadBalancer));
+    route.source_ranges = vec!["192.0.2.0/25".parse().unwrap()];
+    let added = rules(&route, by_entry);
+    assert_eq!(
+        added.source_ranges,
+        [(balancer, route.source_ranges.clone())].into()
+    );
+
+    route.any_endpoints = false;
+    assert!(
+        rules(&route, by_entry).source_ranges.is_empty(),
+        "refusal wins"
+    );
+}
+
+#[test]
+fn a_node_inside_the_source_ranges_may_call_from_the_address_itself() {
+    let mut route = exposed(Protocol::Tcp);
+    let balancer = tcp("203.0.113.7:80");
+    route.frontends.push((balancer, FrontendKind::LoadBalancer));
+    route.source_ranges = vec!["172.18.0.0/16".parse().unwrap()];
+    let mut added = Rules::none(Family::V4);
+    added.local_addresses = node();
+    added.add(&route, by_entry);
+    let allowed: Vec<String> = added.source_ranges[&balancer]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(allowed, ["172.18.0.0/16", "203.0.113.7/32"]);
+}
+
+#[test]
+fn traffic_lands_at_an_address_that_lasts() {
+    let mut rules = Rules::none(Family::V4);
+    assert_eq!(rules.landing(None), None);
+    rules.local_addresses = ["127.0.0.1", "169.254.0.1"].map(ip).into();
+    assert_eq!(rules.landing(None), None);
+    rules.pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+    rules.local_addresses.insert(ip("10.244.0.1"));
+    assert_eq!(rules.landing(None), Some(ip("10.244.0.1")));
+    rules.local_addresses.insert(ip("172.18.0.2"));
+    assert_eq!(rules.landing(None), Some(ip("172.18.0.2")));
+    assert_eq!(
+        rules.landing(Some(ip("10.244.0.1"))),
+        Some(ip("10.244.0.1")),
+        "it stays"
+    );
+    assert_eq!(
+        rules.landing(Some(ip("192.0.2.1"))),
+        Some(ip("172.18.0.2")),
+        "it is gone"
+    );
+}

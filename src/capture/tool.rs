@@ -72,6 +72,12 @@ impl CaptureError {
         matches!(self, Self::Refused { words, .. } if words.contains("No such file or directory"))
     }
 
+    /// Whether it says that the transaction is more than the kernel takes at once. Without privilege outside of a user
+    /// namespace that is `net.core.wmem_max`; over 5,000 Services get there.
+    pub(super) fn says_too_long(&self) -> bool {
+        matches!(self, Self::Refused { words, .. } if words.contains("Message too long"))
+    }
+
     /// Whether it says that this can never have worked here, so that nothing can have been left.
     pub(super) fn says_impossible(&self) -> bool {
         match self {

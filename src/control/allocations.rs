@@ -74,9 +74,7 @@ impl ControlPlane {
     /// Everything allocated at this moment.
     pub fn allocations(&self) -> Allocations {
         let services = self.store.list(Kind::Service).filter_map(|object| {
-            let Object::Service(service) = object else {
-                return None;
-            };
+            let service = object.as_service()?;
             let spec = spec_of(service);
             let id = ServiceId::of(&object.key());
             let node_ports = spec.ports.iter().flatten().filter_map(|port| {
@@ -103,9 +101,7 @@ impl ControlPlane {
             })
         });
         let pods = self.store.entries(Kind::Pod).filter_map(|(key, object)| {
-            let Object::Pod(pod) = object else {
-                return None;
-            };
+            let pod = object.as_pod()?;
             Some(SavedPod {
                 namespace: key.namespace.to_string(),
                 name: key.name.to_string(),

@@ -5,12 +5,12 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::defaults::set_defaults;
+use super::defaults::default_pod;
 use super::merge::three_way;
 use super::object::{Object, ObjectKey};
 use super::plane::ControlPlane;
 use super::rejection::{Rejection, Warning};
-use super::write::Writer;
+use super::write::{Intent, Writer};
 
 impl ControlPlane {
     /// Takes over a document of a manifest file. What changed since the file's last accepted content is applied to the
@@ -24,14 +24,9 @@ impl ControlPlane {
             (Some(before), Some(stored)) => merge(before, &object, stored)?,
             (Some(_) | None, _) => object.clone(),
         };
-        let warnings = match merged {
-            Object::Pod(pod) => {
-                let Object::Pod(file) = &object else {
-                    return Err(Rejection::bad_request("a Pod stays a Pod".to_owned()));
-                };
-                self.apply_pod(*pod, file, &key, now)?
-            }
-            other => self.write(other, Writer::File, now)?,
+        let warnings = match (merged, &object) {
+            (Object::Pod(pod), Object::Pod(file)) => self.apply_pod(pod, file, &key, now)?,
+            (merged, _) => self.write(merged, Writer::File, Intent::Put, now)?.1,
         };
         if key.kind.is_namespaced() && !self.namespace_exists(&key.namespace) {
             self.supply_namespace(&key.namespace, now);
@@ -42,23 +37,19 @@ impl ControlPlane {
 
     fn apply_pod(
         &mut self,
-        pod: Pod,
+        mut pod: Box<Pod>,
         file: &Pod,
         key: &ObjectKey,
         now: Timestamp,
     ) -> Result<Vec<Warning>, Rejection> {
-        let mut object = Object::Pod(Box::new(pod));
-        set_defaults(&mut object);
-        let Object::Pod(mut pod) = object else {
-            return Err(Rejection::bad_request("a Pod stays a Pod".to_owned()));
-        };
+        default_pod(&mut pod);
         self.run_pod(&mut pod, file, key, now)?;
         let attempt = pod.clone();
-        let result = self.write(Object::Pod(pod), Writer::File, now);
+        let result = self.write(Object::Pod(pod), Writer::File, Intent::Put, now);
         if result.is_err() && self.store.get(key).is_none() {
             self.release_pod(key, &attempt);
         }
-        result
+        result.map(|(_, warnings)| warnings)
     }
 }
 

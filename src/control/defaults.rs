@@ -78,11 +78,10 @@ fn default_service(service: &mut Service) {
         spec.internal_traffic_policy
             .get_or_insert_with(|| "Cluster".to_owned());
     }
+    let status = service.status.get_or_insert_default();
     if is_load_balancer(spec) {
         spec.allocate_load_balancer_node_ports.get_or_insert(true);
-        if let Some(status) = &mut service.status {
-            default_load_balancer_status(status);
-        }
+        default_load_balancer_status(status);
     }
 }
 
@@ -128,6 +127,13 @@ pub(super) fn default_load_balancer_status(status: &mut ServiceStatus) {
 }
 
 fn default_slice(slice: &mut EndpointSlice) {
+    slice.endpoints.take_if(|endpoints| endpoints.is_empty());
+    slice.ports.take_if(|ports| ports.is_empty());
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.conditions.get_or_insert_default();
+        // A field of v1beta1 that v1 can only read.
+        endpoint.deprecated_topology = None;
+    }
     for port in slice.ports.iter_mut().flatten() {
         port.name.get_or_insert_default();
         unset_empty(&mut port.protocol);
@@ -157,7 +163,8 @@ fn default_endpoints(endpoints: &mut Endpoints) {
     }
 }
 
-fn default_pod(pod: &mut Pod) {
+/// Fills in what a Pod leaves out.
+pub(super) fn default_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         for container in spec
             .containers

@@ -12,7 +12,8 @@ use crate::model::Family;
 
 const POLICY: &str = "spec.ipFamilyPolicy";
 
-/// Completes `ipFamilyPolicy` and `ipFamilies` of `new`; `configured` are the cluster's families, primary first.
+/// Completes `ipFamilyPolicy` and `ipFamilies` of `new`; `configured` are the cluster's families, primary first, and
+/// `tolerated` addresses may be spelled badly.
 ///
 /// # Errors
 /// The causes, of the first of three steps that has any: syntax and agreement; policy against what is given; policy
@@ -21,6 +22,7 @@ pub(super) fn infer_families(
     new: &mut ServiceSpec,
     old: Option<&ServiceSpec>,
     configured: &[Family],
+    tolerated: &[String],
 ) -> Result<(), Vec<Cause>> {
     if is_external_name(new) || old.is_some_and(|old| keeps_preferred_families(new, old)) {
         return Ok(());
@@ -42,7 +44,7 @@ pub(super) fn infer_families(
         .clone();
     let single = policy == "SingleStack";
 
-    fail_on(judge_cluster_ips(new, old))?;
+    fail_on(judge_cluster_ips(new, tolerated))?;
     let mut wrong = Vec::new();
     if let Some(old) = old {
         wrong.extend(release_secondary(new, old, &policy));

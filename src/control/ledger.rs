@@ -40,6 +40,8 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 pub(super) struct Draft {
     owner: ObjectKey,
+    /// A dry run does not look whether an explicit address is free. The API server's does not either.
+    dry: bool,
     claimed_ips: Vec<IpAddr>,
     claimed_ports: Vec<u16>,
     obsolete_ips: Vec<IpAddr>,
@@ -62,9 +64,10 @@ pub(super) enum Fault {
 
 impl Draft {
     /// A write of `owner` that has claimed nothing yet.
-    pub(super) fn new(owner: ObjectKey) -> Self {
+    pub(super) fn new(owner: ObjectKey, dry: bool) -> Self {
         Self {
             owner,
+            dry,
             claimed_ips: Vec::new(),
             claimed_ports: Vec::new(),
             obsolete_ips: Vec::new(),
@@ -165,7 +168,7 @@ impl Ledger {
                     .map_err(|error| no_address(&draft.owner, error))?;
                 draft.claimed_ips.push(ip);
                 list[i] = ip.to_string();
-            } else if let Some(ip) = ips::parse_sloppily(&list[i]) {
+            } else if let Some(ip) = ips::parse_sloppily(&list[i]).filter(|_| !draft.dry) {
                 pool.claim(ip, &draft.owner)
                     .map_err(|error| refused_address(&list[i], &shown, error))?;
                 draft.claimed_ips.push(ip);

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Service};
 
-use super::addresses::AddressPool;
 use super::object::{Kind, Object, ObjectKey};
 use super::plane::ControlPlane;
 use super::predicates::{families, is_load_balancer, spec_of};
@@ -76,21 +75,10 @@ impl ControlPlane {
 
     // A list in the file counts even when it is empty; only `loadBalancer: {}` says nothing.
     fn status_is_given(&self, id: &ServiceId) -> bool {
-        match self.manifests.get(&id.key(Kind::Service)) {
-            Some(Object::Service(file)) => file
-                .status
-                .as_ref()
-                .and_then(|status| status.load_balancer.as_ref())
-                .is_some_and(|status| status.ingress.is_some()),
-            Some(
-                Object::Namespace(_)
-                | Object::Node(_)
-                | Object::Pod(_)
-                | Object::EndpointSlice(_)
-                | Object::Endpoints(_),
-            )
-            | None => false,
-        }
+        let file = self.manifests.get(&id.key(Kind::Service));
+        file.and_then(Object::as_service)
+            .and_then(|file| file.status.as_ref()?.load_balancer.as_ref())
+            .is_some_and(|status| status.ingress.is_some())
     }
 
     fn show_address(&mut self, mut service: Service, ip: IpAddr, now: Timestamp) {
@@ -108,7 +96,7 @@ impl ControlPlane {
     /// Keeps addresses that files show for their Services from being given to others.
     pub(super) fn prefer_load_balancer_ip(&mut self, ip: IpAddr, owner: &ObjectKey) {
         if let Some(pool) = &mut self.load_balancers {
-            AddressPool::prefer(pool, ip, owner);
+            pool.prefer(ip, owner);
         }
     }
 }

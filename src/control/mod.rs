@@ -12,6 +12,7 @@ mod addresses;
 mod allocations;
 mod apply;
 mod config;
+mod decode;
 mod defaults;
 mod endpoints;
 mod families;
@@ -28,12 +29,19 @@ mod rejection;
 mod store;
 mod updates;
 mod validation;
+mod verbs;
 mod write;
 
 pub use allocations::{Allocations, SavedPod, SavedPort, SavedService};
 pub use config::{Config, ConfigError, OwnNode};
+pub use decode::{UnknownFields, decode};
+pub use endpoints::{ControllerEvent, Severity};
 pub use object::{Kind, Object, ObjectKey};
 pub use plane::ControlPlane;
 pub use published::{Objects, PublishedObjects};
 pub use rejection::{Cause, Rejection, Warning};
 pub use store::Change;
+pub use verbs::{Grace, Written};
+
+#[cfg(test)]
+mod truth;

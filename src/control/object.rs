@@ -133,6 +133,51 @@ impl Object {
         }
     }
 
+    /// The Service, if it is one.
+    pub fn as_service(&self) -> Option<&Service> {
+        if let Self::Service(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The Pod, if it is one.
+    pub fn as_pod(&self) -> Option<&Pod> {
+        if let Self::Pod(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The Node, if it is one.
+    pub fn as_node(&self) -> Option<&Node> {
+        if let Self::Node(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The EndpointSlice, if it is one.
+    pub fn as_slice(&self) -> Option<&EndpointSlice> {
+        if let Self::EndpointSlice(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
+    /// The Endpoints, if it is one.
+    pub fn as_endpoints(&self) -> Option<&Endpoints> {
+        if let Self::Endpoints(object) = self {
+            Some(object)
+        } else {
+            None
+        }
+    }
+
     /// Its metadata, to be written by the control plane.
     pub(super) fn metadata_mut(&mut self) -> &mut ObjectMeta {
         match self {
@@ -142,6 +187,21 @@ impl Object {
             Self::Pod(object) => &mut object.metadata,
             Self::EndpointSlice(object) => &mut object.metadata,
             Self::Endpoints(object) => &mut object.metadata,
+        }
+    }
+
+    /// As Kubernetes spells it, with `kind` and `apiVersion`.
+    ///
+    /// # Errors
+    /// A time that no calendar has.
+    pub fn to_json(&self) -> Result<serde_json::Value, serde_json::Error> {
+        match self {
+            Self::Namespace(object) => serde_json::to_value(object),
+            Self::Node(object) => serde_json::to_value(object),
+            Self::Service(object) => serde_json::to_value(object),
+            Self::Pod(object) => serde_json::to_value(object),
+            Self::EndpointSlice(object) => serde_json::to_value(object),
+            Self::Endpoints(object) => serde_json::to_value(object),
         }
     }
 

@@ -14,11 +14,12 @@ use rand::rngs::StdRng;
 
 use super::addresses::AddressPool;
 use super::config::{Config, ConfigError};
-use super::endpoints::{Controllers, TriggerTimes};
+use super::endpoints::{ControllerEvent, Controllers, EndpointsObject};
 use super::ledger::Ledger;
 use super::object::{Kind, Object, ObjectKey};
 use super::predicates::spec_of;
 use super::store::{Change, ServiceId, Store};
+use super::write::{Intent, Writer};
 
 /// The namespaces that every cluster has.
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -69,10 +70,7 @@ impl ControlPlane {
         let mut plane = Self {
             store: Store::new(StdRng::from_rng(&mut seeds)),
             ledger,
-            controllers: Controllers {
-                max_endpoints_per_slice: config.max_endpoints_per_slice,
-                triggers: TriggerTimes::default(),
-            },
+            controllers: Controllers::new(config.max_endpoints_per_slice),
             load_balancers: config
                 .load_balancer_range
                 .map(AddressPool::of_single_addresses),
@@ -102,7 +100,7 @@ impl ControlPlane {
             return;
         };
         match &removed {
-            Object::Service(service) => self.clean_up_service(key, service),
+            Object::Service(service) => self.clean_up_service(key, service, now),
             Object::Pod(pod) => self.release_pod(key, pod),
             Object::Node(_) => self.supply_own_node(now),
             Object::Namespace(_) => {
@@ -126,7 +124,10 @@ impl ControlPlane {
         self.take_probe_results(now);
         while let Some(id) = self.store.next_dirty() {
             self.sync_load_balancer(&id, now);
-            self.controllers.sync(&mut self.store, &id, now);
+            if self.controllers.sync(&mut self.store, &id, now) == EndpointsObject::GivenUp {
+                self.hand_back_endpoints(&id, now);
+            }
+            self.controllers.sync_mirrored(&mut self.store, &id, now);
             self.store.settle(&id);
         }
         for id in std::mem::take(&mut self.pending) {
@@ -134,6 +135,11 @@ impl ControlPlane {
             self.store.settle(&id);
         }
         self.store.take_log()
+    }
+
+    /// What the controllers have said about objects since the last call, at most a thousand remarks.
+    pub fn take_events(&mut self) -> Vec<ControllerEvent> {
+        self.controllers.events.take()
     }
 
     /// All objects of a kind, by namespace and name.
@@ -203,17 +209,29 @@ impl ControlPlane {
         }
     }
 
-    fn clean_up_service(&mut self, key: &ObjectKey, service: &Service) {
+    fn clean_up_service(&mut self, key: &ObjectKey, service: &Service, now: Timestamp) {
         let id = ServiceId::of(key);
         self.ledger.release_all(spec_of(service), key);
         self.ledger.forget_preferences(key);
         self.accepted.remove(&id);
         self.release_load_balancer(&id);
-        let endpoints = id.key(Kind::Endpoints);
-        if !self.manifests.contains_key(&endpoints)
-            && let Some(endpoints) = self.store.remove(&endpoints)
-        {
-            self.collect_garbage(endpoints.metadata());
+        // Endpoints go with the Service whoever wrote them, unless a file does.
+        let held_by_file = self.manifests.contains_key(&id.key(Kind::Endpoints));
+        let given_up = self.controllers.give_up(&id) == EndpointsObject::GivenUp;
+        if given_up || !held_by_file {
+            self.hand_back_endpoints(&id, now);
+        }
+    }
+
+    // A file that the controller has overwritten counts again; without one the object goes.
+    fn hand_back_endpoints(&mut self, id: &ServiceId, now: Timestamp) {
+        let key = id.key(Kind::Endpoints);
+        if let Some(removed) = self.store.remove(&key) {
+            self.collect_garbage(removed.metadata());
+        }
+        if let Some(file) = self.manifests.get(&key).cloned() {
+            // It was accepted before, and nothing that could speak against it has changed.
+            let _accepted = self.write(file, Writer::File, Intent::Put, now);
         }
     }
 

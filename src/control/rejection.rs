@@ -17,6 +17,8 @@ pub struct Rejection {
     pub message: String,
     /// One entry per field in error; empty where no field is to blame.
     pub causes: Vec<Cause>,
+    /// What is odd whether or not the object is accepted.
+    pub warnings: Vec<Warning>,
     /// Whether the same object may be accepted once somebody releases an address or a port.
     pub retry: bool,
 }
@@ -104,6 +106,7 @@ impl Rejection {
             reason: "Invalid",
             message: format!("{resource} \"{name}\" is invalid: {joined}"),
             causes,
+            warnings: Vec::new(),
             retry: false,
         }
     }
@@ -119,6 +122,7 @@ impl Rejection {
                 reason: "",
                 message,
             }],
+            warnings: Vec::new(),
             retry: false,
         }
     }
@@ -168,6 +172,7 @@ impl Rejection {
             reason,
             message,
             causes: Vec::new(),
+            warnings: Vec::new(),
             retry: false,
         }
     }

@@ -96,26 +96,12 @@ impl Store {
 
     /// The Service of that name.
     pub(super) fn service(&self, id: &ServiceId) -> Option<&Service> {
-        match self.get(&id.key(Kind::Service))? {
-            Object::Service(service) => Some(service),
-            Object::Namespace(_)
-            | Object::Node(_)
-            | Object::Pod(_)
-            | Object::EndpointSlice(_)
-            | Object::Endpoints(_) => None,
-        }
+        self.get(&id.key(Kind::Service))?.as_service()
     }
 
     /// The Endpoints of that name.
     pub(super) fn endpoints(&self, id: &ServiceId) -> Option<&Endpoints> {
-        match self.get(&id.key(Kind::Endpoints))? {
-            Object::Endpoints(endpoints) => Some(endpoints),
-            Object::Namespace(_)
-            | Object::Node(_)
-            | Object::Pod(_)
-            | Object::EndpointSlice(_)
-            | Object::Service(_) => None,
-        }
+        self.get(&id.key(Kind::Endpoints))?.as_endpoints()
     }
 
     /// The slices that carry the Service's name as a label, by name.
@@ -127,14 +113,7 @@ impl Store {
                 namespace: id.namespace.clone(),
                 name: name.clone(),
             };
-            match self.get(&key)? {
-                Object::EndpointSlice(slice) => Some(&**slice),
-                Object::Namespace(_)
-                | Object::Node(_)
-                | Object::Pod(_)
-                | Object::Service(_)
-                | Object::Endpoints(_) => None,
-            }
+            self.get(&key)?.as_slice()
         })
     }
 
@@ -171,14 +150,7 @@ impl Store {
                     namespace: namespace.clone(),
                     name: name.clone(),
                 };
-                match self.get(&key)? {
-                    Object::Pod(pod) => Some(&**pod),
-                    Object::Namespace(_)
-                    | Object::Node(_)
-                    | Object::EndpointSlice(_)
-                    | Object::Service(_)
-                    | Object::Endpoints(_) => None,
-                }
+                self.get(&key)?.as_pod()
             })
             .filter(|pod| selects(selector, &pod.metadata))
             .collect()
@@ -250,11 +222,6 @@ impl Store {
         (0..5)
             .map(|_| char::from(ALPHABET[rand::RngExt::random_range(&mut self.rng, 0..27)]))
             .collect()
-    }
-
-    /// The generator that everything random here comes from.
-    pub(super) fn rng(&mut self) -> &mut StdRng {
-        &mut self.rng
     }
 
     // A version 4 UUID (RFC 9562).
@@ -332,20 +299,10 @@ impl Store {
     }
 
     fn reindex_service(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
-        let first_pair = |object: Option<&Object>| match object {
-            Some(Object::Service(service)) => {
-                let selector = service.spec.as_ref()?.selector.as_ref()?;
-                let (key, value) = selector.first_key_value()?;
-                Some((key.clone(), value.clone()))
-            }
-            Some(
-                Object::Namespace(_)
-                | Object::Node(_)
-                | Object::Pod(_)
-                | Object::EndpointSlice(_)
-                | Object::Endpoints(_),
-            )
-            | None => None,
+        let first_pair = |object: Option<&Object>| {
+            let spec = object?.as_service()?.spec.as_ref()?;
+            let (key, value) = spec.selector.as_ref()?.first_key_value()?;
+            Some((key.clone(), value.clone()))
         };
         let (old, new) = (first_pair(old), first_pair(new));
         if old == new {

@@ -11,7 +11,7 @@ use super::families::infer_families;
 use super::ledger::{Draft, Fault};
 use super::object::{Kind, Object, ObjectKey};
 use super::plane::ControlPlane;
-use super::predicates::spec_of;
+use super::predicates::{cluster_ips, spec_of};
 use super::rejection::{Cause, Rejection, Warning};
 use super::store::ServiceId;
 use super::updates::{carry_over, sync_cluster_ips, wipe_inapplicable};
@@ -30,6 +30,19 @@ pub(super) enum Writer {
     File,
     /// A client of the API: no status, and the first stage with errors ends the request.
     Client,
+    /// A client of an older API server, which read addresses sloppily.
+    OldClient,
+}
+
+/// What a write is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// Create or replace, whichever applies.
+    Put,
+    /// Create; something of that name is in the way.
+    Create,
+    /// Create, and then undo everything.
+    DryCreate,
 }
 
 /// The faults of a write so far.
@@ -43,7 +56,8 @@ struct Stages {
 struct Stop;
 
 impl ControlPlane {
-    /// Writes `object` over what is stored under its key, if anything is.
+    /// Writes `object` over what is stored under its key, if anything is. Returns it as completed, without what the store
+    /// adds.
     ///
     /// # Errors
     /// See `Rejection`; the state is then as before.
@@ -51,8 +65,9 @@ impl ControlPlane {
         &mut self,
         mut object: Object,
         writer: Writer,
+        intent: Intent,
         now: Timestamp,
-    ) -> Result<Vec<Warning>, Rejection> {
+    ) -> Result<(Object, Vec<Warning>), Rejection> {
         let key = object.key();
         let metadata = object.metadata_mut();
         metadata.namespace = Self::namespace_of(&key).map(|name| name.to_string());
@@ -62,19 +77,34 @@ impl ControlPlane {
             map.take_if(|entries| entries.is_empty());
         }
         set_defaults(&mut object);
-        match object {
-            Object::Service(service) => self.write_service(*service, &key, writer, now),
-            other => {
-                let old = self.store.get(&key);
-                let wrong = self.judge(&other, old);
-                if !wrong.is_empty() {
-                    return Err(Rejection::invalid(resource(key.kind), &key.name, wrong));
-                }
-                let warnings = warnings::warnings(&other);
-                self.store.put(other, now);
-                Ok(warnings)
-            }
+        if let Object::Service(service) = object {
+            return self.write_service(*service, &key, writer, intent, now);
         }
+        let old = match (writer, intent) {
+            (Writer::OldClient, _) => Some(&object),
+            (Writer::File | Writer::Client, Intent::Put) => self.store.get(&key),
+            (Writer::File | Writer::Client, Intent::Create | Intent::DryCreate) => None,
+        };
+        let wrong = self.judge(&object, old);
+        if !wrong.is_empty() {
+            return Err(Rejection {
+                warnings: warnings::of_kind(key.kind),
+                ..Rejection::invalid(resource(key.kind), &key.name, wrong)
+            });
+        }
+        self.fail_if_exists(&key, intent)?;
+        let warnings = warnings::warnings(&object);
+        if intent != Intent::DryCreate {
+            self.store.put(object.clone(), now);
+        }
+        Ok((object, warnings))
+    }
+
+    fn fail_if_exists(&self, key: &ObjectKey, intent: Intent) -> Result<(), Rejection> {
+        if intent != Intent::Put && self.store.get(key).is_some() {
+            return Err(Rejection::already_exists(plural(key.kind), &key.name));
+        }
+        Ok(())
     }
 
     fn judge(&self, object: &Object, old: Option<&Object>) -> Vec<Cause> {
@@ -100,11 +130,13 @@ impl ControlPlane {
         mut service: Service,
         key: &ObjectKey,
         writer: Writer,
+        intent: Intent,
         now: Timestamp,
-    ) -> Result<Vec<Warning>, Rejection> {
+    ) -> Result<(Object, Vec<Warning>), Rejection> {
         let id = ServiceId::of(key);
-        let old = self.store.service(&id).cloned();
-        let mut draft = Draft::new(key.clone());
+        let old = self.store.service(&id).filter(|_| intent == Intent::Put);
+        let old = old.cloned();
+        let mut draft = Draft::new(key.clone(), intent == Intent::DryCreate);
         let mut stages = Stages {
             writer,
             faults: Vec::new(),
@@ -114,14 +146,24 @@ impl ControlPlane {
             self.ledger.roll_back(&draft);
             return Err(stages.into_rejection(&key.name));
         }
-        self.ledger.commit(&draft);
-        let mut warnings = warnings::warnings(&Object::Service(Box::new(service.clone())));
-        if writer == Writer::File {
-            warnings.extend(warnings::of_status(&service));
+        let exists = self.fail_if_exists(key, intent);
+        if exists.is_err() || intent == Intent::DryCreate {
+            self.ledger.roll_back(&draft);
+            let object = Object::Service(Box::new(service));
+            let warnings = warnings::warnings(&object);
+            return exists.map(|()| (object, warnings));
         }
+        self.ledger.commit(&draft);
+        let status_warnings = match writer {
+            Writer::File => warnings::of_status(&service),
+            Writer::Client | Writer::OldClient => Vec::new(),
+        };
+        let object = Object::Service(Box::new(service));
+        let mut warnings = warnings::warnings(&object);
+        warnings.extend(status_warnings);
         let accepted = *self.accepted.entry(id).or_insert(now);
-        self.store.put(Object::Service(Box::new(service)), accepted);
-        Ok(warnings)
+        self.store.put(object.clone(), accepted);
+        Ok((object, warnings))
     }
 
     fn run_stages(
@@ -138,7 +180,12 @@ impl ControlPlane {
         }
         sync_cluster_ips(spec, old_spec);
         let configured = self.ledger.families();
-        let families = infer_families(spec, old_spec, &configured);
+        let tolerated = match (stages.writer, old_spec) {
+            (Writer::OldClient, _) => cluster_ips(spec).to_vec(),
+            (Writer::File | Writer::Client, Some(old)) => cluster_ips(old).to_vec(),
+            (Writer::File | Writer::Client, None) => Vec::new(),
+        };
+        let families = infer_families(spec, old_spec, &configured, &tolerated);
         let families_known = families.is_ok();
         stages.note(families.map_err(|causes| Fault::Fields {
             causes,
@@ -150,16 +197,18 @@ impl ControlPlane {
         stages.note(self.ledger.allocate_node_ports(spec, old_spec, draft))?;
         stages.note(self.ledger.allocate_health_check(spec, old_spec, draft))?;
 
-        match (stages.writer, old) {
-            (Writer::Client, old) => service.status = old.and_then(|old| old.status.clone()),
-            (Writer::File, _) => {}
+        if stages.writer != Writer::File {
+            service.status = old.and_then(|old| old.status.clone());
         }
         if let Some(old) = old {
             wipe_inapplicable(service, old);
         }
-        let mut causes = match old {
-            Some(old) => judge_service_update(service, old),
-            None => judge_service(service, None),
+        let status = service.status.get_or_insert_default();
+        status.load_balancer.get_or_insert_default();
+        let mut causes = match (stages.writer, old) {
+            (Writer::OldClient, _) => judge_service(service, Some(service)),
+            (Writer::File | Writer::Client, Some(old)) => judge_service_update(service, old),
+            (Writer::File | Writer::Client, None) => judge_service(service, None),
         };
         if stages.writer == Writer::File {
             causes.extend(judge_status(service, old));
@@ -179,7 +228,7 @@ impl Stages {
     fn note(&mut self, result: Result<(), Fault>) -> Result<(), Stop> {
         if let Err(fault) = result {
             self.faults.push(fault);
-            if self.writer == Writer::Client {
+            if self.writer != Writer::File {
                 return Err(Stop);
             }
         }
@@ -208,7 +257,7 @@ impl Stages {
             };
             for cause in causes {
                 // A later stage repeats what an earlier one has found; an API client sees both, a reader need not.
-                if self.writer == Writer::Client || !all_causes.contains(&cause) {
+                if self.writer != Writer::File || !all_causes.contains(&cause) {
                     all_causes.push(cause);
                 }
             }
@@ -228,5 +277,17 @@ pub(super) fn resource(kind: Kind) -> &'static str {
     match kind {
         Kind::EndpointSlice => "EndpointSlice.discovery.k8s.io",
         Kind::Namespace | Kind::Node | Kind::Service | Kind::Pod | Kind::Endpoints => kind.as_str(),
+    }
+}
+
+/// The name of the collection, as `not found` and `already exists` spell it.
+pub(super) fn plural(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Namespace => "namespaces",
+        Kind::Node => "nodes",
+        Kind::Service => "services",
+        Kind::Pod => "pods",
+        Kind::EndpointSlice => "endpointslices.discovery.k8s.io",
+        Kind::Endpoints => "endpoints",
     }
 }

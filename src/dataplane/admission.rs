@@ -26,8 +26,10 @@ pub(super) struct Admission {
     descriptors: usize,
     max_tcp: usize,
     max_udp: usize,
-    max_listener_sockets: usize,
+    max_listeners: usize,
+    spread_listeners: usize,
     used: AtomicUsize,
+    listeners: AtomicUsize,
     tcp: AtomicUsize,
     udp: AtomicUsize,
 }
@@ -61,25 +63,36 @@ impl Admission {
             max_tcp: or(max_tcp, descriptors / PER_TCP_FLOW),
             // Idle UDP flows linger until they time out: they may not crowd out TCP.
             max_udp: or(max_udp, descriptors / 2),
-            max_listener_sockets: limit / 4,
+            // Listeners without flows would be of no use.
+            max_listeners: descriptors / 2,
+            spread_listeners: limit / 4,
             used: AtomicUsize::new(0),
+            listeners: AtomicUsize::new(0),
             tcp: AtomicUsize::new(0),
             udp: AtomicUsize::new(0),
         }
     }
 
-    /// Listener sockets up to which each listener gets one per thread.
-    pub(super) fn listener_sockets(&self) -> usize {
-        self.max_listener_sockets
+    /// Whether there are few enough listener sockets for `n` more of one listener: then it gets one per thread.
+    pub(super) fn may_spread(&self, n: usize) -> bool {
+        self.listeners.load(Ordering::Relaxed) + n <= self.spread_listeners
     }
 
-    /// Takes descriptors for `n` listener sockets; false if there are too few left.
+    /// Takes descriptors for `n` sockets of listeners, or what belongs to them; false if there are too few left.
     pub(super) fn take_listeners(&self, n: usize) -> bool {
-        take(&self.used, n, self.descriptors)
+        if !take(&self.listeners, n, self.max_listeners) {
+            return false;
+        }
+        let fits = take(&self.used, n, self.descriptors);
+        if !fits {
+            self.listeners.fetch_sub(n, Ordering::Relaxed);
+        }
+        fits
     }
 
-    /// Gives descriptors of listener sockets back.
+    /// Gives descriptors of listeners back.
     pub(super) fn return_listeners(&self, n: usize) {
+        self.listeners.fetch_sub(n, Ordering::Relaxed);
         self.used.fetch_sub(n, Ordering::Relaxed);
     }
 
@@ -202,14 +215,28 @@ mod tests {
     #[test]
     fn all_kinds_share_the_descriptors() {
         let admission = Admission::new(RESERVE + PER_THREAD + 100, 1, 0, 0);
-        assert!(admission.take_listeners(98));
-        assert!(admission.admit(FlowKind::Tcp));
-        assert!(!admission.admit(FlowKind::Tcp));
+        assert!(admission.take_listeners(49));
+        for _ in 0..25 {
+            assert!(admission.admit(FlowKind::Tcp));
+        }
+        assert!(!admission.admit(FlowKind::Tcp), "one descriptor is not two");
+        assert!(admission.admit(FlowKind::Udp));
         assert!(!admission.admit(FlowKind::Udp));
         assert!(!admission.take_listeners(1));
-        assert_eq!(admission.active(), (1, 0), "a refusal leaves no trace");
+        assert_eq!(admission.active(), (25, 1), "a refusal leaves no trace");
+        admission.release(FlowKind::Udp);
+        assert!(admission.take_listeners(1));
+        assert!(!admission.take_listeners(1), "half of them at most");
         admission.return_listeners(1);
         assert!(admission.admit(FlowKind::Udp));
+    }
+
+    #[test]
+    fn listeners_spread_over_threads_while_they_are_few() {
+        let admission = Admission::new(1000, 2, 0, 0);
+        assert!(admission.take_listeners(200));
+        assert!(admission.may_spread(50));
+        assert!(!admission.may_spread(51));
     }
 
     #[test]

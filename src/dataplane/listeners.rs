@@ -47,7 +47,6 @@ pub enum OpenError {
 pub(super) struct Listeners {
     shared: Arc<Shared>,
     open: HashMap<ListenerId, Open>,
-    sockets: usize,
     periods: u64,
 }
 
@@ -86,7 +85,6 @@ impl Listeners {
         Self {
             shared,
             open: HashMap::new(),
-            sockets: 0,
             periods: 0,
         }
     }
@@ -124,7 +122,6 @@ impl Listeners {
             self.shared.admission.return_listeners(sockets);
             OpenError::Bind { addr, source }
         })?;
-        self.sockets += sockets;
         // Only now is the old socket closed: the port is never free in between.
         if let Some(before) = self.open.insert(spec.id.clone(), Open { addr, state }) {
             self.end(before, threads).await;
@@ -158,13 +155,12 @@ impl Listeners {
                 }
             }
         }
-        self.sockets -= sockets;
         self.shared.admission.return_listeners(sockets);
     }
 
     // One socket per thread spreads connections in the kernel; past a share of the descriptors one must do.
     fn place(&self, id: &ListenerId, threads: usize) -> Vec<usize> {
-        if self.sockets + threads <= self.shared.admission.listener_sockets() {
+        if self.shared.admission.may_spread(threads) {
             return (0..threads).collect();
         }
         let mut hasher = DefaultHasher::new();

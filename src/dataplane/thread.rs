@@ -122,6 +122,8 @@ struct Mail {
     orders: Vec<Order>,
     changed: HashSet<ServicePortKey>,
     hung_up: bool,
+    // Nobody reads it any more.
+    thread_ended: bool,
 }
 
 #[derive(Debug)]
@@ -142,9 +144,13 @@ enum Order {
 }
 
 impl Mailbox {
+    // To a thread that has ended, an order is dropped, and with it whoever would answer it.
     fn post(&self, write: impl FnOnce(&mut Mail)) {
-        write(&mut self.lock());
-        self.arrived.notify_one();
+        let mut mail = self.lock();
+        if !mail.thread_ended {
+            write(&mut mail);
+            self.arrived.notify_one();
+        }
     }
 
     async fn collect(&self) -> Mail {
@@ -218,7 +224,19 @@ impl Orders {
     }
 }
 
+// Marks the mailbox when the thread ends, however it ends.
+struct ThreadEnd<'a>(&'a Mailbox);
+
+impl Drop for ThreadEnd<'_> {
+    fn drop(&mut self) {
+        let mut mail = self.0.lock();
+        mail.thread_ended = true;
+        mail.orders.clear();
+    }
+}
+
 fn run(runtime: Runtime, mailbox: &Mailbox) {
+    let _end = ThreadEnd(mailbox);
     let mut served = Served::default();
     let drained = runtime.block_on(served.follow(mailbox));
     // Ends what is left: a relay that is dropped before its end resets both sides.
@@ -322,5 +340,19 @@ impl Served {
             finished: active - aborted,
             aborted,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_has_ended_leaves_nobody_waiting() {
+        let thread = DataThread::start(0).unwrap();
+        assert_eq!(thread.drain(Duration::ZERO).await, Ok(Drained::default()));
+        thread.stop(Period(1)).await.unwrap_err();
+        thread.drain(Duration::ZERO).await.unwrap_err();
+        thread.join();
     }
 }

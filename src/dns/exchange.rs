@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
@@ -28,6 +28,7 @@ pub(super) struct Exchange {
     table: Published,
     forwarder: Arc<Forwarder>,
     serial: SerialClock,
+    warned_of_loop: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -98,6 +99,7 @@ impl Exchange {
             table,
             forwarder,
             serial: SerialClock::default(),
+            warned_of_loop: AtomicBool::new(false),
             metrics,
         }
     }
@@ -199,6 +201,13 @@ impl Exchange {
             }
             Err(ForwardError::OwnLoop) => {
                 self.metrics.dropped.with_label_values(&["own_loop"]).inc();
+                // Once: it will come again with every question.
+                if !self.warned_of_loop.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        from = %request.client,
+                        "a forwarded DNS question came back: an upstream resolver asks us; give another --dns-upstream"
+                    );
+                }
                 Step::Silence
             }
             Err(ForwardError::Exchange(error)) => {

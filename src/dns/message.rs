@@ -215,7 +215,6 @@ impl Question {
         let mut octets = Vec::with_capacity(PLAIN_UDP);
         let mut encoder = BinEncoder::new(&mut octets);
         let query = Query::query(self.name.clone(), self.kind);
-        // What is too long for any message is cut by the encoder, which says so in the header.
         let emitted = emit_message_parts(
             &metadata,
             &mut [query].iter(),
@@ -227,9 +226,13 @@ impl Question {
             &mut encoder,
         );
         let limit = self.limit(transport);
-        let finished = emitted
-            .map_err(|_| Malformed)
-            .and_then(|_| wire::finish(&mut octets, self.opt(code), limit));
+        let finished = emitted.map_err(|_| Malformed).and_then(|header| {
+            // What is too long for any message is cut by the encoder, which leaves a piece of the next record behind.
+            if header.metadata.truncation {
+                octets.truncate(wire::layout(&octets)?.end());
+            }
+            wire::finish(&mut octets, self.opt(code), limit)
+        });
         match finished {
             Ok(truncated) => Reply {
                 code,

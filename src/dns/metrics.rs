@@ -17,6 +17,8 @@ pub struct Metrics {
     pub(super) dropped: IntCounterVec,
     /// Panics while a question was answered; each became SERVFAIL.
     pub(super) panics: IntCounter,
+    /// Open TCP connections.
+    pub(super) connections: IntGauge,
     /// Clients waiting for an upstream.
     pub(super) forwards_in_flight: IntGauge,
     /// Questions refused because too many wait already.
@@ -97,6 +99,10 @@ impl Metrics {
             panics: counter(
                 "viaduct_dns_panics_total",
                 "Panics while a DNS question was answered; its client got SERVFAIL.",
+            )?,
+            connections: gauge(
+                "viaduct_dns_tcp_connections",
+                "Open DNS connections over TCP.",
             )?,
             forwards_in_flight: gauge(
                 "viaduct_dns_forwards_in_flight",

@@ -1,13 +1,14 @@
 //! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
 //!
 //! ```text
-//!  client ─► handler ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
-//!                                  └─► forward ─► cache, upstream     all other names
+//!  client ─► handler (UDP), tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!                                            └─► forward ─► cache, upstream     all other names
 //! ```
 //!
-//! hickory-server owns the listening sockets and decodes; `handler` stands between it and `exchange`. `listen` binds,
-//! `upstream` asks others, `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use
-//! are pure. Names under the cluster domain are never forwarded and never cached: the table is the answer.
+//! hickory-server owns the UDP sockets and decodes; `handler` stands between it and `exchange`. Connections are our own:
+//! the library admits any number of them, and spins when descriptors run out. `listen` binds, `upstream` asks others,
+//! `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use are pure. Names under
+//! the cluster domain are never forwarded and never cached: the table is the answer.
 
 mod cache;
 mod exchange;
@@ -28,6 +29,7 @@ mod server;
 mod services;
 #[cfg(test)]
 mod stub;
+mod tcp;
 mod upstream;
 mod wire;
 

@@ -222,12 +222,10 @@ impl Authority {
     ) -> Found {
         if let ServiceKind::ExternalName(target) = &entry.service.kind {
             // Nothing is below an alias, and an address is no name to point to.
-            let target = parse_absolute(target)
-                .filter(|name| !name.is_root() && target.parse::<IpAddr>().is_err());
-            return match (part, target) {
-                (Part::Whole, Some(target)) => Found::Alias(target),
-                _ => Found::NxDomain,
-            };
+            let alias = parse_absolute(target)
+                .filter(|name| !name.is_root() && target.parse::<IpAddr>().is_err())
+                .filter(|_| part == Part::Whole);
+            return alias.map_or(Found::NxDomain, Found::Alias);
         }
         let srv = kind == RecordType::SRV;
         match part {

@@ -30,11 +30,7 @@ impl Relayed {
             options: Vec::new(),
         });
         // What follows the last record is nobody's.
-        let end = layout
-            .records
-            .last()
-            .map_or(layout.question.end, |span| span.data.end);
-        octets.truncate(end);
+        octets.truncate(layout.end());
         Ok(Self {
             octets,
             layout,

@@ -1,9 +1,10 @@
 //! The running DNS server: its sockets, its tasks, its end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hickory_proto::rr::Name;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -12,15 +13,11 @@ use crate::routing::Published;
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
 use super::handler::Handler;
+use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
-use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf};
-
-/// A TCP connection without a question for so long is closed.
-const TCP_IDLE: Duration = Duration::from_secs(10);
-
-/// Replies of one TCP connection that may wait for its client to read.
-const TCP_REPLIES: usize = 64;
+use super::tcp::Connections;
+use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,15 +42,7 @@ impl Server {
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
         let zone = Zone::parse(&config.domain).map_err(StartError::Domain)?;
-        let domain_upstreams = config
-            .domain_upstreams
-            .iter()
-            .map(|(domain, addr)| {
-                let name = parse_absolute(domain).ok_or_else(|| InvalidDomain(domain.clone()))?;
-                Ok((name, *addr))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(StartError::UpstreamDomain)?;
+        let domain_upstreams = domain_upstreams(&config).map_err(StartError::UpstreamDomain)?;
         let mut sockets = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
             sockets.extend(listen::bind(*address).await?);
@@ -68,36 +57,29 @@ impl Server {
             config.upstreams.clone()
         };
         let upstreams = Upstreams::new(&domain_upstreams, &others, &addresses);
-        let forwarder = Arc::new(Forwarder::new(upstreams, tasks.clone(), metrics.clone()));
-        let authority = Authority {
-            zone,
-            pods: config.pods,
-            dns_service: config.dns_service,
-            own_addresses: addresses
-                .iter()
-                .map(SocketAddr::ip)
-                .collect::<Vec<IpAddr>>(),
-            hide_empty: config.hide_empty,
-            ttl: config.ttl,
-            negative_ttl: config.negative_ttl,
-            owned_ranges: config.owned_ranges,
-        };
+        let forwarder = Forwarder::new(upstreams, tasks.clone(), metrics.clone());
+        let forwarder = Arc::new(forwarder);
+        let authority = authority(config, zone, &addresses);
         let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
         let exchange = Arc::new(exchange);
-        let mut listening = hickory_server::Server::new(Handler::new(exchange, tasks.clone()));
-        for pair in sockets {
-            listening.register_socket(pair.udp);
-            listening.register_listener(pair.tcp, TCP_IDLE, TCP_REPLIES);
-            tracing::info!(address = %pair.address, domain = %config.domain, "DNS listening");
-        }
-        if from_file {
-            let own = addresses.clone();
-            tasks.spawn(follow_resolv_conf(
-                forwarder,
-                domain_upstreams,
-                own,
+        let handler = Handler::new(exchange.clone(), tasks.clone());
+        let connections = Arc::new(Connections::new(metrics));
+        let mut listening = hickory_server::Server::new(handler);
+        for Sockets { address, udp, tcp } in sockets {
+            listening.register_socket(udp);
+            tasks.spawn(tcp::serve(
+                tcp,
+                exchange.clone(),
+                connections.clone(),
+                tasks.clone(),
                 stop.clone(),
             ));
+            tracing::info!(%address, "DNS listening");
+        }
+        if from_file {
+            let (own, stop) = (addresses.clone(), stop.clone());
+            let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
+            tasks.spawn(following);
         }
         Ok(Self {
             addresses,
@@ -137,9 +119,30 @@ impl Drop for Server {
     }
 }
 
+fn domain_upstreams(config: &Config) -> Result<Vec<(Name, SocketAddr)>, InvalidDomain> {
+    let parse = |(domain, addr): &(String, SocketAddr)| {
+        let name = parse_absolute(domain).ok_or_else(|| InvalidDomain(domain.clone()))?;
+        Ok((name, *addr))
+    };
+    config.domain_upstreams.iter().map(parse).collect()
+}
+
+fn authority(config: Config, zone: Zone, addresses: &[SocketAddr]) -> Authority {
+    Authority {
+        zone,
+        pods: config.pods,
+        dns_service: config.dns_service,
+        own_addresses: addresses.iter().map(SocketAddr::ip).collect(),
+        hide_empty: config.hide_empty,
+        ttl: config.ttl,
+        negative_ttl: config.negative_ttl,
+        owned_ranges: config.owned_ranges,
+    }
+}
+
 async fn follow_resolv_conf(
     forwarder: Arc<Forwarder>,
-    domain_upstreams: Vec<(hickory_proto::rr::Name, SocketAddr)>,
+    domain_upstreams: Vec<(Name, SocketAddr)>,
     own: Vec<SocketAddr>,
     stop: CancellationToken,
 ) {

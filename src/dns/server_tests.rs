@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::super::fixture::{cluster, ready, service, slice};
 use super::super::stub::Stub;
+use super::super::wire::layout;
 use super::super::{Config, Metrics, PodMode};
 use super::*;
 use crate::model::{Protocol, ServiceKind, ServiceName};
@@ -32,6 +33,11 @@ async fn start(upstreams: Vec<SocketAddr>) -> Client {
 
 async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr)>) -> Client {
     let mut builder = cluster();
+    let legion: Vec<_> = (0..5000)
+        .map(|n| ready(&format!("10.3.{}.{}", n / 250, n % 250), None))
+        .collect();
+    builder.apply(service("legion", ServiceKind::Headless, "", &[]));
+    builder.apply(slice("legion-1", "legion", &[], &legion));
     let crowd: Vec<_> = (0..150)
         .map(|n| ready(&format!("10.2.0.{n}"), None))
         .collect();
@@ -106,6 +112,8 @@ impl Client {
         let mut buffer = vec![0; 65_535];
         let received = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await;
         buffer.truncate(received.expect("no reply").unwrap());
+        let end = layout(&buffer).unwrap().end();
+        assert_eq!(buffer.len(), end, "octets behind the last record");
         buffer
     }
 
@@ -137,6 +145,7 @@ async fn receive(stream: &mut TcpStream) -> Message {
     let octets = tokio::time::timeout(PATIENCE, reading)
         .await
         .expect("no reply");
+    assert_eq!(octets.len(), layout(&octets).unwrap().end());
     Message::from_vec(&octets).unwrap()
 }
 
@@ -294,6 +303,8 @@ async fn edns_is_answered_in_kind() {
 
 #[tokio::test]
 async fn long_answers_are_cut_to_the_clients_size() {
+    // The library must have room for the owner's name before it compresses it.
+    const NAME_IN_FULL: usize = 28;
     let client = start(Vec::new()).await;
     let question = query("crowd.ns.svc.cluster.local.", RecordType::A);
     // limit, and answers of 16 octets that fit beside header, question and OPT
@@ -306,7 +317,7 @@ async fn long_answers_are_cut_to_the_clients_size() {
     for (question, limit) in rows {
         let octets = client.udp_octets(&question.to_vec().unwrap()).await;
         assert!(
-            octets.len() <= limit && octets.len() + 16 > limit,
+            octets.len() <= limit && octets.len() + 16 + NAME_IN_FULL > limit,
             "{} of {limit}",
             octets.len()
         );
@@ -317,6 +328,10 @@ async fn long_answers_are_cut_to_the_clients_size() {
     let whole = client.tcp(&question).await;
     assert!(!whole.metadata.truncation);
     assert_eq!(data(&whole).into_iter().collect::<BTreeSet<_>>().len(), 150);
+    let endless = client
+        .tcp(&query("legion.ns.svc.cluster.local.", RecordType::A))
+        .await;
+    assert!(endless.metadata.truncation);
     // Addresses of SRV targets are no reason for another round over TCP.
     let ports = query("_http._tcp.db.ns.svc.cluster.local.", RecordType::SRV);
     assert!(!client.udp(&ports).await.metadata.truncation);
@@ -456,6 +471,26 @@ async fn a_refusal_without_a_question_is_understood() {
     let reply = client.ask("curt.test.", RecordType::A).await;
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(stub.asked("curt.test."), 1);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_a_failure_and_not_silence() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let reply = client.ask("spoilt.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(reply.queries[0].name().to_ascii(), "spoilt.test.");
+}
+
+#[tokio::test]
+async fn a_resolver_older_than_edns_is_asked_without() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let question = with_edns(query("old.test.", RecordType::A), 1232, false);
+    let reply = client.udp(&question).await;
+    assert_eq!(data(&reply), ["192.0.2.80"]);
+    assert!(reply.edns.is_some(), "the client's EDNS is our own affair");
+    assert_eq!(stub.asked("old.test."), 2);
 }
 
 #[tokio::test]
@@ -666,6 +701,52 @@ async fn a_client_that_closes_its_half_still_gets_its_answers() {
 }
 
 #[tokio::test]
+async fn the_oldest_idle_connection_makes_room_for_a_new_one() {
+    let client = start(Vec::new()).await;
+    let question = query("web.ns.svc.cluster.local.", RecordType::A);
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(client.at).await.unwrap();
+        send(&mut stream, &question).await;
+        receive(&mut stream).await;
+        streams.push(stream);
+    }
+    let mut one_more = TcpStream::connect(client.at).await.unwrap();
+    send(&mut one_more, &question).await;
+    assert_eq!(data(&receive(&mut one_more).await), ["10.96.0.1"]);
+    let ended = tokio::time::timeout(PATIENCE, streams[0].read(&mut [0])).await;
+    assert_eq!(ended.expect("still open").unwrap(), 0);
+    send(&mut streams[1], &question).await;
+    assert_eq!(data(&receive(&mut streams[1]).await), ["10.96.0.1"]);
+}
+
+#[tokio::test]
+async fn a_new_connection_is_refused_when_all_others_are_at_work() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let (slow, quick) = (
+        query("held.test.", RecordType::A),
+        query("web.ns.svc.cluster.local.", RecordType::A),
+    );
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(client.at).await.unwrap();
+        send(&mut stream, &slow).await;
+        send(&mut stream, &quick).await;
+        // The quick answer says that the slow question is under way.
+        assert_eq!(data(&receive(&mut stream).await), ["10.96.0.1"]);
+        streams.push(stream);
+    }
+    let mut one_more = TcpStream::connect(client.at).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, one_more.read(&mut [0])).await;
+    assert_eq!(ended.expect("still open").unwrap(), 0);
+    stub.release();
+    for stream in &mut streams {
+        assert_eq!(data(&receive(stream).await), ["192.0.2.80"]);
+    }
+}
+
+#[tokio::test]
 async fn too_many_waiting_questions_of_one_client_are_refused() {
     let stub = Stub::start().await;
     let client = start(vec![stub.addr]).await;
@@ -673,9 +754,18 @@ async fn too_many_waiting_questions_of_one_client_are_refused() {
     socket.connect(client.at).await.unwrap();
     let mut question = query("held.test.", RecordType::A);
     let mut buffer = vec![0; 512];
+    let probe = query("web.ns.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
     for id in 0..201 {
         question.metadata.id = id;
         socket.send(&question.to_vec().unwrap()).await.unwrap();
+        if id % 50 == 49 {
+            // The server has read so far: nothing is lost to a full socket.
+            socket.send(&probe).await.unwrap();
+            socket.recv(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..2], [0x12, 0x34]);
+        }
     }
     let length = socket.recv(&mut buffer).await.unwrap();
     let refused = Message::from_vec(&buffer[..length]).unwrap();

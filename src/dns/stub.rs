@@ -96,12 +96,17 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         let (socket, shared) = (socket.clone(), shared.clone());
         tasks.spawn(async move {
             let mut reply = answer(&query, &name, &shared).await;
-            if name == "curt.test." {
+            let old = name == "old.test." && query.edns.is_some();
+            if old || name == "curt.test." {
                 reply.queries.clear();
                 reply.answers.clear();
                 reply.authorities.clear();
                 reply.edns = None;
-                reply.metadata.response_code = ResponseCode::Refused;
+                reply.metadata.response_code = if old {
+                    ResponseCode::FormErr
+                } else {
+                    ResponseCode::Refused
+                };
             }
             if name == "big.test." {
                 reply.metadata.truncation = true;
@@ -180,7 +185,8 @@ async fn answer(query: &Message, name: &str, shared: &Shared) -> Message {
         return reply;
     }
     match name {
-        "www.test." | "held.test." | "dropped-once.test." | "forged.test." | "target.test."
+        "www.test." | "old.test." | "held.test." | "dropped-once.test." | "forged.test."
+        | "target.test."
             if kind == RecordType::A =>
         {
             reply.add_answer(a(owner, 80));
@@ -194,6 +200,14 @@ async fn answer(query: &Message, name: &str, shared: &Shared) -> Message {
                 let text = TXT::new(vec![format!("{n:0200}")]);
                 Record::from_rdata(owner.clone(), 60, RData::TXT(text))
             }));
+        }
+        "spoilt.test." => {
+            // An A record of three octets.
+            let data = RData::Unknown {
+                code: RecordType::A,
+                rdata: NULL::with(vec![192, 0, 2]),
+            };
+            reply.add_answer(Record::from_rdata(owner, 60, data));
         }
         "odd.test." => {
             let data = RData::Unknown {

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::cache::Key;
 use super::metrics::Metrics;
 use super::relayed::Relayed;
-use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16};
+use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16, write_u16};
 
 /// All attempts together. glibc gives up on a server after 5 s, and must hear of a failure before that.
 const BUDGET: Duration = Duration::from_millis(4500);
@@ -36,6 +36,9 @@ const FAILURES_UNTIL_DOWN: u32 = 2;
 
 /// How long it is asked last; then it gets one more chance.
 const DOWN_FOR: Duration = Duration::from_secs(10);
+
+/// Octets of the OPT record, which ends every question of ours.
+const OPT_LENGTH: usize = 11;
 
 /// One resolver.
 #[derive(Debug)]
@@ -227,8 +230,17 @@ fn down_clock() -> u64 {
 }
 
 async fn ask(addr: SocketAddr, key: &Key, id: u16, deadline: Instant) -> Result<Relayed, AskError> {
-    let query = encode_query(key, id);
-    let reply = ask_udp(addr, &query).await?;
+    let mut query = encode_query(key, id);
+    let mut reply = ask_udp(addr, &query).await?;
+    if matches!(
+        reply.code(),
+        Some(ResponseCode::FormErr | ResponseCode::NotImp)
+    ) {
+        // It may be older than EDNS (RFC 6891 section 7).
+        query.truncate(query.len() - OPT_LENGTH);
+        write_u16(&mut query, 10, 0);
+        reply = ask_udp(addr, &query).await?;
+    }
     if !reply.is_truncated() {
         return Ok(reply);
     }
@@ -286,7 +298,6 @@ fn answers(query: &[u8], reply: &[u8]) -> bool {
 }
 
 fn layout_question(message: &[u8]) -> Option<&[u8]> {
-    (read_u16(message, 4) == Ok(1)).then_some(())?;
     message.get(layout(message).ok()?.question)
 }
 
@@ -294,7 +305,7 @@ fn encode_query(key: &Key, id: u16) -> Vec<u8> {
     const RD: u8 = 0x01;
     const AD: u8 = 0x20;
     const CD: u8 = 0x10;
-    let mut query = Vec::with_capacity(HEADER + key.name.len() + 15);
+    let mut query = Vec::with_capacity(HEADER + key.name.len() + 4 + OPT_LENGTH);
     query.extend(id.to_be_bytes());
     // AD asks for the upstream's opinion (RFC 6840 section 5.7); whether a client sees it is decided per client.
     query.extend([RD, AD | if key.checking_disabled { CD } else { 0 }]);

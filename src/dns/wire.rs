@@ -299,6 +299,11 @@ pub(super) fn finish(
 }
 
 impl Layout {
+    /// Where the last record ends, or the question without any.
+    pub(super) fn end(&self) -> usize {
+        self.end_of(self.records.len())
+    }
+
     // How many records to keep for the message to end within `room`, and whether one that is needed is lost.
     fn fitting(&self, room: usize, wants_proofs: bool) -> (usize, bool) {
         let up_to = |section: Section| {

@@ -24,13 +24,22 @@ pub enum IpVersion {
     V6,
 }
 
-/// Forgets the UDP flows of that version whose original destination `is_stale` accepts. Returns how many there were.
+/// A UDP flow as connection tracking knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpFlow {
+    /// Where the client sends.
+    pub to: SocketAddr,
+    /// Where that really goes; differs from `to` if the destination is translated.
+    pub arrives_at: SocketAddr,
+}
+
+/// Forgets the UDP flows of that version that `is_stale` accepts. Returns how many there were.
 /// Holds as many flows in memory as match, which `net.netfilter.nf_conntrack_max` bounds. Blocks; the kernel's
 /// answers are awaited for at most two seconds each.
 ///
 /// # Errors
 /// The kernel has no ctnetlink, or does not let us; some flows may have been forgotten.
-pub fn forget_udp(version: IpVersion, is_stale: impl Fn(SocketAddr) -> bool) -> io::Result<usize> {
+pub fn forget_udp(version: IpVersion, is_stale: impl Fn(UdpFlow) -> bool) -> io::Result<usize> {
     let socket = Socket::open()?;
     let stale = socket.list(version, is_stale)?;
     for flow in &stale {
@@ -60,7 +69,7 @@ impl Socket {
     fn list(
         &self,
         version: IpVersion,
-        is_stale: impl Fn(SocketAddr) -> bool,
+        is_stale: impl Fn(UdpFlow) -> bool,
     ) -> io::Result<Vec<Identity>> {
         self.send(&request(CT_GET, REQUEST | DUMP, version, &[]))?;
         let mut found = Vec::new();
@@ -76,11 +85,9 @@ impl Socket {
                         );
                     }
                     _ => {
-                        let udp = parse_flow(message.body);
-                        found.extend(
-                            udp.filter(|(to, _)| is_stale(*to))
-                                .map(|(_, identity)| identity),
-                        );
+                        let flow = parse_flow(message.body);
+                        let stale = flow.filter(|(flow, _)| is_stale(*flow));
+                        found.extend(stale.map(|(_, identity)| identity));
                     }
                 }
             }
@@ -137,13 +144,17 @@ const ACK: u16 = 0x004;
 const DUMP: u16 = 0x300;
 
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
 const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const UDP: u8 = 17;
 
@@ -191,40 +202,54 @@ fn error_of(body: &[u8]) -> Option<io::Error> {
     (code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg()))
 }
 
-/// The original destination of a UDP flow and what identifies it; `None` for anything else.
-fn parse_flow(body: &[u8]) -> Option<(SocketAddr, Identity)> {
-    let mut destination = None;
+/// A UDP flow and what identifies it; `None` for anything else.
+fn parse_flow(body: &[u8]) -> Option<(UdpFlow, Identity)> {
+    let (mut to, mut arrives_at) = (None, None);
     let mut identity = Vec::new();
     for attribute in attributes(body.get(NFGENMSG..)?) {
         match attribute.kind {
-            CTA_TUPLE_ORIG => destination = parse_tuple(attribute.value),
+            CTA_TUPLE_ORIG => to = parse_end(attribute.value, End::Destination),
+            CTA_TUPLE_REPLY => {
+                arrives_at = parse_end(attribute.value, End::Source);
+                continue;
+            }
             CTA_ID | CTA_ZONE => {}
             _ => continue,
         }
         identity.extend(attribute.whole);
         identity.resize(aligned(identity.len()), 0);
     }
-    Some((destination?, Identity(identity)))
+    let flow = UdpFlow {
+        to: to?,
+        arrives_at: arrives_at?,
+    };
+    Some((flow, Identity(identity)))
 }
 
-fn parse_tuple(tuple: &[u8]) -> Option<SocketAddr> {
+#[derive(Clone, Copy)]
+enum End {
+    Source,
+    Destination,
+}
+
+fn parse_end(tuple: &[u8], end: End) -> Option<SocketAddr> {
+    let (v4, v6, port_kind) = match end {
+        End::Source => (CTA_IP_V4_SRC, CTA_IP_V6_SRC, CTA_PROTO_SRC_PORT),
+        End::Destination => (CTA_IP_V4_DST, CTA_IP_V6_DST, CTA_PROTO_DST_PORT),
+    };
     let (mut ip, mut port, mut protocol) = (None, None, None);
     for part in attributes(tuple) {
         for field in attributes(part.value) {
-            match (part.kind, field.kind) {
-                (CTA_TUPLE_IP, CTA_IP_V4_DST) => {
-                    let octets: [u8; 4] = field.value.try_into().ok()?;
-                    ip = Some(IpAddr::V4(Ipv4Addr::from(octets)));
-                }
-                (CTA_TUPLE_IP, CTA_IP_V6_DST) => {
-                    let octets: [u8; 16] = field.value.try_into().ok()?;
-                    ip = Some(IpAddr::V6(Ipv6Addr::from(octets)));
-                }
-                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => protocol = field.value.first().copied(),
-                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => {
-                    port = Some(u16::from_be_bytes(field.value.try_into().ok()?));
-                }
-                _ => {}
+            if part.kind == CTA_TUPLE_IP && field.kind == v4 {
+                let octets: [u8; 4] = field.value.try_into().ok()?;
+                ip = Some(IpAddr::V4(Ipv4Addr::from(octets)));
+            } else if part.kind == CTA_TUPLE_IP && field.kind == v6 {
+                let octets: [u8; 16] = field.value.try_into().ok()?;
+                ip = Some(IpAddr::V6(Ipv6Addr::from(octets)));
+            } else if part.kind == CTA_TUPLE_PROTO && field.kind == CTA_PROTO_NUM {
+                protocol = field.value.first().copied();
+            } else if part.kind == CTA_TUPLE_PROTO && field.kind == port_kind {
+                port = Some(u16::from_be_bytes(field.value.try_into().ok()?));
             }
         }
     }
@@ -271,42 +296,56 @@ mod tests {
         bytes
     }
 
-    fn flow(protocol: u8, destination: [u8; 4], port: u16) -> Vec<u8> {
+    fn tuple(protocol: u8, source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> Vec<u8> {
         let nested = 0x8000;
         let ip = [
-            attribute(1, &[192, 0, 2, 1]),
-            attribute(CTA_IP_V4_DST, &destination),
+            attribute(CTA_IP_V4_SRC, &source.0),
+            attribute(CTA_IP_V4_DST, &destination.0),
         ]
         .concat();
         let proto = [
             attribute(CTA_PROTO_NUM, &[protocol]),
-            attribute(2, &1234u16.to_be_bytes()),
-            attribute(CTA_PROTO_DST_PORT, &port.to_be_bytes()),
+            attribute(CTA_PROTO_SRC_PORT, &source.1.to_be_bytes()),
+            attribute(CTA_PROTO_DST_PORT, &destination.1.to_be_bytes()),
         ]
         .concat();
-        let tuple = [
+        [
             attribute(CTA_TUPLE_IP | nested, &ip),
             attribute(CTA_TUPLE_PROTO | nested, &proto),
         ]
-        .concat();
+        .concat()
+    }
+
+    /// From 192.0.2.1:1234 to 10.96.0.10:53, redirected to 192.0.2.2:40000.
+    fn flow(protocol: u8) -> Vec<u8> {
+        let (client, service) = (([192, 0, 2, 1], 1234), ([10, 96, 0, 10], 53));
+        let original = tuple(protocol, client, service);
+        let reply = tuple(protocol, ([192, 0, 2, 2], 40000), client);
         let mut body = vec![2, 0, 0, 0];
-        body.extend(attribute(CTA_TUPLE_ORIG | nested, &tuple));
-        body.extend(attribute(2 | nested, &tuple));
+        body.extend(attribute(CTA_TUPLE_ORIG | 0x8000, &original));
+        body.extend(attribute(CTA_TUPLE_REPLY | 0x8000, &reply));
         body.extend(attribute(CTA_ID, &7u32.to_be_bytes()));
         body
     }
 
+    fn redirected() -> UdpFlow {
+        UdpFlow {
+            to: "10.96.0.10:53".parse().unwrap(),
+            arrives_at: "192.0.2.2:40000".parse().unwrap(),
+        }
+    }
+
     #[test]
-    fn a_udp_flow_is_known_by_its_original_destination() {
-        let (to, identity) = parse_flow(&flow(UDP, [10, 96, 0, 10], 53)).unwrap();
-        assert_eq!(to, "10.96.0.10:53".parse().unwrap());
+    fn a_udp_flow_is_known_by_where_it_goes() {
+        let (parsed, identity) = parse_flow(&flow(UDP)).unwrap();
+        assert_eq!(parsed, redirected());
         let kinds: Vec<u16> = attributes(&identity.0).map(|a| a.kind).collect();
         assert_eq!(kinds, [CTA_TUPLE_ORIG, CTA_ID]);
     }
 
     #[test]
     fn a_tcp_flow_is_left_alone() {
-        assert_eq!(parse_flow(&flow(6, [10, 96, 0, 10], 53)), None);
+        assert_eq!(parse_flow(&flow(6)), None);
     }
 
     #[test]
@@ -335,10 +374,10 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_flow_is_a_flow_or_nothing(cut in 0usize..100) {
-            let whole = flow(UDP, [10, 96, 0, 10], 53);
-            if let Some((to, _)) = parse_flow(&whole[..cut.min(whole.len())]) {
-                prop_assert_eq!(to, "10.96.0.10:53".parse().unwrap());
+        fn a_cut_flow_is_a_flow_or_nothing(cut in 0usize..140) {
+            let whole = flow(UDP);
+            if let Some((parsed, _)) = parse_flow(&whole[..cut.min(whole.len())]) {
+                prop_assert_eq!(parsed, redirected());
             }
         }
     }

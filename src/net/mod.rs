@@ -1,11 +1,12 @@
 //! The kernel's network interface, as far as std and tokio do not wrap it: socket options, shared binds, batches of
 //! datagrams, pipes, descriptor limits. A leaf: knows nothing of Services.
 //!
-//! The only place of `unsafe` (in `batches` and `readable`) and of `setsockopt`. Nothing here decides; callers do.
+//! The only place of `unsafe` (in `batches`, `message_addresses` and `readable`) and of `setsockopt`. Nothing here decides; callers do.
 
 pub mod batches;
 pub mod conntrack;
 pub mod descriptors;
+pub mod message_addresses;
 pub mod pipes;
 pub mod poller;
 pub mod readable;

@@ -5,7 +5,7 @@
 //! sharing, and only then opened for sharing with our own further sockets.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -204,6 +204,22 @@ pub fn original_destination(stream: &impl AsFd, family: &SocketAddr) -> io::Resu
 pub fn reset_on_close(stream: &impl AsFd) {
     // Fails only for a socket that is no socket, or closed by the peer: then there is nobody to tell.
     let _nobody_to_tell = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Tells the peer that nothing more comes (FIN); reading goes on.
+///
+/// # Errors
+/// Those of `shutdown(2)`: `NotConnected` after a reset.
+pub fn end_of_stream(stream: &impl AsFd) -> io::Result<()> {
+    SockRef::from(stream).shutdown(Shutdown::Write)
+}
+
+/// Writes what the kernel takes at once.
+///
+/// # Errors
+/// Those of `send(2)`: `WouldBlock` if it takes nothing now.
+pub fn send(stream: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    SockRef::from(stream).send_with_flags(bytes, nix::libc::MSG_NOSIGNAL)
 }
 
 // Asks past `net.core.rmem_max` where privileges allow, else up to it.

@@ -15,7 +15,7 @@ use crate::model::{
 use super::backends::{Figures, carry_figures, endpoints_of, serving, shuffled_backends};
 use super::claims::{Claim, Claims};
 use super::eligible::eligible;
-use super::frontends::{is_proxied, wanted_frontends};
+use super::frontends::{is_proxied, source_ranges, wanted_frontends};
 use super::{BalancerFactory, Conflict, NodeView, Route, RoutingTable, ServiceEntry};
 
 /// The facts behind the table, and what has changed since the last build.
@@ -272,6 +272,7 @@ impl TableBuilder {
             udp_idle_timeout: service.knobs.udp_idle_timeout,
             frontends,
             node_port,
+            source_ranges: source_ranges(service, key.family),
             balancer,
             key: key.clone(),
         };

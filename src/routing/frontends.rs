@@ -186,9 +186,44 @@ pub(super) fn wanted_frontends(
     found
 }
 
+/// Who may call the load-balancer addresses of that family; empty = anybody. Ranges of the other family restrict
+/// nobody here, and a range of everything restricts nobody at all.
+///
+/// Source: kube-proxy `loadBalancerSourceRanges`.
+pub(super) fn source_ranges(service: &Service, family: Family) -> Vec<IpNet> {
+    let of_family = service.source_ranges.iter();
+    let ranges: Vec<IpNet> = of_family
+        .filter(|range| Family::of(range.addr()) == family)
+        .map(IpNet::trunc)
+        .collect();
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
+        return Vec::new();
+    }
+    ranges
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::service;
+
+    #[test]
+    fn source_ranges_restrict_their_own_family_only() {
+        let ranges = |list: &str, family| {
+            let mut service = service("web", "10.96.0.10 fd00::10");
+            let list = list.split_whitespace();
+            service.source_ranges = list.map(|range| range.parse().unwrap()).collect();
+            let ranges = source_ranges(&service, family);
+            ranges.iter().map(IpNet::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            ranges("192.0.2.1/25 fd00::/8", Family::V4),
+            ["192.0.2.0/25"]
+        );
+        assert!(ranges("fd00::/8", Family::V4).is_empty());
+        assert!(ranges("192.0.2.0/25 0.0.0.0/0", Family::V4).is_empty());
+        assert!(ranges("", Family::V6).is_empty());
+    }
 
     fn ips(list: &[&str]) -> BTreeSet<IpAddr> {
         list.iter().map(|ip| ip.parse().unwrap()).collect()

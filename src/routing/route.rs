@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::model::{Algorithm, Frontend, NodeName, ServicePortKey, TrafficPolicy};
 
 use super::{Balancer, FrontendKind, Origin};
@@ -93,6 +95,8 @@ pub struct Route {
     pub frontends: Vec<(Frontend, FrontendKind)>,
     /// The node port granted to it.
     pub node_port: Option<u16>,
+    /// Who may call its load-balancer addresses: `spec.loadBalancerSourceRanges` of its family. Empty = anybody.
+    pub source_ranges: Vec<IpNet>,
     /// The algorithm's state.
     pub balancer: Arc<dyn Balancer>,
 }

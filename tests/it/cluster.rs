@@ -236,7 +236,7 @@ impl Cluster {
                 .next()
                 .unwrap()
                 .to_owned();
-            Ok::<_, String>(format!("{}:{port}", row[2]).parse().map_err(|_| text)?)
+            format!("{}:{port}", row[2]).parse().map_err(|_| text)
         })
     }
 

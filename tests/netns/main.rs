@@ -7,11 +7,14 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::wildcard_enum_match_arm,
     reason = "tests may end at the first surprise, and this binary prints its own summary"
 )]
 
+mod backends;
 mod capture;
 mod isolation;
+mod program;
 mod rig;
 mod stand_in;
 mod trials;
@@ -37,5 +40,6 @@ fn main() -> ExitCode {
     };
     let mut trials = Trials::new(isolated);
     capture::add_to(&mut trials);
+    program::add_to(&mut trials);
     trials.run(&arguments)
 }

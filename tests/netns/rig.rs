@@ -121,14 +121,8 @@ impl Rig {
         self.capture = open(&self.world, self.mode, self.family);
     }
 
-    /// Every rule of every program on the node, without counters. Tables of iptables are listed by iptables only: over
-    /// nf_tables it makes built-in chains when they are first named, and lets them stand.
     pub(crate) fn all_rules(&self) -> String {
-        let line = "nft list tables | grep -vE ' (nat|mangle|filter|raw)$' | while read -r _ family name; do \
-                        nft -s list table $family $name; done
-                    for table in nat mangle filter raw; do for tool in iptables ip6tables; do \
-                        $tool-save -t $table 2>/dev/null | grep -v '^#' | sed 's/\\[.*//'; done; done";
-        self.world.shell(Place::Node, line)
+        all_rules(&self.world)
     }
 
     pub(crate) fn ask(&self, from: Place, protocol: Protocol, to: SocketAddr) -> Answer {
@@ -175,4 +169,15 @@ pub(crate) fn open(world: &World, mode: Mode, family: Family) -> Box<dyn Capture
 
 pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Every rule of every program on the node, without counters. Tables of iptables are listed by iptables only: over
+/// nf_tables it makes built-in chains when they are first named, and lets them stand.
+pub(crate) fn all_rules(world: &World) -> String {
+    let line =
+        "nft list tables | grep -vE ' (nat|mangle|filter|raw)$' | while read -r _ family name; do \
+                    nft -s list table $family $name; done
+                for table in nat mangle filter raw; do for tool in iptables ip6tables; do \
+                    $tool-save -t $table 2>/dev/null | grep -v '^#' | sed 's/\\[.*//'; done; done";
+    world.shell(Place::Node, line)
 }

@@ -7,6 +7,7 @@
 mod render;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 use tracing::warn;
@@ -14,7 +15,7 @@ use tracing::warn;
 use crate::model::Family;
 
 use super::plan::{Arrival, Rules};
-use super::stale_flows::{StaleFlows, forget};
+use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
 use super::{Capture, CaptureError};
 
@@ -25,8 +26,10 @@ pub(super) struct Iptables {
     family: Family,
     /// What the kernel holds, of the tables where that is known.
     applied: BTreeMap<Table, Chains>,
+    /// Where captured traffic is led; `None` = the address of the interface it came in by.
+    landing: Option<IpAddr>,
     /// What has been captured so far: what must be there, and the flows that may have to be forgotten.
-    captured: Option<Rules>,
+    captured: Rules,
 }
 
 impl Iptables {
@@ -36,7 +39,8 @@ impl Iptables {
         Ok(Self {
             family,
             applied: BTreeMap::new(),
-            captured: None,
+            landing: None,
+            captured: Rules::none(family),
         })
     }
 
@@ -66,9 +70,11 @@ impl Iptables {
 
     // Every table is tried even if one fails. True if anything had to be changed.
     async fn change_all(&mut self, rules: &Rules) -> Result<bool, CaptureError> {
+        let landing = rules.landing(self.landing);
+        self.landing = landing;
         let mut outcome = Ok(false);
         for table in Table::ALL {
-            let changed = self.change(table, plan_chains(table, rules)).await;
+            let changed = self.change(table, plan_chains(table, rules, landing)).await;
             outcome = match (outcome, changed) {
                 (Ok(before), Ok(now)) => Ok(before || now),
                 (Err(error), _) | (Ok(_), Err(error)) => Err(error),
@@ -90,25 +96,33 @@ impl Capture for Iptables {
 
     async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
         let known = self.applied.contains_key(&Table::Nat);
+        let state = if known {
+            Before::Known
+        } else {
+            Before::Unknown
+        };
+        let stale = StaleFlows::between(&self.captured, rules, state);
+        forget(self.family, stale.clone().uncaptured(&self.captured)).await;
         self.change_all(rules).await?;
-        let before = self.captured.replace(rules.clone());
-        forget(
-            self.family,
-            StaleFlows::between(before.as_ref(), rules, known),
-        )
-        .await;
+        forget(self.family, stale).await;
+        self.captured = rules.clone();
         Ok(())
     }
 
     async fn reassert(&mut self) -> Result<bool, CaptureError> {
-        let Some(rules) = self.captured.clone() else {
+        if self.applied.is_empty() {
             return Ok(false);
-        };
+        }
         self.applied.clear();
+        let rules = self.captured.clone();
         let restored = self.change_all(&rules).await?;
         if restored {
             // Datagrams that passed uncaptured have made flows that would go on passing.
-            forget(self.family, StaleFlows::of(&rules)).await;
+            forget(
+                self.family,
+                StaleFlows::between(&rules, &rules, Before::Unknown),
+            )
+            .await;
         }
         Ok(restored)
     }
@@ -116,9 +130,13 @@ impl Capture for Iptables {
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied.clear();
         remove(self.family).await?;
-        if let Some(rules) = self.captured.take() {
-            forget(self.family, StaleFlows::of(&rules)).await;
-        }
+        let nothing = Rules::none(self.family);
+        let captured = std::mem::replace(&mut self.captured, nothing.clone());
+        forget(
+            self.family,
+            StaleFlows::between(&captured, &nothing, Before::Known),
+        )
+        .await;
         Ok(())
     }
 }
@@ -162,5 +180,14 @@ async fn restore(family: Family, text: &str) -> Result<(), CaptureError> {
         Family::V6 => "ip6tables-restore",
     };
     // Five seconds for the lock that all users of iptables share.
-    run(tool, &["--noflush", "-w", "5"], text).await.map(drop)
+    let arguments = ["--noflush", "-w", "5"];
+    match run(tool, &arguments, text).await {
+        Err(error) if error.says_too_long() => {
+            for piece in render::pieces(text) {
+                run(tool, &arguments, &piece).await?;
+            }
+            Ok(())
+        }
+        outcome => outcome.map(drop),
+    }
 }

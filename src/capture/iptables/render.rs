@@ -8,12 +8,12 @@
 //! ```
 //!
 //! Every rule is spelt as `iptables-save` lists it, so what is there can be compared with what should be. Matches are
-//! `-s -d -p --dport` and the flags of TCP, targets REDIRECT, RETURN, DROP and own chains: all that a small kernel has.
+//! `-s -d -p --dport` and the flags of TCP, targets DNAT, REDIRECT, RETURN, DROP and own chains: all that a small kernel has.
 //! A packet passes one rule per network and those of its own network, not one per Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -60,11 +60,12 @@ pub(super) struct Chains {
     pub(super) jumps: BTreeSet<String>,
 }
 
-/// What must be ours in `table` under `rules`.
-pub(super) fn plan_chains(table: Table, rules: &Rules) -> Chains {
+/// What must be ours in `table` under `rules`. Captured traffic is led to the address `landing`, or to that of the
+/// interface it came in by.
+pub(super) fn plan_chains(table: Table, rules: &Rules, landing: Option<IpAddr>) -> Chains {
     match table {
         Table::Mangle => plan_silence(rules),
-        Table::Nat => plan_capture(rules),
+        Table::Nat => plan_capture(rules, landing),
     }
 }
 
@@ -109,6 +110,20 @@ pub(super) fn render_restore(table: Table, before: &Chains, after: &Chains) -> O
     Some(text)
 }
 
+/// A transaction of [`render_restore`] as several, for where one would be too long. Chains are named before rules lead
+/// to them, as in the whole.
+pub(super) fn pieces(restore: &str) -> Vec<String> {
+    let mut lines = restore.lines();
+    let table = lines.next().unwrap_or_default();
+    let lines: Vec<&str> = lines.filter(|line| *line != "COMMIT").collect();
+    let piece = |some: &[&str]| format!("{table}\n{}\nCOMMIT\n", some.join("\n"));
+    lines.chunks(PIECE).map(piece).collect()
+}
+
+/// Lines in one transaction of several. Over nf_tables a rule takes up to 400 bytes; the least that `net.core.wmem_max` is
+/// by default is 208 KiB.
+const PIECE: usize = 250;
+
 /// A transaction that shows that rules like ours load, and leaves nothing.
 pub(super) fn render_probe() -> String {
     let chain = "VIADUCT-PROBE";
@@ -146,7 +161,14 @@ pub(super) fn parse_saved(text: &str) -> Chains {
     found
 }
 
-fn plan_capture(rules: &Rules) -> Chains {
+fn plan_capture(rules: &Rules, landing: Option<IpAddr>) -> Chains {
+    let lead = |port: &u16| match landing {
+        Some(address) => format!(
+            "-j DNAT --to-destination {}",
+            SocketAddr::new(address, *port)
+        ),
+        None => format!("-j REDIRECT --to-ports {port}"),
+    };
     let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut main = Vec::new();
     let mut networks = BTreeSet::new();
@@ -156,7 +178,7 @@ fn plan_capture(rules: &Rules) -> Chains {
         if networks.insert(network) {
             main.push(format!("{}-j {name}", to(network)));
         }
-        let rule = format!("{} -j REDIRECT --to-ports {port}", dialled(frontend));
+        let rule = format!("{} {}", dialled(frontend), lead(port));
         chains.entry(name).or_default().push(rule);
     }
     let node =
@@ -178,10 +200,7 @@ fn plan_capture(rules: &Rules) -> Chains {
 
     let node_ports = rules.node_ports.iter();
     let node_ports = node_ports.map(|((protocol, port), target)| {
-        format!(
-            "{} -j REDIRECT --to-ports {target}",
-            port_match(*protocol, *port)
-        )
+        format!("{} {}", port_match(*protocol, *port), lead(target))
     });
     chains.insert(NODE_PORTS.to_owned(), node_ports.collect());
     let guarded = rules.guarded_udp_ports.iter();
@@ -307,10 +326,14 @@ mod tests {
 
     use super::*;
 
+    fn planned(table: Table, rules: &Rules) -> Chains {
+        plan_chains(table, rules, rules.landing(None))
+    }
+
     fn change(before: Option<&Rules>, after: &Rules) -> String {
         let part = |table| {
-            let old = before.map_or_else(Chains::default, |rules| plan_chains(table, rules));
-            render_restore(table, &old, &plan_chains(table, after))
+            let old = before.map_or_else(Chains::default, |rules| planned(table, rules));
+            render_restore(table, &old, &planned(table, after))
         };
         Table::ALL.into_iter().filter_map(part).collect()
     }
@@ -335,13 +358,31 @@ mod tests {
     #[test]
     fn what_is_restored_reads_back_as_what_was_planned() {
         for table in Table::ALL {
-            let planned = plan_chains(table, &one_of_everything(Family::V6));
+            let planned = planned(table, &one_of_everything(Family::V6));
             let restored = render_restore(table, &Chains::default(), &planned).unwrap();
             let saved = restored
                 .replace("-I PREROUTING", "-A PREROUTING")
                 .replace("-I OUTPUT", "-A OUTPUT");
             assert_eq!(parse_saved(&saved), planned);
         }
+    }
+
+    #[test]
+    fn pieces_hold_every_line_once_and_in_order() {
+        let planned = planned(Table::Nat, &many(1_000));
+        let whole = render_restore(Table::Nat, &Chains::default(), &planned).unwrap();
+        let body = |text: &str| text.replace("*nat\n", "").replace("COMMIT\n", "");
+        let pieces = pieces(&whole);
+        assert!(
+            pieces.len() > 4
+                && pieces
+                    .iter()
+                    .all(|piece| piece.lines().count() <= PIECE + 2)
+        );
+        assert_eq!(
+            pieces.iter().map(|piece| body(piece)).collect::<String>(),
+            body(&whole)
+        );
     }
 
     #[test]
@@ -370,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_packet_passes_a_few_hundred_rules_of_ten_thousand_services() {
-        let planned = plan_chains(Table::Nat, &many(10_000));
+        let planned = planned(Table::Nat, &many(10_000));
         let longest = planned.chains.values().map(Vec::len).max().unwrap();
         assert!(longest <= 256, "{longest}");
         let names = planned.chains.keys();
@@ -381,7 +422,7 @@ mod tests {
     fn chain_names_fit_in_every_family() {
         for family in Family::BOTH {
             for table in Table::ALL {
-                let planned = plan_chains(table, &one_of_everything(family));
+                let planned = planned(table, &one_of_everything(family));
                 assert!(
                     planned.chains.keys().all(|name| name.len() <= 28),
                     "{planned:?}"
@@ -396,7 +437,7 @@ mod tests {
     fn a_network_of_everything_is_no_match() {
         let mut rules = one_of_everything(Family::V4);
         rules.pod_cidrs = vec!["0.0.0.0/0".parse().unwrap()];
-        let planned = plan_chains(Table::Mangle, &rules);
+        let planned = planned(Table::Mangle, &rules);
         assert_eq!(planned.chains[OUTSIDE][0], "-j RETURN");
     }
 }

@@ -6,13 +6,15 @@
 mod listing;
 mod render;
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use tracing::warn;
 
 use crate::model::Family;
 
 use super::plan::{Arrival, Rules};
-use super::stale_flows::{StaleFlows, forget};
+use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
 use super::{Capture, CaptureError};
 
@@ -27,10 +29,11 @@ pub(super) struct Nftables {
     /// What the kernel holds; `None` while that is not known.
     applied: Option<Applied>,
     /// What has been captured so far, for the flows that may have to be forgotten.
-    captured: Option<Rules>,
+    captured: Rules,
 }
 
 struct Applied {
+    landing: Option<IpAddr>,
     elements: Elements,
     skeleton: String,
 }
@@ -42,17 +45,23 @@ impl Nftables {
         Ok(Self {
             family,
             applied: None,
-            captured: None,
+            captured: Rules::none(family),
         })
     }
 
-    async fn change(&mut self, elements: Elements) -> Result<(), CaptureError> {
-        if let Some(applied) = &mut self.applied {
-            let Some(change) = render::render_change(self.family, &applied.elements, &elements)
-            else {
-                return Ok(());
+    async fn change(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        let elements = render::plan_elements(rules);
+        let landed = self.applied.as_ref().and_then(|applied| applied.landing);
+        let landing = rules.landing(landed);
+        if let Some(applied) = &mut self.applied
+            && applied.landing == landing
+        {
+            let change = render::render_change(self.family, &applied.elements, &elements);
+            let outcome = match change {
+                Some(change) => load(&change).await,
+                None => Ok(()),
             };
-            match load(&change).await {
+            match outcome {
                 Ok(()) => {
                     applied.elements = elements;
                     return Ok(());
@@ -62,14 +71,29 @@ impl Nftables {
                 }
             }
         }
-        self.replace(elements).await
+        self.replace(landing, elements).await
     }
 
-    async fn replace(&mut self, elements: Elements) -> Result<(), CaptureError> {
+    async fn replace(
+        &mut self,
+        landing: Option<IpAddr>,
+        elements: Elements,
+    ) -> Result<(), CaptureError> {
         self.applied = None;
-        load(&render::render_replacement(self.family, &elements)).await?;
+        match load(&render::render_replacement(self.family, landing, &elements)).await {
+            Err(error) if error.says_too_long() => {
+                for piece in render::render_pieces(self.family, landing, &elements) {
+                    load(&piece).await?;
+                }
+            }
+            outcome => outcome?,
+        }
         let skeleton = list(self.family).await?.skeleton;
-        self.applied = Some(Applied { elements, skeleton });
+        self.applied = Some(Applied {
+            landing,
+            elements,
+            skeleton,
+        });
         Ok(())
     }
 }
@@ -85,14 +109,16 @@ impl Capture for Nftables {
     }
 
     async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        let known = self.applied.is_some();
-        self.change(render::plan_elements(rules)).await?;
-        let before = self.captured.replace(rules.clone());
-        forget(
-            self.family,
-            StaleFlows::between(before.as_ref(), rules, known),
-        )
-        .await;
+        let state = if self.applied.is_some() {
+            Before::Known
+        } else {
+            Before::Unknown
+        };
+        let stale = StaleFlows::between(&self.captured, rules, state);
+        forget(self.family, stale.clone().uncaptured(&self.captured)).await;
+        self.change(rules).await?;
+        forget(self.family, stale).await;
+        self.captured = rules.clone();
         Ok(())
     }
 
@@ -106,21 +132,24 @@ impl Capture for Nftables {
             Err(error) if error.says_absent() => {}
             Err(error) => return Err(error),
         }
-        let elements = applied.elements.clone();
-        self.replace(elements).await?;
-        if let Some(rules) = &self.captured {
-            // Datagrams that passed uncaptured have made flows that would go on passing.
-            forget(self.family, StaleFlows::of(rules)).await;
-        }
+        let (landing, elements) = (applied.landing, applied.elements.clone());
+        self.replace(landing, elements).await?;
+        // Datagrams that passed uncaptured have made flows that would go on passing.
+        let stale = StaleFlows::between(&self.captured, &self.captured, Before::Unknown);
+        forget(self.family, stale).await;
         Ok(true)
     }
 
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied = None;
         remove(self.family).await?;
-        if let Some(rules) = self.captured.take() {
-            forget(self.family, StaleFlows::of(&rules)).await;
-        }
+        let nothing = Rules::none(self.family);
+        let captured = std::mem::replace(&mut self.captured, nothing.clone());
+        forget(
+            self.family,
+            StaleFlows::between(&captured, &nothing, Before::Known),
+        )
+        .await;
         Ok(())
     }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -113,11 +114,16 @@ pub(super) fn plan_elements(rules: &Rules) -> Elements {
 }
 
 /// The whole table, replacing whatever is there under its name, in one transaction.
-pub(super) fn render_replacement(family: Family, elements: &Elements) -> String {
+/// Captured traffic is led to the address `landing`, or to that of the interface it came in by.
+pub(super) fn render_replacement(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> String {
     let table = table(family);
     format!(
         "add table {table}\ndelete table {table}\n{}",
-        render_table(family, elements)
+        render_table(family, landing, elements)
     )
 }
 
@@ -129,12 +135,39 @@ pub(super) fn render_removal(family: Family) -> String {
 
 /// A transaction that shows that a table like ours loads here, and leaves nothing.
 pub(super) fn render_probe(family: Family) -> String {
-    let probe = render_table(family, &Elements::new()).replace(TABLE, "viaduct_probe");
+    let landing = Some(family.unspecified());
+    let probe = render_table(family, landing, &Elements::new()).replace(TABLE, "viaduct_probe");
     format!(
         "{probe}delete table {} viaduct_probe\n",
         family_word(family)
     )
 }
+
+/// The same as [`render_replacement`] in several transactions, for where one would be too long: the table without
+/// elements first, then some elements at a time.
+pub(super) fn render_pieces(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> Vec<String> {
+    let empty = Elements::new();
+    let mut pieces = vec![render_replacement(family, landing, &empty)];
+    for (set, all) in elements {
+        let all: Vec<_> = all.iter().collect();
+        for some in all.chunks(PIECE) {
+            let some = some
+                .iter()
+                .map(|(key, value)| ((*key).clone(), (*value).clone()));
+            let some = Elements::from([(*set, some.collect())]);
+            pieces.extend(render_change(family, &empty, &some));
+        }
+    }
+    pieces
+}
+
+/// Elements in one transaction of several. A thousand take about 40 KB; the least that `net.core.wmem_max` is by default
+/// is 208 KiB.
+const PIECE: usize = 1000;
 
 /// The elements to change from `before` to `after`, in one transaction; `None` if they are the same.
 pub(super) fn render_change(family: Family, before: &Elements, after: &Elements) -> Option<String> {
@@ -151,7 +184,9 @@ pub(super) fn render_change(family: Family, before: &Elements, after: &Elements)
             |key: &String, value: &String| shape != Shape::Intervals && new.get(key) == Some(value);
         if shape == Shape::Intervals {
             // Taking single intervals out of a set and putting others in, in one transaction, fails on some kernels.
-            let _ = writeln!(text, "flush set {set}");
+            if !old.is_empty() {
+                let _ = writeln!(text, "flush set {set}");
+            }
         } else {
             let gone = old.iter().filter(|(key, value)| !kept(key, value));
             push_elements(&mut text, "delete", &set, gone.map(|(key, _)| key.clone()));
@@ -174,8 +209,13 @@ pub(super) fn listing_arguments(family: Family) -> [&'static str; 5] {
     ["-s", "list", "table", family_word(family), TABLE]
 }
 
-fn render_table(family: Family, elements: &Elements) -> String {
+fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) -> String {
     let (ip, kind) = (family_word(family), address_type(family));
+    let lead = match landing {
+        Some(IpAddr::V4(address)) => format!("dnat to {address} :"),
+        Some(IpAddr::V6(address)) => format!("dnat to [{address}] :"),
+        None => "redirect to :".to_owned(),
+    };
     let mut sets_text = String::new();
     for (name, types, shape) in SETS {
         let word = if shape == Shape::Map { "map" } else { "set" };
@@ -223,8 +263,8 @@ fn render_table(family: Family, elements: &Elements) -> String {
 \t}}
 
 \tchain capture {{
-\t\tmeta l4proto {{ tcp, udp }} redirect to : {ip} daddr . meta l4proto . th dport map @redirects
-\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} redirect to : meta l4proto . th dport map @node_ports
+\t\tmeta l4proto {{ tcp, udp }} {lead} {ip} daddr . meta l4proto . th dport map @redirects
+\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} {lead} meta l4proto . th dport map @node_ports
 \t}}
 
 \tchain capture_in {{
@@ -330,7 +370,10 @@ mod tests {
             (Family::V6, "nftables-ipv6.nft"),
         ] {
             let elements = plan_elements(&one_of_everything(family));
-            assert_golden(name, &render_replacement(family, &elements));
+            assert_golden(
+                name,
+                &render_replacement(family, one_of_everything(family).landing(None), &elements),
+            );
         }
     }
 
@@ -397,12 +440,24 @@ mod tests {
     #[test]
     fn rules_do_not_grow_with_services() {
         let lines = |services| {
-            let text = render_replacement(Family::V4, &plan_elements(&many(services)));
+            let text = render_replacement(Family::V4, None, &plan_elements(&many(services)));
             text.lines()
                 .filter(|line| line.contains("redirect to"))
                 .count()
         };
         assert_eq!(lines(1_000), lines(10_000));
+    }
+
+    #[test]
+    fn pieces_hold_every_element_once() {
+        let elements = plan_elements(&many(2_500));
+        let pieces = render_pieces(Family::V4, None, &elements);
+        assert_eq!(pieces.len(), 4);
+        let sizes: Vec<usize> = pieces
+            .iter()
+            .map(|piece| piece.matches(" . tcp . ").count())
+            .collect();
+        assert_eq!(sizes, [0, 1_000, 1_000, 500]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
 
 use super::ports::ports_of_pod;
-use crate::control::object::{Kind, Object, ObjectKey};
+use crate::control::object::{Kind, ObjectKey};
 use crate::control::predicates::spec_of;
 use crate::control::store::Store;
 use crate::control::validation::ips;
@@ -124,14 +124,7 @@ fn node_of<'a>(store: &'a Store, pod: &Pod) -> Option<&'a Node> {
         namespace: "".into(),
         name: name.into(),
     };
-    match store.get(&key)? {
-        Object::Node(node) => Some(node),
-        Object::Namespace(_)
-        | Object::Pod(_)
-        | Object::EndpointSlice(_)
-        | Object::Service(_)
-        | Object::Endpoints(_) => None,
-    }
+    store.get(&key)?.as_node()
 }
 
 /// The node that the Pod is on.

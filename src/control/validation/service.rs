@@ -14,8 +14,8 @@ use super::service_update::judge_class;
 use super::{each, ips, judge_app_protocol, judge_port_number, judge_protocol, metadata, names};
 use crate::control::object::Kind;
 use crate::control::predicates::{
-    families, is_external_name, is_externally_accessible, is_headless, is_load_balancer,
-    needs_health_check, spec_of, type_of,
+    cluster_ips, families, is_external_name, is_externally_accessible, is_headless,
+    is_load_balancer, needs_health_check, spec_of, type_of,
 };
 use crate::control::rejection::Cause;
 
@@ -36,7 +36,7 @@ const MAX_AFFINITY: i32 = 86_400;
 const KUBELET_PORT: i32 = 10_250;
 const ONLY_LOAD_BALANCER: &str = "may only be used when `type` is 'LoadBalancer'";
 
-/// Judges `service`; `old` is what is stored, whose bad addresses are tolerated.
+/// Judges `service`; bad addresses that `old`, the stored one, has too are tolerated.
 pub(in crate::control) fn judge_service(service: &Service, old: Option<&Service>) -> Vec<Cause> {
     let spec = spec_of(service);
     let old_spec = old.map(spec_of);
@@ -48,7 +48,8 @@ pub(in crate::control) fn judge_service(service: &Service, old: Option<&Service>
         wrong.extend(metadata::judge_labels(selector, "spec.selector"));
     }
     wrong.extend(judge_affinity(spec));
-    wrong.extend(judge_cluster_ips(spec, old_spec));
+    let tolerated = old_spec.map(cluster_ips).unwrap_or_default();
+    wrong.extend(judge_cluster_ips(spec, tolerated));
     wrong.extend(judge_external_ips(spec, old_spec));
     wrong.extend(judge_source_ranges(service, old_spec));
     if spec.allocate_load_balancer_node_ports.is_some() && !is_load_balancer(spec) {

@@ -14,17 +14,17 @@ const FIELD: &str = "spec.clusterIPs";
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 const FAMILY_POLICIES: [&str; 3] = ["PreferDualStack", "RequireDualStack", "SingleStack"];
 
-/// Judges the linked fields; bad addresses that `old` has are tolerated.
+/// Judges the linked fields; bad addresses among `tolerated` pass.
 pub(in crate::control) fn judge_cluster_ips(
     spec: &ServiceSpec,
-    old: Option<&ServiceSpec>,
+    tolerated: &[String],
 ) -> Vec<Cause> {
     if is_external_name(spec) {
         return Vec::new();
     }
     let mut wrong: Vec<_> = judge_agreement(spec).into_iter().collect();
     wrong.extend(judge_families(spec));
-    let (bad_ips, faults) = judge_each_ip(spec, old);
+    let (bad_ips, faults) = judge_each_ip(spec, tolerated);
     wrong.extend(faults);
     // A bad entry would only be reported again in other words.
     if bad_ips {
@@ -80,8 +80,7 @@ fn judge_families(spec: &ServiceSpec) -> Vec<Cause> {
     wrong
 }
 
-fn judge_each_ip(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> (bool, Vec<Cause>) {
-    let stored = old.map(cluster_ips).unwrap_or_default();
+fn judge_each_ip(spec: &ServiceSpec, tolerated: &[String]) -> (bool, Vec<Cause>) {
     let ips = cluster_ips(spec);
     let mut wrong = Vec::new();
     for (i, ip) in ips.iter().enumerate() {
@@ -92,7 +91,7 @@ fn judge_each_ip(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> (bool, Vec<Ca
             }
             continue;
         }
-        wrong.extend(ips::judge_ip(&format!("{FIELD}[{i}]"), ip, stored));
+        wrong.extend(ips::judge_ip(&format!("{FIELD}[{i}]"), ip, tolerated));
     }
     let bad = !wrong.is_empty();
     if ips.len() > 2 {

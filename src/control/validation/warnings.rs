@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::endpoints::all_addresses;
 use super::ips::{odd_cidr, odd_ip};
 use super::service::{OLD_TOPOLOGY, TOPOLOGY, load_balancer_ingress};
-use crate::control::object::Object;
+use crate::control::object::{Kind, Object};
 use crate::control::predicates::{cluster_ips, is_external_name, is_headless, spec_of};
 use crate::control::rejection::Warning;
 
@@ -116,10 +116,20 @@ fn of_slice(slice: &EndpointSlice) -> Vec<Warning> {
     warnings
 }
 
+/// What is odd about writing an object of that kind at all.
+pub(in crate::control) fn of_kind(kind: Kind) -> Vec<Warning> {
+    match kind {
+        Kind::Endpoints => vec![Warning::plain(
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+        )],
+        Kind::Namespace | Kind::Node | Kind::Service | Kind::Pod | Kind::EndpointSlice => {
+            Vec::new()
+        }
+    }
+}
+
 fn of_endpoints(endpoints: &Endpoints) -> Vec<Warning> {
-    let mut warnings = vec![Warning::plain(
-        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
-    )];
+    let mut warnings = of_kind(Kind::Endpoints);
     for (i, subset) in endpoints.subsets.iter().flatten().enumerate() {
         let ready = subset.addresses.as_ref().map_or(0, Vec::len);
         for (j, address) in all_addresses(subset).enumerate() {

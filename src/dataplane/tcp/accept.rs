@@ -16,7 +16,7 @@ use crate::net::sockets::reset_on_close;
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::thread::Orders;
-use super::connection::serve;
+use super::connection::Connection;
 
 /// How long a listener rests when descriptors have run out: clients wait in the backlog meanwhile.
 const REST: Duration = Duration::from_millis(20);
@@ -85,7 +85,7 @@ fn take_waiting(
 fn take(listener: &Arc<Listener>, client: TcpStream, peer: SocketAddr, flows: &TaskTracker) {
     match Admitted::new(listener, FlowKind::Tcp) {
         Some(flow) => {
-            flows.spawn(serve(client, peer, flow));
+            flows.spawn(Connection::new(client, peer, flow));
         }
         None => {
             reset_on_close(&client);

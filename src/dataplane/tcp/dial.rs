@@ -3,11 +3,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::net::descriptors::is_shortage;
@@ -109,7 +111,15 @@ pub(super) async fn dial(
 }
 
 async fn connect(addr: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    match timeout(patience, dialling(addr)?.connect(addr)).await {
+    let mut connecting = pin!(dialling(addr)?.connect(addr));
+    // A backend on this node has answered by the next look at the reactor. Then no timer is set, which would cost a
+    // write to wake the reactor, and a round for having been woken.
+    tokio::select! {
+        biased;
+        outcome = &mut connecting => return outcome,
+        () = yield_now() => {}
+    }
+    match timeout(patience, connecting).await {
         Ok(outcome) => outcome,
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }

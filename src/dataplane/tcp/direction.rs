@@ -116,6 +116,11 @@ impl<P> Direction<P> {
         self.done
     }
 
+    /// Whether it holds bytes that the sink has not taken: it reads nothing before that.
+    pub(super) fn is_stalled(&self) -> bool {
+        !matches!(self.held, Held::Nothing)
+    }
+
     /// Moves what can be moved; `buffer` is scratch space shared with other flows.
     pub(super) fn pump(
         &mut self,

@@ -84,6 +84,16 @@ impl<P> Exchange<P> {
         (self.to_backend.moved(), self.to_client.moved())
     }
 
+    /// Whether nothing is being read from that side: it has ended, or the other side is stalled. A reset of it would
+    /// go unnoticed.
+    pub(super) fn is_unread(&self, side: Side) -> bool {
+        let direction = match side {
+            Side::Client => &self.to_backend,
+            Side::Backend => &self.to_client,
+        };
+        direction.is_done() || direction.is_stalled()
+    }
+
     /// Moves what can be moved in both directions.
     pub(super) fn pump(&mut self, ends: &mut impl Ends<Pipe = P>, buffer: &mut [u8]) -> Outcome {
         let mut yielded = false;

@@ -90,6 +90,18 @@ fn capacity(pipe: &Pipe) -> usize {
     usize::try_from(pipe.capacity()).unwrap_or(usize::MAX)
 }
 
+/// Bytes of pipes that this thread has.
+#[cfg(test)]
+pub(super) fn pooled_bytes() -> usize {
+    POOL.with_borrow(|pool| pool.bytes)
+}
+
+/// From now on this thread gets no pipe, as where the quota is used up.
+#[cfg(test)]
+pub(super) fn refuse_pipes() {
+    POOL.with_borrow_mut(|pool| pool.limit = 0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

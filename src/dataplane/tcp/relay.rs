@@ -5,15 +5,13 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::net::sockets::reset_on_close;
+use crate::net::sockets::{end_of_stream, reset_on_close, send};
 
 use super::super::admission::Admitted;
 use super::direction::Path;
@@ -68,6 +66,20 @@ impl Relay {
         self.exchange.moved()
     }
 
+    // Whether a side that nobody reads from has been reset; if not, the task is woken when it is.
+    //
+    // A reader would learn of a reset by reading. While the other side is stalled, or after an end, only the reactor can
+    // tell, and what it tells a writer is "writable" or "closed": so it is made to forget the former.
+    fn watch(&self, side: Side, cx: &mut Context<'_>) -> bool {
+        let stream = match side {
+            Side::Client => &self.client,
+            Side::Backend => &self.backend,
+        };
+        forget_writable(stream);
+        // Ready now means closed; without an error, both directions have ended orderly.
+        stream.poll_write_ready(cx).is_ready() && !matches!(stream.take_error(), Ok(None))
+    }
+
     fn pump(&mut self, cx: &mut Context<'_>) -> Outcome {
         let before = self.exchange.moved();
         let mut streams = Streams {
@@ -95,7 +107,11 @@ impl Future for Relay {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
         match this.pump(cx) {
-            Outcome::Blocked => Poll::Pending,
+            Outcome::Blocked => [Side::Client, Side::Backend]
+                .into_iter()
+                .filter(|side| this.exchange.is_unread(*side))
+                .find(|side| this.watch(*side, cx))
+                .map_or(Poll::Pending, |side| Poll::Ready(End::Reset(side))),
             Outcome::Yield => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -141,6 +157,7 @@ impl<'cx> Ends for Streams<'_, 'cx> {
             source,
             sink,
             end,
+            sink_full: false,
             cx: self.cx,
         }
     }
@@ -151,6 +168,8 @@ struct OneWay<'a, 'cx> {
     source: &'a mut TcpStream,
     sink: &'a mut TcpStream,
     end: EndOfStream,
+    // The last write was cut short: no use in another before the reactor says so.
+    sink_full: bool,
     cx: &'a mut Context<'cx>,
 }
 
@@ -161,16 +180,18 @@ impl Path for OneWay<'_, '_> {
         let mut buffer = ReadBuf::new(into);
         // tokio stops at a short read without asking the kernel again, unless the peer has ended.
         let poll = Pin::new(&mut *self.source).poll_read(self.cx, &mut buffer);
-        or_would_block(poll.map_ok(|()| buffer.filled().len()))
+        would_block(poll.map_ok(|()| buffer.filled().len()))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.sink).poll_write(self.cx, bytes))
+        let written = self.send_by(|sink| send(sink, bytes))?;
+        self.sink_full = written < bytes.len();
+        Ok(written)
     }
 
     fn finish(&mut self) -> io::Result<()> {
         if self.end == EndOfStream::Announce {
-            SockRef::from(&*self.sink).shutdown(Shutdown::Write)?;
+            end_of_stream(&*self.sink)?;
         }
         Ok(())
     }
@@ -186,19 +207,18 @@ impl Path for OneWay<'_, '_> {
     fn fill(&mut self, pipe: &PooledPipe) -> io::Result<usize> {
         let pipe = pipe.pipe().ok_or(io::ErrorKind::NotFound)?;
         let source = &*self.source;
-        or_would_block(poll_io(
-            || source.poll_read_ready(self.cx),
-            || source.try_io(Interest::READABLE, || pipe.fill(source)),
-        ))
+        loop {
+            would_block(source.poll_read_ready(self.cx))?;
+            match source.try_io(Interest::READABLE, || pipe.fill(source)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     fn drain(&mut self, pipe: &PooledPipe, len: usize) -> io::Result<usize> {
         let pipe = pipe.pipe().ok_or(io::ErrorKind::NotFound)?;
-        let sink = &*self.sink;
-        or_would_block(poll_io(
-            || sink.poll_write_ready(self.cx),
-            || sink.try_io(Interest::WRITABLE, || pipe.drain(sink, len)),
-        ))
+        self.send_by(|sink| pipe.drain(sink, len))
     }
 
     fn read_back(&mut self, pipe: &PooledPipe, len: usize) -> io::Result<Vec<u8>> {
@@ -207,23 +227,130 @@ impl Path for OneWay<'_, '_> {
     }
 }
 
-// Repeats `attempt` while the reactor says that the socket is ready; pending once the task will be woken.
-fn poll_io(
-    mut ready: impl FnMut() -> Poll<io::Result<()>>,
-    mut attempt: impl FnMut() -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(ready())?;
-        match attempt() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            outcome => return Poll::Ready(outcome),
+impl OneWay<'_, '_> {
+    // Writes without asking the reactor first: its idea of the sink may be out of date, see `Relay::watch`.
+    fn send_by(&mut self, write: impl Fn(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
+        let sink = &*self.sink;
+        loop {
+            if self.sink_full {
+                would_block(sink.poll_write_ready(self.cx))?;
+            }
+            match write(sink) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    forget_writable(sink);
+                    self.sink_full = true;
+                }
+                outcome => return outcome,
+            }
         }
     }
 }
 
-fn or_would_block(poll: Poll<io::Result<usize>>) -> io::Result<usize> {
+// Makes the reactor wait for the next event of the socket before it calls it writable again.
+fn forget_writable(stream: &TcpStream) {
+    let blocked = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+    let _as_intended = stream.try_io(Interest::WRITABLE, blocked);
+}
+
+fn would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
     match poll {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use prometheus::Registry;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use crate::capture::plan::{Entry, ListenerId};
+    use crate::model::{Family, Protocol, ServiceName, ServicePortKey};
+    use crate::routing::Published;
+
+    use super::super::super::admission::{Admission, FlowKind};
+    use super::super::super::{Listener, Metrics, Shared};
+    use super::super::pipe_pool::{pooled_bytes, refuse_pipes};
+    use super::*;
+
+    fn flow() -> Admitted {
+        let shared = Shared {
+            table: Published::default(),
+            metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
+            admission: Admission::new(20_000, 1, 0, 0),
+            udp_idle_timeout: Duration::from_secs(60),
+        };
+        let route = ServicePortKey {
+            service: ServiceName::new("default", "web"),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let listener = Listener {
+            id: ListenerId {
+                route,
+                entry: Entry::All,
+            },
+            shared: Arc::new(shared),
+        };
+        Admitted::new(&Arc::new(listener), FlowKind::Tcp).unwrap()
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connected = TcpStream::connect(addr).await.unwrap();
+        (connected, listener.accept().await.unwrap().0)
+    }
+
+    // 100 MiB through a relay on this thread.
+    async fn transfer() {
+        let ((client, near), (far, backend)) = (pair().await, pair().await);
+        let relay = tokio::spawn(Relay::new(near, far, flow()));
+        // Repeats at no multiple of a buffer's size.
+        let unit: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+        let bytes = [&unit[..], b"odd"].concat().repeat(100);
+        let copy = bytes.clone();
+        let sending = tokio::spawn(async move {
+            let mut client = client;
+            client.write_all(&copy).await.unwrap();
+        });
+        let mut got = Vec::new();
+        let mut backend = backend;
+        backend.read_to_end(&mut got).await.unwrap();
+        assert!(got == bytes);
+        drop(backend);
+        sending.await.unwrap();
+        assert_eq!(relay.await.unwrap(), End::Finished);
+    }
+
+    #[tokio::test]
+    async fn bulk_goes_through_pipes() {
+        transfer().await;
+        assert!(pooled_bytes() > 0);
+    }
+
+    #[tokio::test]
+    async fn bulk_is_copied_where_there_are_no_pipes() {
+        refuse_pipes();
+        transfer().await;
+        assert_eq!(pooled_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_aborted_relay_resets_both_sides() {
+        let ((mut client, near), (far, mut backend)) = (pair().await, pair().await);
+        let relay = tokio::spawn(Relay::new(near, far, flow()));
+        client.write_all(b"x").await.unwrap();
+        backend.read_exact(&mut [0; 1]).await.unwrap();
+        relay.abort();
+        for end in [&mut client, &mut backend] {
+            let error = end.read(&mut [0; 1]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
     }
 }

@@ -5,26 +5,27 @@
 //! one per flow. Within a flow nothing is reordered; what the kernel will not take is dropped and counted.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::net::batches::{Batch, LocalAddress, SLOTS};
-use crate::net::poller::{EVENTS, Poller};
+use crate::net::batches::{Batch, SLOTS};
+use crate::net::message_addresses::LocalAddress;
 use crate::net::readable::readable;
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::thread::{Instruction, Orders};
+use super::backends::{Backends, receive_ready};
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
@@ -47,15 +48,9 @@ pub(in super::super) struct Forwarder {
     listener: Arc<Listener>,
     socket: AsyncFd<UdpSocket>,
     flows: FlowTable<Key, Session>,
-    // Made with the first flow: a listener that is never used costs one descriptor.
+    // There while there are flows: a cold listener costs one descriptor.
     backends: Option<Backends>,
     timer: Option<Timer>,
-}
-
-struct Backends {
-    poller: AsyncFd<Poller>,
-    // Flows whose sockets are known to be readable.
-    ready: VecDeque<FlowId>,
 }
 
 struct Timer {
@@ -77,14 +72,29 @@ impl Forwarder {
         })
     }
 
-    /// Forwards until told to close; then all its flows end.
+    /// Forwards until told to close; then all its flows end. A panic costs the flows that are open, not the listener.
     pub(in super::super) async fn run(mut self, mut orders: Orders) {
-        poll_fn(|cx| self.poll(cx, &mut orders)).await;
-        for (_, session) in self.flows.close_where(|_| true) {
-            session.end("listener_closed");
-        }
+        poll_fn(|cx| {
+            let step = AssertUnwindSafe(|| self.poll(cx, &mut orders));
+            catch_unwind(step).unwrap_or_else(|_reported_by_the_panic_hook| {
+                self.flows = FlowTable::new(self.listener.shared.udp_idle_timeout);
+                self.backends = None;
+                self.timer = None;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+        })
+        .await;
+        self.end_flows("listener_closed");
         drop(self);
         orders.done();
+    }
+
+    fn end_flows(&mut self, reason: &'static str) {
+        for (_, session) in self.flows.close_where(|_| true) {
+            session.end(reason);
+        }
+        self.backends = None;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, orders: &mut Orders) -> Poll<()> {
@@ -136,7 +146,7 @@ impl Forwarder {
     fn forward(
         &mut self,
         batch: &mut Batch,
-        slots: std::ops::Range<usize>,
+        slots: Range<usize>,
         key: Key,
         now: Instant,
         cx: &mut Context<'_>,
@@ -156,14 +166,17 @@ impl Forwarder {
             batch,
             slots,
             now,
-            &mut |socket| backends.poller.get_ref().add(socket, id.to_token()),
+            &mut |socket| backends.watch(socket, id),
             &mut |reason, n| drops.with_label_values(&[reason.reason()]).inc_by(n as u64),
         );
+        if session.is_void() {
+            self.flows.close(id);
+        }
     }
 
     fn open(&mut self, key: Key, now: Instant, cx: &mut Context<'_>) -> Result<FlowId, Loss> {
         if self.backends.is_none() {
-            self.backends = Some(Backends::new().map_err(|_out_of_descriptors| Loss::Shortage)?);
+            self.backends = Some(Backends::new(&self.listener).ok_or(Loss::Shortage)?);
         }
         let timeout = {
             let table = self.listener.shared.table.load();
@@ -221,12 +234,19 @@ impl Forwarder {
                     }
                     session.returned(returned);
                     filled += n;
-                    // It filled what was left: there may be more. Others first.
                     if filled == SLOTS {
+                        // It filled what was left: there may be more. Others first.
                         backends.ready.push_back(id);
+                    } else {
+                        session.drained();
                     }
                 }
-                Err(error) => session.receive_failed(&error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => session.drained(),
+                // Reported once, and ahead of what had arrived before it.
+                Err(error) => {
+                    session.receive_failed(&error);
+                    backends.ready.push_front(id);
+                }
             }
         }
         self.reply(batch, filled);
@@ -257,10 +277,8 @@ impl Forwarder {
     fn recheck(&mut self) {
         let table = self.listener.shared.table.load();
         let Some(route) = table.route(&self.listener.id.route) else {
-            for (_, session) in self.flows.close_where(|_| true) {
-                session.end("service_gone");
-            }
-            return;
+            drop(table);
+            return self.end_flows("service_gone");
         };
         self.flows
             .set_idle_timeout(idle_timeout(&self.listener, route));
@@ -291,6 +309,9 @@ impl Forwarder {
             if let Some(next) = next {
                 self.arm(next, cx);
             }
+            if self.flows.len() == 0 {
+                self.backends = None;
+            }
         }
     }
 
@@ -310,61 +331,6 @@ impl Forwarder {
     fn count_drop(&self, reason: Loss, n: usize) {
         let drops = &self.listener.shared.metrics.udp_drops;
         drops.with_label_values(&[reason.reason()]).inc_by(n as u64);
-    }
-}
-
-impl Backends {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            poller: readable(Poller::new()?)?,
-            ready: VecDeque::new(),
-        })
-    }
-
-    // Queues the flows whose sockets have become readable.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut tokens = [0; EVENTS];
-        receive_ready(&self.poller, EVENTS, cx, |poller| {
-            match poller.ready(&mut tokens)? {
-                0 => Err(io::ErrorKind::WouldBlock.into()),
-                n => Ok(n),
-            }
-        })
-        .map(|n| {
-            let flows = tokens[..n].iter().map(|token| FlowId::from_token(*token));
-            self.ready.extend(flows);
-        })
-    }
-}
-
-// Receives once something is there, up to `most`; pending only when the task will be woken by the next arrival.
-fn receive_ready<T: AsRawFd>(
-    from: &AsyncFd<T>,
-    most: usize,
-    cx: &mut Context<'_>,
-    mut receive: impl FnMut(&T) -> io::Result<usize>,
-) -> Poll<usize> {
-    loop {
-        let mut guard = match ready!(from.poll_read_ready(cx)) {
-            Ok(guard) => guard,
-            // The runtime ends, and this task with it.
-            Err(_shutdown) => return Poll::Pending,
-        };
-        match receive(guard.get_inner()) {
-            Ok(n) => {
-                // Less than asked for has emptied it; the next arrival is a new event.
-                if n < most {
-                    guard.clear_ready();
-                }
-                return Poll::Ready(n);
-            }
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::warn!(%error, "receive failed");
-                }
-                guard.clear_ready();
-            }
-        }
     }
 }
 

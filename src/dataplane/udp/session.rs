@@ -38,6 +38,8 @@ pub(super) struct Session {
 struct Link {
     socket: UdpSocket,
     backend: InUse,
+    // The backend refused, but what it had sent before is not read yet.
+    refused: bool,
 }
 
 /// Why datagrams are dropped.
@@ -115,6 +117,11 @@ impl Session {
         self.link.as_ref().map(|link| link.backend.addr())
     }
 
+    /// Whether there is nothing to remember: no backend has been found.
+    pub(super) fn is_void(&self) -> bool {
+        self.link.is_none() && self.tried.is_empty()
+    }
+
     /// Sends the datagrams in `slots` to the backend, in order. `watch` is called with each new socket before it is
     /// used. What cannot be sent is dropped and reported to `dropped`.
     pub(super) fn forward(
@@ -173,11 +180,16 @@ impl Session {
         self.tried.clear();
     }
 
-    /// Reading from the backend failed: if it refused, the next datagram goes elsewhere.
+    /// Reading from the backend failed: if it refused, the link ends once it has been drained.
     pub(super) fn receive_failed(&mut self, error: &io::Error) {
-        if is_refusal(error)
-            && let Some(link) = self.link.take()
-        {
+        if let Some(link) = &mut self.link {
+            link.refused |= is_refusal(error);
+        }
+    }
+
+    /// Everything the backend sent has been read.
+    pub(super) fn drained(&mut self) {
+        if let Some(link) = self.link.take_if(|link| link.refused) {
             self.refused(link);
         }
     }
@@ -235,7 +247,11 @@ impl Session {
                 tracing::debug!(listener = %listener.id, backend = %backend.addr(), %error, "no socket");
                 if is_refusal(&error) { Loss::Unreachable } else { Loss::Shortage }
             })?;
-        Ok(Link { socket, backend })
+        Ok(Link {
+            socket,
+            backend,
+            refused: false,
+        })
     }
 }
 

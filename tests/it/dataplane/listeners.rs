@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use viaduct::capture::plan::Entry;
 use viaduct::capture::plan::ListenerState::{HeldClosed, Serving};
 use viaduct::dataplane::Config;
 use viaduct::model::Protocol::{Tcp, Udp};
@@ -49,21 +50,37 @@ async fn a_tcp_port_is_held_closed_served_and_held_again_in_place() {
 
 #[tokio::test]
 async fn a_udp_port_is_held_closed_served_and_held_again_in_place() {
+    udp_in_place("127.0.0.1:0", None).await;
+}
+
+#[tokio::test]
+async fn so_is_the_port_of_a_wildcard_address() {
+    udp_in_place("0.0.0.0:0", Some(Entry::ClusterIp)).await;
+}
+
+async fn udp_in_place(bind: &str, entry: Option<Entry>) {
     let backend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let rig = Rig::with(Udp, &[backend.local_addr().unwrap()], Config::default());
-    let at = rig.plane.open(&rig.spec(HeldClosed)).await.unwrap();
+    let spec = |state| {
+        let mut spec = rig.spec(state);
+        spec.bind = bind.parse().unwrap();
+        spec.id.entry = entry.unwrap_or(spec.id.entry);
+        spec
+    };
+    let bound = rig.plane.open(&spec(HeldClosed)).await.unwrap();
+    let at = SocketAddr::from(([127, 0, 0, 1], bound.port()));
     for _ in 0..3 {
         udp_refuses(at).await;
-        assert_eq!(rig.plane.open(&rig.spec(Serving)).await.unwrap(), at);
+        assert_eq!(rig.plane.open(&spec(Serving)).await.unwrap(), bound);
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.send_to(b"x", at).await.unwrap();
         soon("x", backend.recv(&mut [0; 8])).await.unwrap();
-        assert_eq!(rig.plane.open(&rig.spec(HeldClosed)).await.unwrap(), at);
+        assert_eq!(rig.plane.open(&spec(HeldClosed)).await.unwrap(), bound);
         assert_eq!(rig.plane.active_flows(), (0, 0), "its flows have ended");
     }
     udp_refuses(at).await;
-    rig.plane.close(&rig.spec(Serving).id).await;
-    UdpSocket::bind(at).await.unwrap();
+    rig.plane.close(&spec(Serving).id).await;
+    UdpSocket::bind(bound).await.unwrap();
 }
 
 #[tokio::test]
@@ -97,6 +114,26 @@ async fn a_taken_port_is_served_elsewhere_and_said_so() {
         (first..first.saturating_add(64)).contains(&at.port()),
         "{wanted} -> {at}"
     );
+}
+
+#[tokio::test]
+async fn a_port_comes_back_while_connections_of_its_last_listener_go_on() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rig = Rig::with(Tcp, &[backend.local_addr().unwrap()], Config::default());
+    let mut spec = rig.spec(Serving);
+    spec.bind = rig.plane.open(&spec).await.unwrap();
+    for state in [HeldClosed, Serving] {
+        let mut client = TcpStream::connect(spec.bind).await.unwrap();
+        let (mut served, _) = soon("accept", backend.accept()).await.unwrap();
+        rig.plane.close(&spec.id).await;
+        spec.state = state;
+        let again = rig.plane.open(&spec).await.unwrap();
+        assert_eq!(again, spec.bind, "{state:?}");
+        served.write_all(b"x").await.unwrap();
+        soon("x", client.read_exact(&mut [0; 1])).await.unwrap();
+        spec.state = Serving;
+        rig.plane.open(&spec).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! A data path with one Service, and what tests need to change it and look at it.
 
+use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,12 +24,16 @@ use viaduct::routing::{
 /// How long anything may take before a test fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A client that the balancer panics for.
+pub(super) const POISONOUS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 6, 6, 6));
+
 /// Always the lowest address that has not been tried.
 #[derive(Debug)]
 struct Lowest;
 
 impl Balancer for Lowest {
     fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
+        assert_ne!(choice.client, POISONOUS, "as intended");
         (0..choice.backends.len())
             .filter(|index| !choice.is_tried(*index))
             .min_by_key(|index| choice.backends[*index].addr)
@@ -40,11 +46,12 @@ impl BalancerFactory for Lowest {
     }
 }
 
-/// The Service `default/web` at 10.96.0.1:80, its table and a data path.
+/// The Service `default/web` at port 80 of 10.96.0.1 or fd00:96::1, its table and a data path.
 pub(super) struct Rig {
     pub(super) plane: Dataplane,
     pub(super) published: Published,
     protocol: Protocol,
+    family: Family,
     builder: TableBuilder,
     slices: usize,
     registry: Registry,
@@ -66,6 +73,9 @@ impl Rig {
             plane,
             published,
             protocol,
+            family: backends
+                .first()
+                .map_or(Family::V4, |addr| Family::of(addr.ip())),
             builder,
             slices: 0,
             registry,
@@ -79,7 +89,7 @@ impl Rig {
         self.builder.apply(Event::ServiceApplied(Arc::new(Service {
             name: name(),
             kind: ServiceKind::ClusterIp,
-            cluster_ips: vec![frontend(self.protocol).ip],
+            cluster_ips: vec![self.frontend().ip],
             ports: vec![ServicePort {
                 name: "".into(),
                 protocol: self.protocol,
@@ -155,19 +165,35 @@ impl Rig {
             service: name(),
             port: "".into(),
             protocol: self.protocol,
-            family: Family::V4,
+            family: self.family,
         }
     }
 
-    /// A direct listener for the Service, at any port of 127.0.0.1.
+    fn frontend(&self) -> Frontend {
+        let ip = match self.family {
+            Family::V4 => "10.96.0.1",
+            Family::V6 => "fd00:96::1",
+        };
+        Frontend {
+            ip: ip.parse().unwrap(),
+            port: 80,
+            protocol: self.protocol,
+        }
+    }
+
+    /// A direct listener for the Service, at any port of the loopback address.
     pub(super) fn spec(&self, state: ListenerState) -> ListenerSpec {
-        let entry = Entry::At(frontend(self.protocol), FrontendKind::ClusterIp);
+        let entry = Entry::At(self.frontend(), FrontendKind::ClusterIp);
+        let loopback = match self.family {
+            Family::V4 => "127.0.0.1:0",
+            Family::V6 => "[::1]:0",
+        };
         ListenerSpec {
             id: ListenerId {
                 route: self.route(),
                 entry,
             },
-            bind: "127.0.0.1:0".parse().unwrap(),
+            bind: loopback.parse().unwrap(),
             state,
         }
     }
@@ -199,14 +225,6 @@ pub(super) fn one_thread() -> Config {
     }
 }
 
-pub(super) fn frontend(protocol: Protocol) -> Frontend {
-    Frontend {
-        ip: IpAddr::from([10, 96, 0, 1]),
-        port: 80,
-        protocol,
-    }
-}
-
 fn name() -> ServiceName {
     ServiceName::new("default", "web")
 }
@@ -233,4 +251,27 @@ pub(super) async fn is_reset(at: SocketAddr) {
     let end = async { TcpStream::connect(at).await?.read(&mut [0; 1]).await };
     let error = soon("reset", end).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// Runs one ignored test in a process of its own, under `wrapper` if that is not empty. False if the wrapper cannot
+/// run here.
+pub(super) fn in_own_process(test: &str, wrapper: &[&str]) -> bool {
+    let itself = std::env::current_exe().unwrap();
+    let mut words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
+    if let [program, arguments @ ..] = wrapper {
+        let probe = Command::new(program).args(arguments).arg("true").status();
+        if !probe.is_ok_and(|status| status.success()) {
+            return false;
+        }
+    }
+    words.push(itself.as_os_str());
+    words.extend(["--exact", test, "--ignored", "--nocapture"].map(OsStr::new));
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    true
 }

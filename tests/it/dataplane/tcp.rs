@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use viaduct::dataplane::Drained;
 use viaduct::model::Protocol::Tcp;
 
-use super::rig::{Rig, eventually, is_reset, soon};
+use super::rig::{POISONOUS, Rig, eventually, is_reset, soon};
 
 /// A backend, and a client connected to it through the data path.
 struct Pair {
@@ -20,7 +20,12 @@ struct Pair {
 
 impl Pair {
     async fn connect() -> Self {
-        let (listener, addr) = backend().await;
+        Self::connect_on("127.0.0.1:0").await
+    }
+
+    async fn connect_on(loopback: &str) -> Self {
+        let listener = TcpListener::bind(loopback).await.unwrap();
+        let addr = listener.local_addr().unwrap();
         let rig = Rig::start(Tcp, &[addr]);
         let client = TcpStream::connect(rig.open().await).await.unwrap();
         let (backend, _) = soon("accept", listener.accept()).await.unwrap();
@@ -43,17 +48,20 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Bytes that differ from their neighbours at every distance that matters.
+/// Bytes that repeat at no multiple of a buffer's size.
 fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
-    std::iter::repeat_with(|| {
+    let unit: Vec<u8> = std::iter::repeat_with(|| {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
         state.to_le_bytes()[0]
     })
-    .take(len)
-    .collect()
+    .take(100_003)
+    .collect();
+    let mut bytes = unit.repeat(len / unit.len() + 1);
+    bytes.truncate(len);
+    bytes
 }
 
 #[tokio::test]
@@ -81,6 +89,38 @@ async fn bytes_go_both_ways_and_are_counted() {
     drop(pair.backend);
     eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
     assert_eq!(pair.rig.metric("viaduct_tcp_connections_total", ""), 1.0);
+}
+
+#[tokio::test]
+async fn ipv6_works_the_same() {
+    let mut pair = Pair::connect_on("[::1]:0").await;
+    pair.client.write_all(b"question").await.unwrap();
+    pair.client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    soon("question", pair.backend.read_to_end(&mut question))
+        .await
+        .unwrap();
+    assert_eq!(question, b"question");
+    reset(pair.backend);
+    let error = soon("reset", pair.client.read(&mut [0; 1])).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_connection_only() {
+    let (listener, addr) = backend().await;
+    let rig = Rig::start(Tcp, &[addr]);
+    let at = rig.open().await;
+    let _before = TcpStream::connect(at).await.unwrap();
+    soon("accept", listener.accept()).await.unwrap();
+    let poisonous = tokio::net::TcpSocket::new_v4().unwrap();
+    poisonous.bind((POISONOUS, 0).into()).unwrap();
+    let end = async { poisonous.connect(at).await?.read(&mut [0; 1]).await };
+    let end = soon("its end", end).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+    let _after = TcpStream::connect(at).await.unwrap();
+    soon("accept", listener.accept()).await.unwrap();
+    eventually("it is gone", || rig.plane.active_flows() == (2, 0)).await;
 }
 
 #[tokio::test]
@@ -168,6 +208,64 @@ async fn a_reset_after_the_other_side_has_ended_is_still_a_reset() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_reset_is_noticed_while_the_other_side_is_stalled() {
+    let mut pair = Pair::connect().await;
+    let chunk = pattern(1 << 20);
+    let stalled = Duration::from_millis(300);
+    while let Ok(written) = tokio::time::timeout(stalled, pair.client.write(&chunk)).await {
+        written.unwrap();
+    }
+    reset(pair.client);
+    let error = || pair.backend.take_error().unwrap().map(|error| error.kind());
+    eventually("reset", || error() == Some(ErrorKind::ConnectionReset)).await;
+    eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn a_reset_after_its_own_end_is_noticed() {
+    let mut pair = Pair::connect().await;
+    pair.client.shutdown().await.unwrap();
+    assert_eq!(pair.backend.read(&mut [0; 1]).await.unwrap(), 0);
+    reset(pair.client);
+    let error = || pair.backend.take_error().unwrap().map(|error| error.kind());
+    // The backend has been told of an end, so its kernel calls the reset that follows a broken pipe.
+    eventually("reset", || error().is_some()).await;
+    eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn a_stalled_side_goes_on_after_the_other_direction_was_used() {
+    let mut pair = Pair::connect().await;
+    let chunk = pattern(1 << 20);
+    let stalled = Duration::from_millis(300);
+    let mut accepted = 0;
+    while let Ok(written) = tokio::time::timeout(stalled, pair.client.write(&chunk)).await {
+        accepted += written.unwrap();
+    }
+    // More than the sockets hold, towards a side that is being watched.
+    let answer = pattern(32 << 20);
+    let (mut client_in, client_out) = pair.client.into_split();
+    let (mut backend_in, mut backend_out) = pair.backend.into_split();
+    let copy = answer.clone();
+    let answering = tokio::spawn(async move {
+        backend_out.write_all(&copy).await.unwrap();
+        backend_out
+    });
+    let mut got = vec![0; answer.len()];
+    soon("answer", client_in.read_exact(&mut got))
+        .await
+        .unwrap();
+    assert!(got == answer);
+    drop(client_out);
+    let mut rest = Vec::new();
+    soon("the rest", backend_in.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    assert_eq!(rest.len(), accepted);
+    answering.await.unwrap();
 }
 
 #[tokio::test]
@@ -302,6 +400,29 @@ async fn a_silent_backend_costs_a_quarter_of_a_second() {
     assert!(took >= Duration::from_millis(240), "{took:?}");
     assert!(took < Duration::from_millis(450), "{took:?}");
     assert_eq!(rig.metric("viaduct_dial_failures_total", "timeout"), 1.0);
+}
+
+#[tokio::test]
+async fn a_single_backend_that_missed_a_packet_gets_another_chance() {
+    let slow = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket2::SockRef::from(&slow).listen(0).unwrap();
+    let addr = slow.local_addr().unwrap();
+    let _fills_the_backlog = std::net::TcpStream::connect(addr).unwrap();
+    let rig = Rig::start(Tcp, &[addr]);
+    let mut client = TcpStream::connect(rig.open().await).await.unwrap();
+    eventually("an attempt fails", || {
+        rig.metric("viaduct_dial_failures_total", "timeout") == 1.0
+    })
+    .await;
+    let serve = move || {
+        slow.accept().unwrap();
+        slow.accept().unwrap().0
+    };
+    let accepted = soon("accept", tokio::task::spawn_blocking(serve))
+        .await
+        .unwrap();
+    drop(accepted);
+    assert_eq!(soon("end", client.read(&mut [0; 1])).await.unwrap(), 0);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use viaduct::dataplane::Config;
 use viaduct::model::Knobs;
 use viaduct::model::Protocol::Udp;
 
-use super::rig::{Rig, eventually, one_thread, soon};
+use super::rig::{POISONOUS, Rig, eventually, one_thread, soon};
 
 async fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -75,6 +75,36 @@ async fn datagrams_of_all_sizes_go_both_ways_in_order() {
 }
 
 #[tokio::test]
+async fn ipv6_works_the_same() {
+    let backend = UdpSocket::bind("[::1]:0").await.unwrap();
+    let rig = Rig::start(Udp, &[addr(&backend)]);
+    let client = UdpSocket::bind("[::1]:0").await.unwrap();
+    client.connect(rig.open().await).await.unwrap();
+    client.send(&[7; 60_000]).await.unwrap();
+    let (got, from) = receive(&backend).await;
+    assert_eq!(got, [7; 60_000]);
+    backend.send_to(b"", from).await.unwrap();
+    assert_eq!(receive(&client).await.0, b"");
+}
+
+#[tokio::test]
+async fn a_panic_does_not_end_the_listener() {
+    let backend = socket().await;
+    let rig = Rig::start(Udp, &[addr(&backend)]);
+    let at = rig.open().await;
+    let client = client(at).await;
+    client.send(b"1").await.unwrap();
+    let (_, first) = receive(&backend).await;
+    let poisonous = UdpSocket::bind((POISONOUS, 0)).await.unwrap();
+    poisonous.send_to(b"x", at).await.unwrap();
+    eventually("open flows end", || rig.plane.active_flows() == (0, 0)).await;
+    client.send(b"2").await.unwrap();
+    let (got, second) = receive(&backend).await;
+    assert_eq!(got, b"2");
+    assert_ne!(first, second, "a new flow");
+}
+
+#[tokio::test]
 async fn clients_are_told_apart() {
     let backend = socket().await;
     let rig = Rig::with(Udp, &[addr(&backend)], Config::default());
@@ -114,6 +144,22 @@ async fn a_flow_keeps_its_backend_until_that_leaves() {
     assert_eq!(got, b"3");
     first.send_to(b"4", from).await.unwrap();
     assert_eq!(receive(&client).await.0, b"4");
+}
+
+#[tokio::test]
+async fn what_nobody_serves_is_dropped_and_leaves_no_flow() {
+    let backend = socket().await;
+    let mut rig = Rig::start(Udp, &[]);
+    let client = client(rig.open().await).await;
+    client.send(b"too early").await.unwrap();
+    eventually("it is counted", || {
+        rig.metric("viaduct_udp_dropped_datagrams_total", "no_backend") == 1.0
+    })
+    .await;
+    eventually("no flow", || rig.plane.active_flows() == (0, 0)).await;
+    rig.set_backends(&[addr(&backend)]);
+    client.send(b"in time").await.unwrap();
+    assert_eq!(receive(&backend).await.0, b"in time");
 }
 
 #[tokio::test]

@@ -31,6 +31,14 @@ pub(super) const CASES: &[Case] = &[
         "flows_of_other_services_are_left_alone",
         flows_of_other_services_are_left_alone,
     ),
+    (
+        "a_flow_that_goes_right_is_not_forgotten",
+        a_flow_that_goes_right_is_not_forgotten,
+    ),
+    (
+        "a_client_survives_the_loss_of_a_node_address",
+        a_client_survives_the_loss_of_a_node_address,
+    ),
 ];
 
 fn targets(rig: &Rig) -> [SocketAddr; 2] {
@@ -134,7 +142,60 @@ fn flows_of_other_services_are_left_alone(mut rig: Rig) {
     rig.apply();
     let client = rig.world.udp_client(Place::Pod, targets(&rig)[0]);
     assert_eq!(ask_again(&client, patience()).words(), "one");
-    // Behind our back the rules stop capturing: only a flow that is remembered still gets here.
+    stop_capturing(&rig);
+    let three = rig.stand_in("three");
+    rig.lead(2, &three);
+    rig.apply();
+    assert_eq!(ask_again(&client, patience()).words(), "one");
+    rig.assert_silent(Place::Pod, Protocol::Udp, targets(&rig)[0]);
+}
+
+fn a_flow_that_goes_right_is_not_forgotten(mut rig: Rig) {
+    let stand_in = rig.stand_in("here");
+    rig.lead(1, &stand_in);
+    rig.apply();
+    let clients = targets(&rig).map(|to| rig.world.udp_client(Place::Outside, to));
+    for client in &clients {
+        assert_eq!(ask_again(client, patience()).words(), "here");
+    }
+    rig.restart();
+    rig.apply();
+    stop_capturing(&rig);
+    for client in &clients {
+        assert_eq!(ask_again(client, patience()).words(), "here");
+    }
+}
+
+fn a_client_survives_the_loss_of_a_node_address(mut rig: Rig) {
+    let stand_in = rig.stand_in("here");
+    rig.lead(1, &stand_in);
+    let landing = Place::Remote.gateway(rig.v6());
+    let addresses = rig.rules.local_addresses.clone();
+    rig.rules.local_addresses = [landing].into();
+    rig.apply();
+    let clients = CALLERS.map(|from| rig.world.udp_client(from, targets(&rig)[0]));
+    for client in &clients {
+        assert_eq!(ask_again(client, patience()).words(), "here", "{client:?}");
+    }
+    let flag = if rig.v6() { "-6" } else { "-4" };
+    let line = format!("ip {flag} addr flush dev to-remote scope global");
+    rig.world.shell(Place::Node, &line);
+    rig.rules.local_addresses = addresses;
+    rig.rules.local_addresses.remove(&landing);
+    rig.rules.node_addresses.remove(&landing);
+    rig.apply();
+    for client in &clients {
+        assert_eq!(ask_again(client, patience()).words(), "here", "{client:?}");
+    }
+    let to = targets(&rig)[0];
+    assert_eq!(
+        rig.ask(Place::Pod, Protocol::Tcp, to).words(),
+        to.to_string()
+    );
+}
+
+// Behind the back of the capture: from then on only a flow that is remembered gets to its listener.
+fn stop_capturing(rig: &Rig) {
     let line = match (rig.mode, rig.v6()) {
         (Mode::Nftables, false) => "nft flush chain ip viaduct capture_in",
         (Mode::Nftables, true) => "nft flush chain ip6 viaduct capture_in",
@@ -142,9 +203,4 @@ fn flows_of_other_services_are_left_alone(mut rig: Rig) {
         (_, true) => "ip6tables -t nat -D PREROUTING -j VIADUCT-CAPTURE",
     };
     rig.world.shell(Place::Node, line);
-    let three = rig.stand_in("three");
-    rig.lead(2, &three);
-    rig.apply();
-    assert_eq!(ask_again(&client, patience()).words(), "one");
-    rig.assert_silent(Place::Pod, Protocol::Udp, targets(&rig)[0]);
 }

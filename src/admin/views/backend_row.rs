@@ -1,0 +1,98 @@
+//! Backends of every service port with their live figures: rows of our own.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::model::{Algorithm, NodeName};
+use crate::routing::{Backend, Route, RoutingTable};
+
+use super::Selection;
+use super::cells::or_none;
+
+/// A backend within a route.
+pub(super) struct BackendRow {
+    route: Arc<Route>,
+    backend: Arc<Backend>,
+}
+
+impl BackendRow {
+    /// All cells, the wide ones last.
+    pub(super) fn cells(&self) -> Vec<String> {
+        let key = &self.route.key;
+        let live = &self.backend.live;
+        vec![
+            key.service.namespace.to_string(),
+            key.service.name.to_string(),
+            if key.port.is_empty() {
+                self.route.port.to_string()
+            } else {
+                key.port.to_string()
+            },
+            key.protocol.to_string(),
+            self.backend.addr.to_string(),
+            or_none(self.backend.pod.as_deref().unwrap_or_default().to_owned()),
+            live.active().to_string(),
+            live.flows_total().to_string(),
+            live.failures_total().to_string(),
+            or_none(
+                self.backend
+                    .node
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+            ),
+            algorithm_name(&self.route).to_owned(),
+        ]
+    }
+
+    /// The row as an object.
+    pub(super) fn to_json(&self) -> Value {
+        let key = &self.route.key;
+        let live = &self.backend.live;
+        json!({
+            "apiVersion": "viaduct.dev/v1alpha1",
+            "kind": "Backend",
+            "metadata": { "namespace": &*key.service.namespace, "name": self.backend.addr.to_string() },
+            "service": &*key.service.name,
+            "port": { "name": &*key.port, "port": self.route.port, "protocol": key.protocol.as_str() },
+            "family": key.family.as_str(),
+            "pod": self.backend.pod.as_deref(),
+            "node": self.backend.node.as_ref().map(NodeName::as_str),
+            "algorithm": algorithm_name(&self.route),
+            "activeFlows": live.active(),
+            "flowsTotal": live.flows_total(),
+            "failuresTotal": live.failures_total(),
+        })
+    }
+}
+
+/// The backends of the selected Services, by service port and address.
+pub(super) fn backend_rows(table: &RoutingTable, selection: &Selection) -> Vec<BackendRow> {
+    let mut rows: Vec<BackendRow> = Vec::new();
+    for route in table
+        .routes()
+        .filter(|r| selection.takes(&r.key.service.namespace, &r.key.service.name))
+    {
+        let mut seen: BTreeSet<SocketAddr> = BTreeSet::new();
+        for backend in route.cluster.iter().chain(&route.local) {
+            if seen.insert(backend.addr) {
+                rows.push(BackendRow {
+                    route: route.clone(),
+                    backend: backend.clone(),
+                });
+            }
+        }
+    }
+    rows.sort_by(|a, b| (&a.route.key, a.backend.addr).cmp(&(&b.route.key, b.backend.addr)));
+    rows
+}
+
+fn algorithm_name(route: &Route) -> &'static str {
+    let known = Algorithm::ALL
+        .iter()
+        .find(|(_, algorithm)| *algorithm == route.algorithm);
+    known.map_or("", |(name, _)| name)
+}

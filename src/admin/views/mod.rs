@@ -1,0 +1,252 @@
+//! Rows for people and lists for programs: what `viaduct get` shows. Pure.
+//!
+//! Objects appear as Kubernetes spells them; backends are rows of our own in the same kind of list.
+
+mod backend_row;
+mod cells;
+mod rows;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::control::{Kind, Object, Objects};
+use crate::routing::RoutingTable;
+
+use backend_row::{BackendRow, backend_rows};
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Services.
+    Services,
+    /// EndpointSlices.
+    EndpointSlices,
+    /// Pods.
+    Pods,
+    /// Nodes.
+    Nodes,
+    /// Backends of every service port, with live figures.
+    Backends,
+}
+
+impl Resource {
+    /// All of them with the names that users type, the full one first.
+    pub const ALL: [(Self, &'static [&'static str]); 5] = [
+        (Self::Services, &["services", "service", "svc"]),
+        (
+            Self::EndpointSlices,
+            &["endpointslices", "endpointslice", "eps"],
+        ),
+        (Self::Pods, &["pods", "pod", "po"]),
+        (Self::Nodes, &["nodes", "node", "no"]),
+        (Self::Backends, &["backends", "backend"]),
+    ];
+
+    /// The resource of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, names)| names.contains(&name))
+            .map(|(resource, _)| *resource)
+    }
+
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Services => Some(Kind::Service),
+            Self::EndpointSlices => Some(Kind::EndpointSlice),
+            Self::Pods => Some(Kind::Pod),
+            Self::Nodes => Some(Kind::Node),
+            Self::Backends => None,
+        }
+    }
+}
+
+/// Rows with their headings. The first column is the namespace; who prints them may leave it out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableView {
+    /// The headings.
+    pub columns: Vec<String>,
+    /// The rows.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// What views are made from.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The stored objects.
+    pub objects: Arc<Objects>,
+    /// The table in force.
+    pub table: Arc<RoutingTable>,
+    /// The time of asking.
+    pub now: Timestamp,
+}
+
+/// Which rows are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// One namespace, or all.
+    pub namespace: Option<String>,
+    /// One name, or all. For backends: the name of their Service.
+    pub name: Option<String>,
+    /// More columns.
+    pub wide: bool,
+}
+
+impl Selection {
+    fn takes(&self, namespace: &str, name: &str) -> bool {
+        let namespace_matches = namespace.is_empty()
+            || self
+                .namespace
+                .as_deref()
+                .is_none_or(|wanted| wanted == namespace);
+        namespace_matches && self.name.as_deref().is_none_or(|wanted| wanted == name)
+    }
+}
+
+impl Snapshot {
+    /// A `v1` List of the selected objects, as Kubernetes spells them.
+    pub fn list(&self, resource: Resource, selection: &Selection) -> Value {
+        let items: Vec<Value> = match resource.kind() {
+            Some(kind) => self
+                .selected(kind, selection)
+                .into_iter()
+                .map(|object| to_json(object))
+                .collect(),
+            None => backend_rows(&self.table, selection)
+                .iter()
+                .map(BackendRow::to_json)
+                .collect(),
+        };
+        json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items })
+    }
+
+    /// The selected objects as a table in kubectl's manner.
+    pub fn table(&self, resource: Resource, selection: &Selection) -> TableView {
+        let (columns, wide_columns): (&[&str], &[&str]) = match resource {
+            Resource::Services => (
+                &[
+                    "NAMESPACE",
+                    "NAME",
+                    "TYPE",
+                    "CLUSTER-IP",
+                    "EXTERNAL-IP",
+                    "PORT(S)",
+                    "READY",
+                    "AGE",
+                ],
+                &["SELECTOR"],
+            ),
+            Resource::EndpointSlices => (
+                &[
+                    "NAMESPACE",
+                    "NAME",
+                    "ADDRESSTYPE",
+                    "PORTS",
+                    "ENDPOINTS",
+                    "AGE",
+                ],
+                &[],
+            ),
+            Resource::Pods => (
+                &["NAMESPACE", "NAME", "READY", "STATUS", "AGE"],
+                &["IP", "NODE"],
+            ),
+            Resource::Nodes => (
+                &["NAMESPACE", "NAME", "STATUS", "AGE"],
+                &["INTERNAL-IP", "ZONE"],
+            ),
+            Resource::Backends => (
+                &[
+                    "NAMESPACE",
+                    "SERVICE",
+                    "PORT",
+                    "PROTOCOL",
+                    "BACKEND",
+                    "POD",
+                    "ACTIVE",
+                    "TOTAL",
+                    "FAILED",
+                ],
+                &["NODE", "ALGORITHM"],
+            ),
+        };
+        let mut rows: Vec<Vec<String>> = match resource.kind() {
+            Some(kind) => self
+                .selected(kind, selection)
+                .into_iter()
+                .map(|object| self.row(object))
+                .collect(),
+            None => backend_rows(&self.table, selection)
+                .iter()
+                .map(BackendRow::cells)
+                .collect(),
+        };
+        let mut headings: Vec<String> = columns
+            .iter()
+            .map(|heading| (*heading).to_owned())
+            .collect();
+        if selection.wide {
+            headings.extend(wide_columns.iter().map(|heading| (*heading).to_owned()));
+        }
+        for row in &mut rows {
+            row.truncate(headings.len());
+        }
+        TableView {
+            columns: headings,
+            rows,
+        }
+    }
+
+    fn selected(&self, kind: Kind, selection: &Selection) -> Vec<&Arc<Object>> {
+        let mut objects = self.objects.list(kind);
+        objects.retain(|object| {
+            let key = object.key();
+            selection.takes(&key.namespace, &key.name)
+        });
+        objects
+    }
+}
+
+fn to_json(object: &Object) -> Value {
+    let json = match object {
+        Object::Namespace(object) => serde_json::to_value(object),
+        Object::Node(object) => serde_json::to_value(object),
+        Object::Service(object) => serde_json::to_value(object),
+        Object::Pod(object) => serde_json::to_value(object),
+        Object::EndpointSlice(object) => serde_json::to_value(object),
+        Object::Endpoints(object) => serde_json::to_value(object),
+    };
+    // Maps have string keys throughout, the only thing that serialisation could trip over.
+    json.unwrap_or(Value::Null)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_have_the_names_that_kubectl_users_type() {
+        assert_eq!(Resource::parse("svc"), Some(Resource::Services));
+        assert_eq!(
+            Resource::parse("endpointslices"),
+            Some(Resource::EndpointSlices)
+        );
+        assert_eq!(Resource::parse("deployments"), None);
+    }
+
+    #[test]
+    fn a_selection_takes_by_namespace_and_name() {
+        let selection = Selection {
+            namespace: Some("a".into()),
+            name: Some("x".into()),
+            wide: false,
+        };
+        assert!(selection.takes("a", "x"));
+        assert!(!selection.takes("b", "x"));
+        assert!(!selection.takes("a", "y"));
+        assert!(selection.takes("", "x"), "nodes live in no namespace");
+    }
+}

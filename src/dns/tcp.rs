@@ -1,0 +1,277 @@
+//! DNS over TCP: connections, their limits, and many questions on each.
+//!
+//! Replies go out in the order in which they are ready, so a slow upstream holds up only its own question. Owned by the
+//! server; ends with it.
+//!
+//! Source: RFC 7766 (pipelining, reuse, idle connections).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::exchange::{Exchange, Step};
+use super::message::Transport;
+use super::metrics::Metrics;
+
+/// Connections in all, and of one client. Past either, the oldest that is idle is closed for the new one; if none
+/// is idle, the new one is.
+const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS_OF_ONE: usize = 64;
+
+/// Questions under way on one connection; past it, nothing more is read from it.
+const MAX_PIPELINED: usize = 64;
+
+/// A connection without a question under way is closed after this.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A message that has begun must be complete after this.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A client that takes no replies is left after this.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waited after an accept error, which is usually the lack of descriptors: it must not become a busy loop.
+const ERROR_PAUSE: Duration = Duration::from_millis(50);
+
+/// The open connections of all listeners.
+#[derive(Debug)]
+pub(super) struct Connections {
+    open: Mutex<Open>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next_id: u64,
+    // Oldest first.
+    by_id: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: IpAddr,
+    // Each question under way holds a permit, and the reader one for the next question.
+    pipeline: Arc<Semaphore>,
+    close: CancellationToken,
+}
+
+// Takes a connection off the list when its task ends.
+struct Listed {
+    connections: Arc<Connections>,
+    id: u64,
+}
+
+impl Connections {
+    /// No connections yet.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            open: Mutex::new(Open::default()),
+            metrics,
+        }
+    }
+
+    // Makes room for a connection and lists it; `None` if there is no room to be made.
+    fn admit(self: &Arc<Self>, connection: Connection) -> Option<Listed> {
+        let client = connection.client;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_client = |other: &Connection| other.client == client;
+        if open.by_id.values().filter(|other| of_client(other)).count() >= MAX_CONNECTIONS_OF_ONE {
+            open.close_oldest_idle(of_client)?;
+        } else if open.by_id.len() >= MAX_CONNECTIONS {
+            open.close_oldest_idle(|_| true)?;
+        }
+        let id = open.next_id;
+        open.next_id += 1;
+        open.by_id.insert(id, connection);
+        self.metrics.connections.inc();
+        Some(Listed {
+            connections: self.clone(),
+            id,
+        })
+    }
+}
+
+impl Open {
+    fn close_oldest_idle(&mut self, among: impl Fn(&Connection) -> bool) -> Option<()> {
+        let is_idle = |other: &Connection| is_idle(&other.pipeline);
+        let (id, _) = self
+            .by_id
+            .iter()
+            .find(|(_, other)| among(other) && is_idle(other))?;
+        let id = *id;
+        self.by_id.remove(&id)?.close.cancel();
+        Some(())
+    }
+}
+
+fn is_idle(pipeline: &Semaphore) -> bool {
+    pipeline.available_permits() + 1 >= MAX_PIPELINED
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut open = self
+            .connections
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        open.by_id.remove(&self.id);
+        self.connections.metrics.connections.dec();
+    }
+}
+
+/// Accepts connections from `listener` until `stop`, and answers what they ask.
+pub(super) async fn serve(
+    listener: TcpListener,
+    exchange: Arc<Exchange>,
+    connections: Arc<Connections>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "DNS connection not accepted");
+                tokio::time::sleep(ERROR_PAUSE).await;
+                continue;
+            }
+        };
+        let pipeline = Arc::new(Semaphore::new(MAX_PIPELINED));
+        let close = stop.child_token();
+        let connection = Connection {
+            client: client.ip(),
+            pipeline: pipeline.clone(),
+            close: close.clone(),
+        };
+        let Some(listed) = connections.admit(connection) else {
+            tracing::debug!(%client, "too many DNS connections; closed");
+            continue;
+        };
+        let exchange = exchange.clone();
+        let on_connection = tasks.clone();
+        tasks.spawn(async move {
+            let _listed = listed;
+            converse(stream, client, exchange, pipeline, on_connection, close).await;
+        });
+    }
+}
+
+// A reply on its way, with the place in the pipeline that it frees.
+type Outgoing = (Vec<u8>, OwnedSemaphorePermit);
+
+async fn converse(
+    stream: TcpStream,
+    client: SocketAddr,
+    exchange: Arc<Exchange>,
+    pipeline: Arc<Semaphore>,
+    tasks: TaskTracker,
+    close: CancellationToken,
+) {
+    let (from_client, to_client) = stream.into_split();
+    // Every sender holds a permit, so there is always room.
+    let (replies, outgoing) = mpsc::channel(MAX_PIPELINED);
+    let reading = async {
+        let read = read_questions(from_client, client, exchange, pipeline, tasks, replies);
+        tokio::select! {
+            // Questions that were read already are still answered.
+            () = close.cancelled() => {}
+            result = read => {
+                if let Err(error) = result {
+                    tracing::debug!(%client, %error, "DNS connection ended");
+                }
+            }
+        }
+    };
+    let writing = async {
+        if let Err(error) = write_replies(to_client, outgoing).await {
+            tracing::debug!(%client, %error, "DNS connection ended");
+            close.cancel();
+        }
+    };
+    tokio::join!(reading, writing);
+}
+
+async fn read_questions(
+    mut stream: OwnedReadHalf,
+    client: SocketAddr,
+    exchange: Arc<Exchange>,
+    pipeline: Arc<Semaphore>,
+    tasks: TaskTracker,
+    replies: mpsc::Sender<Outgoing>,
+) -> io::Result<()> {
+    loop {
+        let Ok(permit) = pipeline.clone().acquire_owned().await else {
+            return Ok(());
+        };
+        // Not idle for as long as an answer is awaited. What is only looked at cannot be lost to a time-out.
+        while timeout(IDLE_TIMEOUT, stream.peek(&mut [0])).await.is_err() {
+            if is_idle(&pipeline) {
+                return Ok(());
+            }
+        }
+        let Some(message) = timeout(READ_TIMEOUT, read_message(&mut stream)).await?? else {
+            return Ok(());
+        };
+        match exchange.begin(&message, client, Transport::Tcp) {
+            Step::Reply(reply) => {
+                if replies.send((reply, permit)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            // What is no question ends the conversation: the stream may be out of step.
+            Step::Silence => return Ok(()),
+            Step::Wait(pending) => {
+                let finish = exchange.clone().finish(pending);
+                let replies = replies.clone();
+                tasks.spawn(async move {
+                    match finish.await {
+                        // Fails only when the connection has ended.
+                        Step::Reply(reply) => drop(replies.send((reply, permit)).await),
+                        Step::Silence | Step::Wait(_) => {}
+                    }
+                });
+            }
+        }
+    }
+}
+
+// One message behind its length; `None` at the end of the stream.
+async fn read_message(stream: &mut OwnedReadHalf) -> io::Result<Option<Vec<u8>>> {
+    let length = match stream.read_u16().await {
+        Ok(length) => length,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut message = vec![0; usize::from(length)];
+    stream.read_exact(&mut message).await?;
+    Ok(Some(message))
+}
+
+async fn write_replies(
+    mut stream: OwnedWriteHalf,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+) -> io::Result<()> {
+    while let Some((reply, _permit)) = outgoing.recv().await {
+        let mut framed = Vec::with_capacity(reply.len() + 2);
+        // Replies are cut to what sixteen bits can say.
+        framed.extend(u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes());
+        framed.extend_from_slice(&reply);
+        timeout(WRITE_TIMEOUT, stream.write_all(&framed)).await??;
+    }
+    Ok(())
+}
