@@ -22,7 +22,7 @@ fn every_scenario_holds() {
         .filter(|path| path.extension().is_some_and(|extension| extension == "scn"))
         .collect();
     files.sort();
-    assert!(files.len() > 15, "only {} scenarios", files.len());
+    assert!(files.len() > 30, "only {} scenarios", files.len());
     let reports: Vec<String> = files.iter().flat_map(|file| report(file)).collect();
     assert!(reports.is_empty(), "\n{}", reports.join("\n"));
 }

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use viaduct::balancers::Algorithms;
+use viaduct::capture::plan::Rules;
 use viaduct::control::{
     Change, Config, ControlPlane, Kind, Object, ObjectKey, OwnNode, Rejection, Warning,
 };
-use viaduct::model::{Algorithm, Event, Node, NodeName, ServiceName, SliceKey};
+use viaduct::model::{Algorithm, Event, Family, Node, NodeName, ServiceName, SliceKey};
 use viaduct::routing::{Conflict, NodePortAddresses, NodeView, RoutingTable, TableBuilder};
 use viaduct::sources::convert::{self, Note};
 
@@ -110,6 +111,22 @@ impl Pipeline {
     /// The newest table.
     pub(super) fn table(&self) -> &RoutingTable {
         &self.table
+    }
+
+    /// What the kernel is asked to do for a family, as if every listener were open.
+    pub(super) fn rules(&self, family: Family) -> Rules {
+        let of_family = |ips: &BTreeSet<IpAddr>| {
+            let ips = ips.iter().copied();
+            ips.filter(|ip| Family::of(*ip) == family).collect()
+        };
+        let node = &self.table.node;
+        let mut rules = Rules::none(family);
+        rules.local_addresses = of_family(&node.local_addresses);
+        rules.node_addresses = of_family(&node.node_port_addresses);
+        for route in self.table.routes().filter(|r| r.key.family == family) {
+            rules.add(route, |_| Some(1));
+        }
+        rules
     }
 
     /// Addresses that the last change left in dispute.

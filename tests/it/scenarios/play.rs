@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde_json::{Value, json};
+use viaduct::capture::plan::Silence;
 use viaduct::control::{Kind, Object, ObjectKey};
 use viaduct::model::{Family, Frontend, ServiceName};
-use viaduct::routing::{NodePortAddresses, Verdict};
+use viaduct::routing::{self, NodePortAddresses, Verdict};
 use viaduct::sources::manifests::Finding;
 
 use super::manifests::{Read, json_of, merge, pod_patch, read, with_endpoint};
@@ -313,10 +314,18 @@ impl Player<'_> {
             return "unserved".to_owned();
         };
         let client = self.client(origin, Family::of(frontend.ip));
-        let origin = table.node.origin(client);
-        let shown = match destination.route.verdict(destination.kind, origin) {
-            Verdict::Refuse => "refused".to_owned(),
+        let verdict = destination
+            .route
+            .verdict(destination.kind, table.node.origin(client));
+        let dropped = self.is_dropped(frontend, client);
+        let shown = match verdict {
+            Verdict::Silent if !dropped && !frontend.ip.is_loopback() => {
+                "silent, but the kernel has no rule for it".to_owned()
+            }
+            Verdict::Serve(_) | Verdict::Silent if dropped => "silent".to_owned(),
             Verdict::Silent => "silent".to_owned(),
+            Verdict::Refuse if dropped => "refused, but the kernel drops it".to_owned(),
+            Verdict::Refuse => "refused".to_owned(),
             Verdict::Serve(backends) => {
                 let mut addrs: Vec<SocketAddr> = backends.iter().map(|b| b.addr).collect();
                 addrs.sort_unstable();
@@ -326,6 +335,20 @@ impl Player<'_> {
         };
         let kind = destination.kind.as_str();
         format!("{kind} {} -> {shown}", destination.route.key)
+    }
+
+    /// Whether the planned rules give that client no answer: a policy's silence, or source ranges.
+    fn is_dropped(&self, frontend: &Frontend, client: IpAddr) -> bool {
+        let rules = self.pipeline.rules(Family::of(frontend.ip));
+        let silenced = match rules.silenced().get(frontend) {
+            Some(Silence::Everyone) => true,
+            Some(Silence::Outside) => {
+                self.pipeline.table().node.origin(client) == routing::Origin::Outside
+            }
+            None => false,
+        };
+        let ranges = rules.source_ranges.get(frontend);
+        silenced || ranges.is_some_and(|list| !list.iter().any(|range| range.contains(&client)))
     }
 
     /// An address that is what the scenario says: the node's own, one of its Pods', or of another host.
@@ -395,7 +418,7 @@ fn shown_slice(slice: &Value) -> String {
 /// Whether `found` has everything that `expected` names; null names what is not there, lists are compared whole.
 fn contains(found: &Value, expected: &Value) -> bool {
     match (found, expected) {
-        (Value::Object(found), Value::Object(expected)) => expected
+        (Value::Object(_) | Value::Null, Value::Object(fields)) => fields
             .iter()
             .all(|(name, value)| contains(found.get(name).unwrap_or(&Value::Null), value)),
         (Value::Array(found), Value::Array(expected)) => {
