@@ -217,12 +217,14 @@ impl Reconciler {
     // What routing knows of the node: its object joined with what the interfaces say.
     fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
         let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
+        let chosen = self.node_port_addresses.select(addresses, primary);
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
             pod_cidrs: self.pod_cidrs.clone(),
             local_addresses: addresses.clone(),
-            node_port_addresses: self.node_port_addresses.select(addresses, primary),
+            health_check_addresses: self.node_port_addresses.select_binds(&chosen),
+            node_port_addresses: chosen,
         });
     }
 }
