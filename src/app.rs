@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
+use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
 use crate::reconciler::{Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
@@ -97,6 +98,8 @@ impl App {
         let (table, objects) = (Published::default(), PublishedObjects::default());
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");
+        // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
+        let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
         let sources = Sources {
             objects: objects.clone(),
@@ -135,7 +138,7 @@ impl App {
             let server = HealthServer {
                 health: health.clone(),
                 readiness: readiness.clone(),
-                timeout: 2 * config.sync_period,
+                timeout: health_timeout,
             };
             servers.tasks.spawn(admin::serve_health(
                 server,
@@ -182,6 +185,7 @@ impl App {
             objects,
             dataplane: dataplane.clone(),
             captures,
+            health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(),
             health,
             sync_period: config.sync_period,

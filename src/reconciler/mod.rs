@@ -9,6 +9,7 @@
 //! (`program`). Nothing downstream writes to it.
 
 mod effects;
+mod health_checks;
 mod pace;
 mod program;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 use crate::capture::Capture;
 use crate::control::{ControlPlane, PublishedObjects};
 use crate::dataplane::Dataplane;
+use crate::health_checks::HealthCheckPorts;
 use crate::model::{Event, Node, NodeName};
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
@@ -66,6 +68,8 @@ pub struct Parts {
     pub dataplane: Arc<Dataplane>,
     /// One capture per family that can be captured; empty with capture `none`.
     pub captures: Vec<Box<dyn Capture>>,
+    /// Health-check node ports.
+    pub health_checks: HealthCheckPorts,
     /// Simulated Pods.
     pub simulator: Simulator,
     /// Where the loop reports that it keeps up.
@@ -99,7 +103,12 @@ pub struct Reconciler {
 impl Reconciler {
     /// Puts the parts together; nothing happens before [`Self::run`].
     pub fn new(parts: Parts) -> Self {
-        let effects = Live::new(parts.dataplane, parts.captures, parts.table);
+        let effects = Live::new(
+            parts.dataplane,
+            parts.captures,
+            parts.table,
+            parts.health_checks,
+        );
         let now = Instant::now();
         Self {
             standalone: Standalone::new(
