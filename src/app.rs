@@ -308,9 +308,11 @@ async fn start_dns(
 async fn bind(address: SocketAddr, dev: bool) -> (Option<TcpListener>, SocketAddr) {
     let tries = if dev { NEXT_FREE } else { 0 };
     for offset in 0..=tries {
-        if let Ok(listener) = TcpListener::bind(shifted(address, offset)).await {
-            let bound = listener.local_addr().unwrap_or(address);
-            return (Some(listener), bound);
+        if let Ok(listener) = admin::bind(shifted(address, offset)).await {
+            let port = listener
+                .local_addr()
+                .map_or(address.port(), |bound| bound.port());
+            return (Some(listener), SocketAddr::new(address.ip(), port));
         }
     }
     (None, address)
