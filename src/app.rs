@@ -94,6 +94,12 @@ impl App {
     /// What keeps the process from its job: no family can be captured, an address or the admin socket is taken, the
     /// service CIDR does not do. Each names its flag.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        if config.masquerade_all {
+            info!(
+                flag = "masquerade-all",
+                "nothing to do: backends see this node as the client of every flow"
+            );
+        }
         let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
         let (health, readiness) = (Health::default(), Readiness::default());
@@ -180,6 +186,7 @@ impl App {
             node_name: config.node_name.clone(),
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
+            localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
             table,
             objects,

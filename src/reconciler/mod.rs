@@ -58,6 +58,8 @@ pub struct Parts {
     pub pod_cidrs: Vec<IpNet>,
     /// Which local addresses answer node ports.
     pub node_port_addresses: NodePortAddresses,
+    /// Whether 127.0.0.0/8 does, if it is among these.
+    pub localhost_node_ports: bool,
     /// The table's builder.
     pub builder: TableBuilder,
     /// Where the table is published.
@@ -98,6 +100,7 @@ pub struct Reconciler {
     node_name: NodeName,
     pod_cidrs: Vec<IpNet>,
     node_port_addresses: NodePortAddresses,
+    localhost_node_ports: bool,
 }
 
 impl Reconciler {
@@ -126,6 +129,7 @@ impl Reconciler {
             node_name: parts.node_name,
             pod_cidrs: parts.pod_cidrs,
             node_port_addresses: parts.node_port_addresses,
+            localhost_node_ports: parts.localhost_node_ports,
         }
     }
 
@@ -226,13 +230,16 @@ impl Reconciler {
     // What routing knows of the node: its object joined with what the interfaces say.
     fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
         let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
-        let chosen = self.node_port_addresses.select(addresses, primary);
+        let mut chosen = self.node_port_addresses.select(addresses, primary);
+        let health_check_addresses = self.node_port_addresses.select_binds(&chosen);
+        // kube-proxy's flag is about node ports alone.
+        chosen.retain(|ip| self.localhost_node_ports || !ip.is_loopback());
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
             pod_cidrs: self.pod_cidrs.clone(),
             local_addresses: addresses.clone(),
-            health_check_addresses: self.node_port_addresses.select_binds(&chosen),
+            health_check_addresses,
             node_port_addresses: chosen,
         });
     }

@@ -1,7 +1,8 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -35,6 +36,14 @@ const CASES: &[Case] = &[
     (
         "source_ranges_guard_the_load_balancer_address",
         source_ranges_guard_the_load_balancer_address,
+    ),
+    (
+        "the_health_check_node_port_tells_each_family_apart",
+        the_health_check_node_port_tells_each_family_apart,
+    ),
+    (
+        "health_checks_and_node_ports_answer_where_they_are_told_to",
+        health_checks_and_node_ports_answer_where_they_are_told_to,
     ),
     (
         "a_deleted_service_leaves_nothing_behind",
@@ -71,6 +80,7 @@ const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:10:96::10"];
 const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
 const NODE_PORT: u16 = 30080;
+const HEALTH_PORT: u16 = 30081;
 
 /// Adds every case for every mode that writes rules.
 pub(crate) fn add_to(trials: &mut Trials) {
@@ -197,6 +207,74 @@ fn source_ranges_guard_the_load_balancer_address(mut node: Node) {
                 "{balancer}"
             );
         }
+    }
+}
+
+fn the_health_check_node_port_tells_each_family_apart(mut node: Node) {
+    let web = || Web {
+        kind: "LoadBalancer",
+        spec: "externalTrafficPolicy: Local\n  healthCheckNodePort: 30081",
+        ..Web::default()
+    };
+    node.apply(&web());
+    let [v4, v6] = [false, true].map(|v6| SocketAddr::new(Place::Node.ip(v6), HEALTH_PORT));
+    let hog = node
+        .world
+        .in_ns(Place::Node, || TcpListener::bind(v4).unwrap());
+    node.start();
+    node.await_health(Place::Outside, v6, "200 1");
+    node.await_served(SocketAddr::new(SERVICE[0].parse().unwrap(), 80));
+    drop(hog);
+    for to in [v4, v6] {
+        for from in CALLERS {
+            node.await_health(from, to, "200 1");
+        }
+    }
+    node.apply(&Web {
+        endpoints: &["remote"],
+        ..web()
+    });
+    for to in [v4, v6] {
+        node.await_health(Place::Outside, to, "503 0");
+    }
+    node.apply(&Web {
+        spec: "externalTrafficPolicy: Cluster",
+        ..web()
+    });
+    for to in [v4, v6] {
+        node.await_health(Place::Outside, to, "refused");
+    }
+}
+
+fn health_checks_and_node_ports_answer_where_they_are_told_to(mut node: Node) {
+    let second = Place::Pod.gateway(false);
+    let range = format!("{second}/32,127.0.0.0/8,fd00:10:244::/64");
+    node.flags = vec![
+        format!("--nodeport-addresses={range}"),
+        "--iptables-localhost-nodeports=false".to_owned(),
+        "--masquerade-all".to_owned(),
+    ];
+    node.apply(&Web {
+        kind: "LoadBalancer",
+        spec: "externalTrafficPolicy: Local\n  healthCheckNodePort: 30081",
+        ..Web::default()
+    });
+    node.start();
+    let at = |ip: IpAddr, port| SocketAddr::new(ip, port);
+    node.await_health(Place::Outside, at(second, HEALTH_PORT), "200 1");
+    let second_v6 = at(Place::Pod.gateway(true), HEALTH_PORT);
+    node.await_health(Place::Outside, second_v6, "200 1");
+    node.await_served(at(second, NODE_PORT));
+    let first = Place::Node.ip(false);
+    assert_eq!(
+        node.health(Place::Outside, at(first, HEALTH_PORT)),
+        "refused"
+    );
+    let localhost = Ipv4Addr::LOCALHOST.into();
+    node.await_health(Place::Node, at(localhost, HEALTH_PORT), "200 1");
+    for (from, ip) in [(Place::Outside, first), (Place::Node, localhost)] {
+        let answer = node.ask(from, Protocol::Tcp, at(ip, NODE_PORT), patience());
+        assert_eq!(answer, Answer::Refused, "{ip}");
     }
 }
 
@@ -436,6 +514,7 @@ fn endpoint(name: &str, v6: bool) -> String {
 struct Node {
     program: Option<Running>,
     mode: Mode,
+    flags: Vec<String>,
     directory: TempDir,
     _backends: [Backend; 2],
     world: World,
@@ -448,6 +527,7 @@ impl Node {
         let node = Self {
             program: None,
             mode,
+            flags: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
             _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
             world,
@@ -491,6 +571,7 @@ impl Node {
             ])
             .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
             .args(["--capture", self.mode.as_str()])
+            .args(&self.flags)
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--admin-socket")
@@ -527,6 +608,37 @@ impl Node {
             Protocol::Tcp => self.world.ask_tcp(from, to, wait),
             Protocol::Udp => self.world.ask_udp(from, to, wait),
         }
+    }
+
+    /// What the health-check node port tells: the status and the number of local endpoints.
+    fn health(&self, from: Place, to: SocketAddr) -> String {
+        let ask = || {
+            let mut stream = TcpStream::connect_timeout(&to, patience())?;
+            stream.set_read_timeout(Some(patience()))?;
+            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.to_lowercase())
+        };
+        let answer: io::Result<String> = self.world.in_ns(from, ask);
+        match answer {
+            Ok(answer) => {
+                let status = answer.split_whitespace().nth(1).unwrap_or_default();
+                let weight = answer
+                    .lines()
+                    .find_map(|line| line.strip_prefix("x-load-balancing-endpoint-weight: "));
+                format!("{status} {}", weight.unwrap_or_default())
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn await_health(&self, from: Place, to: SocketAddr, wanted: &str) {
+        eventually(|| match self.health(from, to) {
+            told if told == wanted => Ok(()),
+            other => Err(format!("{from:?} at {to}: {other}, not {wanted}")),
+        });
     }
 
     /// Waits until both protocols answer callers from outside.
