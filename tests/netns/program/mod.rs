@@ -3,7 +3,7 @@
 mod node;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
 use viaduct::capture::Mode;
@@ -33,6 +33,14 @@ const CASES: &[Case] = &[
     (
         "source_ranges_guard_the_load_balancer_address",
         source_ranges_guard_the_load_balancer_address,
+    ),
+    (
+        "the_health_check_node_port_tells_each_family_apart",
+        the_health_check_node_port_tells_each_family_apart,
+    ),
+    (
+        "health_checks_and_node_ports_answer_where_they_are_told_to",
+        health_checks_and_node_ports_answer_where_they_are_told_to,
     ),
     (
         "a_deleted_service_leaves_nothing_behind",
@@ -66,6 +74,7 @@ const CASES: &[Case] = &[
 
 const CALLERS: [Place; 3] = [Place::Pod, Place::Outside, Place::Node];
 const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
+const HEALTH_PORT: u16 = 30081;
 
 /// Adds every case for every mode that writes rules.
 pub(crate) fn add_to(trials: &mut Trials) {
@@ -192,6 +201,74 @@ fn source_ranges_guard_the_load_balancer_address(mut node: Node) {
                 "{balancer}"
             );
         }
+    }
+}
+
+fn the_health_check_node_port_tells_each_family_apart(mut node: Node) {
+    let web = || Web {
+        kind: "LoadBalancer",
+        spec: "externalTrafficPolicy: Local\n  healthCheckNodePort: 30081",
+        ..Web::default()
+    };
+    node.apply(&web());
+    let [v4, v6] = [false, true].map(|v6| SocketAddr::new(Place::Node.ip(v6), HEALTH_PORT));
+    let hog = node
+        .world
+        .in_ns(Place::Node, || TcpListener::bind(v4).unwrap());
+    node.start();
+    node.await_health(Place::Outside, v6, "200 1");
+    node.await_served(SocketAddr::new(SERVICE[0].parse().unwrap(), 80));
+    drop(hog);
+    for to in [v4, v6] {
+        for from in CALLERS {
+            node.await_health(from, to, "200 1");
+        }
+    }
+    node.apply(&Web {
+        endpoints: &["remote"],
+        ..web()
+    });
+    for to in [v4, v6] {
+        node.await_health(Place::Outside, to, "503 0");
+    }
+    node.apply(&Web {
+        spec: "externalTrafficPolicy: Cluster",
+        ..web()
+    });
+    for to in [v4, v6] {
+        node.await_health(Place::Outside, to, "refused");
+    }
+}
+
+fn health_checks_and_node_ports_answer_where_they_are_told_to(mut node: Node) {
+    let second = Place::Pod.gateway(false);
+    let range = format!("{second}/32,127.0.0.0/8,fd00:10:244::/64");
+    node.flags = vec![
+        format!("--nodeport-addresses={range}"),
+        "--iptables-localhost-nodeports=false".to_owned(),
+        "--masquerade-all".to_owned(),
+    ];
+    node.apply(&Web {
+        kind: "LoadBalancer",
+        spec: "externalTrafficPolicy: Local\n  healthCheckNodePort: 30081",
+        ..Web::default()
+    });
+    node.start();
+    let at = |ip: IpAddr, port| SocketAddr::new(ip, port);
+    node.await_health(Place::Outside, at(second, HEALTH_PORT), "200 1");
+    let second_v6 = at(Place::Pod.gateway(true), HEALTH_PORT);
+    node.await_health(Place::Outside, second_v6, "200 1");
+    node.await_served(at(second, NODE_PORT));
+    let first = Place::Node.ip(false);
+    assert_eq!(
+        node.health(Place::Outside, at(first, HEALTH_PORT)),
+        "refused"
+    );
+    let localhost = Ipv4Addr::LOCALHOST.into();
+    node.await_health(Place::Node, at(localhost, HEALTH_PORT), "200 1");
+    for (from, ip) in [(Place::Outside, first), (Place::Node, localhost)] {
+        let answer = node.ask(from, Protocol::Tcp, at(ip, NODE_PORT), patience());
+        assert_eq!(answer, Answer::Refused, "{ip}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! The node of a world with the program on it, and what it is given to serve.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -100,6 +101,7 @@ fn endpoint(name: &str, v6: bool) -> String {
 pub(super) struct Node {
     program: Option<Running>,
     pub(super) mode: Mode,
+    pub(super) flags: Vec<String>,
     directory: TempDir,
     _backends: [Backend; 2],
     pub(super) world: World,
@@ -112,6 +114,7 @@ impl Node {
         let node = Self {
             program: None,
             mode,
+            flags: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
             _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
             world,
@@ -155,6 +158,7 @@ impl Node {
             ])
             .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
             .args(["--capture", self.mode.as_str()])
+            .args(&self.flags)
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--admin-socket")
@@ -197,6 +201,37 @@ impl Node {
             Protocol::Tcp => self.world.ask_tcp(from, to, wait),
             Protocol::Udp => self.world.ask_udp(from, to, wait),
         }
+    }
+
+    /// What the health-check node port tells: the status and the number of local endpoints.
+    pub(super) fn health(&self, from: Place, to: SocketAddr) -> String {
+        let ask = || {
+            let mut stream = TcpStream::connect_timeout(&to, patience())?;
+            stream.set_read_timeout(Some(patience()))?;
+            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.to_lowercase())
+        };
+        let answer: io::Result<String> = self.world.in_ns(from, ask);
+        match answer {
+            Ok(answer) => {
+                let status = answer.split_whitespace().nth(1).unwrap_or_default();
+                let weight = answer
+                    .lines()
+                    .find_map(|line| line.strip_prefix("x-load-balancing-endpoint-weight: "));
+                format!("{status} {}", weight.unwrap_or_default())
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    pub(super) fn await_health(&self, from: Place, to: SocketAddr, wanted: &str) {
+        eventually(|| match self.health(from, to) {
+            told if told == wanted => Ok(()),
+            other => Err(format!("{from:?} at {to}: {other}, not {wanted}")),
+        });
     }
 
     /// Waits until both protocols answer callers from outside.
