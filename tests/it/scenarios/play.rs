@@ -395,7 +395,7 @@ fn shown_slice(slice: &Value) -> String {
 /// Whether `found` has everything that `expected` names; null names what is not there, lists are compared whole.
 fn contains(found: &Value, expected: &Value) -> bool {
     match (found, expected) {
-        (Value::Object(found), Value::Object(expected)) => expected
+        (Value::Object(_) | Value::Null, Value::Object(fields)) => fields
             .iter()
             .all(|(name, value)| contains(found.get(name).unwrap_or(&Value::Null), value)),
         (Value::Array(found), Value::Array(expected)) => {
