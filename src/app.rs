@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start: data threads ─ admin ─ DNS ─ health, metrics ─ sources ─ reconciler
-//!  stop:  sources, reconciler (releases the capture) ─ DNS ─ drain ─ admin, health, metrics
+//!  stop:  sources, reconciler (captures nothing new) ─ DNS ─ drain ─ rules, simulated Pods ─ admin, health, metrics
 //! ```
 
 use std::net::SocketAddr;
@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
@@ -27,9 +28,10 @@ use crate::dataplane::{self, Dataplane};
 use crate::dns;
 use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
-use crate::reconciler::{Inputs, Parts, Reconciler};
+use crate::reconciler::{Draining, Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
-use crate::sources::{interfaces, manifests};
+use crate::sources::interfaces;
+use crate::sources::manifests::{self, WatchError};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
@@ -56,6 +58,8 @@ pub struct App {
     dns: Option<dns::Server>,
     servers: Part,
     control: Part,
+    reconciler: JoinHandle<Draining>,
+    failed: oneshot::Receiver<WatchError>,
 }
 
 /// Where things really listen.
@@ -168,7 +172,8 @@ impl App {
             ));
         }
 
-        let inputs = start_sources(&config, &control).context("reading the node's addresses")?;
+        let (inputs, failed) = start_sources(&config, &control, readiness.clone())
+            .context("reading the node's addresses")?;
         let local = inputs.addresses.borrow().clone();
         let own_node = OwnNode {
             name: config.node_name.to_string(),
@@ -197,9 +202,10 @@ impl App {
             health,
             sync_period: config.sync_period,
         };
-        control
-            .tasks
-            .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
+        let reconciler =
+            control
+                .tasks
+                .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
         info!(node = %config.node_name, capture = config.capture.as_str(), manifests = %config.manifests.display(), dns = ?addresses.dns,
             healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
         Ok(Self {
@@ -211,6 +217,8 @@ impl App {
             dns,
             servers,
             control,
+            reconciler,
+            failed,
         })
     }
 
@@ -229,6 +237,14 @@ impl App {
         &self.readiness
     }
 
+    /// Ends when the manifests could not be read at all, with the reason; otherwise never.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.failed).await {
+            Ok(error) => error.into(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Ends everything in order: nothing new is captured, flows drain, then the servers go.
     pub async fn stop(self) {
         info!(drain_timeout = ?self.drain_timeout, "stopping");
@@ -236,6 +252,7 @@ impl App {
         if let Some(dns) = self.dns {
             dns.shutdown(DNS_GRACE).await;
         }
+        let draining = self.reconciler.await;
         // The reconciler held the only other handle, and it has ended.
         if let Some(dataplane) = Arc::into_inner(self.dataplane) {
             let drained = dataplane.drain(self.drain_timeout).await;
@@ -244,6 +261,12 @@ impl App {
                 aborted = drained.aborted,
                 "drained"
             );
+        }
+        match draining {
+            Ok(draining) => draining.finish().await,
+            Err(error) => {
+                error!(%error, "the reconciler had died; `viaduct cleanup` removes what it left")
+            }
         }
         self.servers.end().await;
     }
@@ -329,13 +352,23 @@ fn shifted(address: SocketAddr, offset: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port().saturating_add(offset))
 }
 
-fn start_sources(config: &Config, part: &Part) -> std::io::Result<Inputs> {
+fn start_sources(
+    config: &Config,
+    part: &Part,
+    readiness: Readiness,
+) -> std::io::Result<(Inputs, oneshot::Receiver<WatchError>)> {
     let (updates, manifests) = mpsc::channel(MANIFEST_BATCHES);
+    let (failure, failed) = oneshot::channel();
     let directory = manifests::Directory::new(config.manifests.clone());
     let stop = part.stop.clone();
     part.tasks.spawn(async move {
         if let Err(error) = manifests::watch(directory, updates, stop).await {
-            error!(%error, "manifests are no longer watched; restart to try again");
+            error!(%error, "manifests are not followed any more; restart to try again");
+            // Without a first state there is nothing to serve; with one, it goes on.
+            if !readiness.is_ready() {
+                // An error means that the end has begun already.
+                let _ = failure.send(error);
+            }
         }
     });
     // `dev` answers on loopback alone, whatever else this machine is called.
@@ -355,10 +388,11 @@ fn start_sources(config: &Config, part: &Part) -> std::io::Result<Inputs> {
         part.tasks
             .spawn(interfaces::watch_addresses(sender, part.stop.clone()));
     }
-    Ok(Inputs {
+    let inputs = Inputs {
         manifests,
         addresses,
-    })
+    };
+    Ok((inputs, failed))
 }
 
 fn control_config(config: &Config, own_node: OwnNode) -> control::Config {

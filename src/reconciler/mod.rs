@@ -103,6 +103,20 @@ pub struct Reconciler {
     localhost_node_ports: bool,
 }
 
+/// What flows still need while they drain.
+pub struct Draining {
+    captures: Vec<Box<dyn Capture>>,
+    simulator: Simulator,
+}
+
+impl Draining {
+    /// The flows are over: removes our rules from the kernel and ends simulated Pods.
+    pub async fn finish(self) {
+        effects::release(self.captures).await;
+        self.simulator.shutdown().await;
+    }
+}
+
 impl Reconciler {
     /// Puts the parts together; nothing happens before [`Self::run`].
     pub fn new(parts: Parts) -> Self {
@@ -133,8 +147,15 @@ impl Reconciler {
         }
     }
 
-    /// Works until `stop`, then releases the capture. `synced` is dropped when the first state is in effect.
-    pub async fn run(mut self, mut inputs: Inputs, synced: Blocker, stop: CancellationToken) {
+    /// Works until `stop`, then captures nothing new. `synced` is dropped when the first state is in effect. When the
+    /// manifests end, the last state goes on.
+    pub async fn run(
+        mut self,
+        mut inputs: Inputs,
+        synced: Blocker,
+        stop: CancellationToken,
+    ) -> Draining {
+        let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
         let addresses = inputs.addresses.borrow_and_update().clone();
@@ -143,8 +164,11 @@ impl Reconciler {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                batch = inputs.manifests.recv() => {
-                    let Some(mut updates) = batch else { break };
+                batch = inputs.manifests.recv(), if following => {
+                    let Some(mut updates) = batch else {
+                        following = false;
+                        continue;
+                    };
                     while let Ok(more) = inputs.manifests.try_recv() {
                         updates.extend(more);
                     }
@@ -166,8 +190,10 @@ impl Reconciler {
                 synced.take();
             }
         }
-        self.simulator.shutdown().await;
-        self.programmer.into_effects().release().await;
+        Draining {
+            captures: self.programmer.into_effects().stop_capturing().await,
+            simulator: self.simulator,
+        }
     }
 
     async fn take(&mut self, updates: Vec<Update>, addresses: &BTreeSet<IpAddr>) {

@@ -55,6 +55,10 @@ const CASES: &[Case] = &[
         an_orderly_end_removes_every_rule,
     ),
     (
+        "an_end_is_orderly_even_if_nobody_reads_the_log",
+        an_end_is_orderly_even_if_nobody_reads_the_log,
+    ),
+    (
         "a_crash_is_cleaned_up_by_the_next_start",
         a_crash_is_cleaned_up_by_the_next_start,
     ),
@@ -347,6 +351,15 @@ fn an_orderly_end_removes_every_rule(mut node: Node) {
     node.start();
     node.await_served(targets()[0]);
     assert_ne!(all_rules(&node.world), before);
+    assert!(node.end().success());
+    assert_eq!(all_rules(&node.world), before);
+}
+
+fn an_end_is_orderly_even_if_nobody_reads_the_log(mut node: Node) {
+    let before = all_rules(&node.world);
+    node.apply(&Web::default());
+    node.start_unread();
+    node.await_served(targets()[0]);
     assert!(node.end().success());
     assert_eq!(all_rules(&node.world), before);
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -135,29 +136,39 @@ impl Node {
     }
 
     pub(super) fn start(&mut self) {
-        let directory = self.directory.path();
+        let path = self.directory.path().join("log");
         let log = fs::File::options()
             .create(true)
             .append(true)
-            .open(directory.join("log"))
+            .open(path)
             .unwrap();
+        self.start_logging_to(log.into());
+    }
+
+    /// With standard error going to a pipe that nobody holds the other end of.
+    pub(super) fn start_unread(&mut self) {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        self.start_logging_to(writer.into());
+    }
+
+    fn start_logging_to(&mut self, log: OwnedFd) {
+        let directory = self.directory.path();
         let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
         command
             .args([
                 "run",
                 "--hostname-override",
                 "n0",
-                "--iptables-sync-period",
-                "500ms",
-                "--drain-timeout",
-                "1s",
+                "--capture",
+                self.mode.as_str(),
             ])
+            .args(["--iptables-sync-period", "500ms", "--drain-timeout", "1s"])
             .args([
                 "--service-cluster-ip-range",
                 "10.96.0.0/16,fd00:10:96::/112",
             ])
             .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
-            .args(["--capture", self.mode.as_str()])
             .args(&self.flags)
             .arg("--manifests")
             .arg(self.manifests())
@@ -166,8 +177,8 @@ impl Node {
             .arg("--data-dir")
             .arg(directory.join("data"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log));
         self.program = Some(self.world.spawn_in(Place::Node, &mut command));
     }
 
