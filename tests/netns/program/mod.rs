@@ -3,7 +3,8 @@
 mod node;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
 use viaduct::capture::Mode;
@@ -53,6 +54,10 @@ const CASES: &[Case] = &[
     (
         "an_orderly_end_removes_every_rule",
         an_orderly_end_removes_every_rule,
+    ),
+    (
+        "established_flows_run_on_while_they_drain",
+        established_flows_run_on_while_they_drain,
     ),
     (
         "an_end_is_orderly_even_if_nobody_reads_the_log",
@@ -355,6 +360,36 @@ fn an_orderly_end_removes_every_rule(mut node: Node) {
     assert_eq!(all_rules(&node.world), before);
 }
 
+fn established_flows_run_on_while_they_drain(mut node: Node) {
+    let before = all_rules(&node.world);
+    node.apply(&Web::default());
+    node.start();
+    let to = targets()[0];
+    node.await_served(to);
+    let mut flows = [false, true].map(|v6| {
+        let to = SocketAddr::new(SERVICE[usize::from(v6)].parse().unwrap(), 80);
+        node.await_served(to);
+        node.world
+            .in_ns(Place::Outside, || TcpStream::connect(to).unwrap())
+    });
+    node.ask_to_end();
+    eventually(
+        || match node.ask(Place::Outside, Protocol::Tcp, to, QUIET) {
+            Answer::Words(words) => Err(format!("still captured, by {words}")),
+            _ => Ok(()),
+        },
+    );
+    for flow in &mut flows {
+        flow.set_read_timeout(Some(patience())).unwrap();
+        flow.write_all(b"hello\n").unwrap();
+        let mut words = String::new();
+        flow.read_to_string(&mut words).unwrap();
+        assert!(["local", "remote"].contains(&words.trim()), "{words:?}");
+    }
+    assert!(node.await_end().success());
+    assert_eq!(all_rules(&node.world), before);
+}
+
 fn an_end_is_orderly_even_if_nobody_reads_the_log(mut node: Node) {
     let before = all_rules(&node.world);
     node.apply(&Web::default());
@@ -406,7 +441,7 @@ fn rules_come_back_within_the_sync_period(mut node: Node) {
     }
     eventually(|| match all_rules(&node.world) {
         now if now == whole => Ok(()),
-        other => Err(other),
+        other => Err(format!("{other}\nbefore it was\n{whole}")),
     });
 }
 

@@ -163,7 +163,7 @@ impl Node {
                 "--capture",
                 self.mode.as_str(),
             ])
-            .args(["--iptables-sync-period", "500ms", "--drain-timeout", "1s"])
+            .args(["--iptables-sync-period", "500ms", "--drain-timeout", "3s"])
             .args([
                 "--service-cluster-ip-range",
                 "10.96.0.0/16,fd00:10:96::/112",
@@ -189,9 +189,18 @@ impl Node {
 
     /// Asks it to end, and waits.
     pub(super) fn end(&mut self) -> ExitStatus {
-        let mut program = self.program.take().expect("it was started");
+        self.ask_to_end();
+        self.await_end()
+    }
+
+    pub(super) fn ask_to_end(&self) {
+        let program = self.program.as_ref().expect("it was started");
         let pid = Pid::from_raw(i32::try_from(program.0.id()).unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
+    }
+
+    pub(super) fn await_end(&mut self) -> ExitStatus {
+        let mut program = self.program.take().expect("it was started");
         eventually(|| {
             program
                 .0
