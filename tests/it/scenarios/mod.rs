@@ -1,7 +1,7 @@
 //! The scenarios of `tests/scenarios/`: Kubernetes YAML, steps, and what every address must do after each.
 //!
 //! ```text
-//!  *.scn ─► script ─► play ─► manifests (directory source) ─► pipeline (control, convert, routing) ─► table
+//!  *.scn ─► script ─► play ─► manifests (directory source) ─► pipeline (control, convert, routing, capture plan)
 //! ```
 
 mod manifests;
