@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
+use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
 use crate::reconciler::{Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
@@ -93,10 +94,18 @@ impl App {
     /// What keeps the process from its job: no family can be captured, an address or the admin socket is taken, the
     /// service CIDR does not do. Each names its flag.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        if config.masquerade_all {
+            info!(
+                flag = "masquerade-all",
+                "nothing to do: backends see this node as the client of every flow"
+            );
+        }
         let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");
+        // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
+        let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
         let sources = Sources {
             objects: objects.clone(),
@@ -135,7 +144,7 @@ impl App {
             let server = HealthServer {
                 health: health.clone(),
                 readiness: readiness.clone(),
-                timeout: 2 * config.sync_period,
+                timeout: health_timeout,
             };
             servers.tasks.spawn(admin::serve_health(
                 server,
@@ -177,11 +186,13 @@ impl App {
             node_name: config.node_name.clone(),
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
+            localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
             table,
             objects,
             dataplane: dataplane.clone(),
             captures,
+            health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(),
             health,
             sync_period: config.sync_period,
@@ -304,9 +315,11 @@ async fn start_dns(
 async fn bind(address: SocketAddr, dev: bool) -> (Option<TcpListener>, SocketAddr) {
     let tries = if dev { NEXT_FREE } else { 0 };
     for offset in 0..=tries {
-        if let Ok(listener) = TcpListener::bind(shifted(address, offset)).await {
-            let bound = listener.local_addr().unwrap_or(address);
-            return (Some(listener), bound);
+        if let Ok(listener) = admin::bind(shifted(address, offset)).await {
+            let port = listener
+                .local_addr()
+                .map_or(address.port(), |bound| bound.port());
+            return (Some(listener), SocketAddr::new(address.ip(), port));
         }
     }
     (None, address)

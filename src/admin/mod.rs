@@ -3,10 +3,11 @@
 //! `views` turns objects and the routing table into rows; `server` answers `viaduct get`; `node_health` answers
 //! probes and scrapes.
 
+mod http;
 mod node_health;
 mod server;
 mod views;
 
-pub use node_health::{HealthServer, MetricsServer, serve_health, serve_metrics};
+pub use node_health::{HealthServer, MetricsServer, bind, serve_health, serve_metrics};
 pub use server::{AdminServer, BindError, Sources};
 pub use views::{Resource, Selection, Snapshot, TableView};

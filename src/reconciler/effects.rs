@@ -8,8 +8,9 @@ use tracing::{info, warn};
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, Rules};
 use crate::capture::{Capture, CaptureError};
 use crate::dataplane::{Dataplane, OpenError};
+use crate::health_checks::{HealthCheckPorts, Unbound};
 use crate::model::{Family, ServicePortKey};
-use crate::routing::{Published, RoutingTable};
+use crate::routing::{HealthCheck, Published, RoutingTable};
 
 use super::program::Effects;
 
@@ -18,6 +19,7 @@ pub(super) struct Live {
     dataplane: Arc<Dataplane>,
     captures: Vec<Box<dyn Capture>>,
     table: Published,
+    health_checks: HealthCheckPorts,
 }
 
 impl Live {
@@ -25,16 +27,19 @@ impl Live {
         dataplane: Arc<Dataplane>,
         captures: Vec<Box<dyn Capture>>,
         table: Published,
+        health_checks: HealthCheckPorts,
     ) -> Self {
         Self {
             dataplane,
             captures,
             table,
+            health_checks,
         }
     }
 
-    /// Removes our rules from the kernel; listeners stay for the drain.
+    /// Tells balancers to go elsewhere and removes our rules from the kernel; listeners stay for the drain.
     pub(super) async fn release(mut self) {
+        self.health_checks.shutdown().await;
         for capture in &mut self.captures {
             match capture.release().await {
                 Ok(()) => info!(family = %capture.family(), "capture released"),
@@ -89,5 +94,9 @@ impl Effects for Live {
             Some(capture) => capture.reassert().await,
             None => Ok(false),
         }
+    }
+
+    async fn answer_health_checks(&mut self, wanted: &[HealthCheck]) -> Vec<Unbound> {
+        self.health_checks.set(wanted).await
     }
 }

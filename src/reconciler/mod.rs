@@ -9,6 +9,7 @@
 //! (`program`). Nothing downstream writes to it.
 
 mod effects;
+mod health_checks;
 mod pace;
 mod program;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 use crate::capture::Capture;
 use crate::control::{ControlPlane, PublishedObjects};
 use crate::dataplane::Dataplane;
+use crate::health_checks::HealthCheckPorts;
 use crate::model::{Event, Node, NodeName};
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
@@ -56,6 +58,8 @@ pub struct Parts {
     pub pod_cidrs: Vec<IpNet>,
     /// Which local addresses answer node ports.
     pub node_port_addresses: NodePortAddresses,
+    /// Whether 127.0.0.0/8 does, if it is among these.
+    pub localhost_node_ports: bool,
     /// The table's builder.
     pub builder: TableBuilder,
     /// Where the table is published.
@@ -66,6 +70,8 @@ pub struct Parts {
     pub dataplane: Arc<Dataplane>,
     /// One capture per family that can be captured; empty with capture `none`.
     pub captures: Vec<Box<dyn Capture>>,
+    /// Health-check node ports.
+    pub health_checks: HealthCheckPorts,
     /// Simulated Pods.
     pub simulator: Simulator,
     /// Where the loop reports that it keeps up.
@@ -94,12 +100,18 @@ pub struct Reconciler {
     node_name: NodeName,
     pod_cidrs: Vec<IpNet>,
     node_port_addresses: NodePortAddresses,
+    localhost_node_ports: bool,
 }
 
 impl Reconciler {
     /// Puts the parts together; nothing happens before [`Self::run`].
     pub fn new(parts: Parts) -> Self {
-        let effects = Live::new(parts.dataplane, parts.captures, parts.table);
+        let effects = Live::new(
+            parts.dataplane,
+            parts.captures,
+            parts.table,
+            parts.health_checks,
+        );
         let now = Instant::now();
         Self {
             standalone: Standalone::new(
@@ -117,6 +129,7 @@ impl Reconciler {
             node_name: parts.node_name,
             pod_cidrs: parts.pod_cidrs,
             node_port_addresses: parts.node_port_addresses,
+            localhost_node_ports: parts.localhost_node_ports,
         }
     }
 
@@ -217,12 +230,17 @@ impl Reconciler {
     // What routing knows of the node: its object joined with what the interfaces say.
     fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
         let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
+        let mut chosen = self.node_port_addresses.select(addresses, primary);
+        let health_check_addresses = self.node_port_addresses.select_binds(&chosen);
+        // kube-proxy's flag is about node ports alone.
+        chosen.retain(|ip| self.localhost_node_ports || !ip.is_loopback());
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
             pod_cidrs: self.pod_cidrs.clone(),
             local_addresses: addresses.clone(),
-            node_port_addresses: self.node_port_addresses.select(addresses, primary),
+            health_check_addresses,
+            node_port_addresses: chosen,
         });
     }
 }

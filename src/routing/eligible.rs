@@ -68,7 +68,10 @@ pub fn eligible<'a>(endpoints: &[(SocketAddr, &'a Endpoint)], node: &NodeView) -
     }
 }
 
-fn merge<'a>(endpoints: &[(SocketAddr, &'a Endpoint)]) -> Vec<(SocketAddr, &'a Endpoint)> {
+/// One entry for each address: one that does not terminate before one that does, then a ready one.
+pub(super) fn merge<'a>(
+    endpoints: &[(SocketAddr, &'a Endpoint)],
+) -> Vec<(SocketAddr, &'a Endpoint)> {
     let mut by_addr: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
     for &(addr, endpoint) in endpoints {
         let kept = by_addr.entry(addr).or_insert(endpoint);

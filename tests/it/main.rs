@@ -12,5 +12,6 @@ mod dataplane;
 mod dev;
 mod dns;
 mod get;
+mod health;
 mod house_rules;
 mod scenarios;

@@ -36,6 +36,8 @@ struct Applied {
     landing: Option<IpAddr>,
     elements: Elements,
     skeleton: String,
+    /// This `nft` lists elements as they are written here, so that they can be compared.
+    comparable: bool,
 }
 
 impl Nftables {
@@ -88,11 +90,16 @@ impl Nftables {
             }
             outcome => outcome?,
         }
-        let skeleton = list(self.family).await?.skeleton;
+        let listing = list(self.family).await?;
+        let comparable = same_elements(&elements, &listing);
+        if !comparable {
+            warn!(family = %self.family, "this nft lists elements in its own way; only whole rules are watched");
+        }
         self.applied = Some(Applied {
             landing,
             elements,
-            skeleton,
+            skeleton: listing.skeleton,
+            comparable,
         });
         Ok(())
     }
@@ -156,14 +163,16 @@ impl Capture for Nftables {
 
 impl Applied {
     fn is_listed(&self, listing: &Listing) -> bool {
-        let expected = self.elements.iter().filter(|(_, all)| !all.is_empty());
-        let expected = expected.map(|(set, all)| (*set, all));
-        let listed = listing
-            .elements
-            .iter()
-            .map(|(set, all)| (set.as_str(), all));
-        self.skeleton == listing.skeleton && expected.eq(listed)
+        let elements = !self.comparable || same_elements(&self.elements, listing);
+        self.skeleton == listing.skeleton && elements
     }
+}
+
+fn same_elements(expected: &Elements, listing: &Listing) -> bool {
+    let expected = expected.iter().filter(|(_, all)| !all.is_empty());
+    let expected = expected.map(|(set, all)| (*set, all));
+    let listed = listing.elements.iter();
+    expected.eq(listed.map(|(set, all)| (set.as_str(), all)))
 }
 
 /// Removes our table of that family, if it is there.

@@ -283,6 +283,7 @@ impl Pipeline {
             pod_cidrs: self.interfaces.pod_cidrs.clone(),
             node_port_addresses: self.interfaces.node_port_addresses.select(&local, primary),
             local_addresses: local,
+            ..NodeView::default()
         });
     }
 }
