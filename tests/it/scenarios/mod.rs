@@ -8,6 +8,9 @@ mod manifests;
 mod pipeline;
 mod play;
 mod script;
+mod stage;
+mod stored;
+mod words;
 
 use std::path::Path;
 
