@@ -101,9 +101,7 @@ async fn serve(
         listener = bound => listener,
         () = stop.cancelled() => return,
     };
-    if let Err(error) = http::serve(listener, router, stop).await {
-        warn!(flag, %error, "server ended");
-    }
+    http::serve(listener, router, stop).await;
 }
 
 /// Binds the address of a server. `0.0.0.0` stands for every address of both families, where the kernel has both.

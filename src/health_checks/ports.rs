@@ -3,7 +3,7 @@
 //! Each port at each address is one task that owns its listener and its connections, so a change of one disturbs no
 //! other, and the end of the task is the end of all that it had open.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info};
 
 use crate::model::ServiceName;
+use crate::net::connections::Connections;
 use crate::net::sockets::{Bound, Sharing, Transport};
 use crate::routing::HealthCheck;
 use crate::telemetry::Health;
@@ -166,11 +167,11 @@ async fn stop(ports: BTreeMap<Place, Port>) {
 }
 
 async fn serve(listener: TcpListener, told: Arc<Told>, stop: CancellationToken) {
-    let mut connections = Connections::default();
+    let mut connections = Connections::new(MAX_CONNECTIONS);
     let accepting = accept(&listener, &told, &mut connections);
     stop.run_until_cancelled(accepting).await;
     drop(listener);
-    connections.tasks.shutdown().await;
+    connections.end().await;
 }
 
 async fn accept(listener: &TcpListener, told: &Arc<Told>, connections: &mut Connections) {
@@ -189,25 +190,5 @@ async fn accept(listener: &TcpListener, told: &Arc<Told>, connections: &mut Conn
                 tokio::time::sleep(REST).await;
             }
         }
-    }
-}
-
-/// The open connections of a port, oldest first.
-#[derive(Default)]
-struct Connections {
-    tasks: JoinSet<()>,
-    by_age: VecDeque<AbortHandle>,
-}
-
-impl Connections {
-    fn add(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
-        while self.tasks.try_join_next().is_some() {}
-        self.by_age.retain(|task| !task.is_finished());
-        if self.by_age.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = self.by_age.pop_front()
-        {
-            oldest.abort();
-        }
-        self.by_age.push_back(self.tasks.spawn(connection));
     }
 }
