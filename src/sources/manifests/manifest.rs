@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::finding::Finding;
+use super::finding::{Finding, reason};
 use super::tree::Node;
 use crate::control::{Object, ObjectKey};
 
@@ -50,5 +50,14 @@ impl Origin {
             reason: reason.into(),
             message: message.into(),
         }
+    }
+    /// The same about a field that costs the object nothing.
+    pub fn warning(
+        &self,
+        object: ObjectKey,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Finding {
+        self.finding(object, field, reason::WARNING, message)
     }
 }
