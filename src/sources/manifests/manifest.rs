@@ -77,10 +77,11 @@ mod tests {
 
     fn line_of(spec: &str, field: &str) -> u32 {
         let text = format!("kind: Service\napiVersion: v1\nspec:\n{spec}");
-        match parse(&Path::new("a.yaml").into(), &text).remove(0) {
-            Document::Object(manifest) => manifest.origin.line_of(field),
-            other => panic!("{other:?}"),
-        }
+        let document = parse(&Path::new("a.yaml").into(), &text).remove(0);
+        let Document::Object(manifest) = document else {
+            panic!("{document:?}")
+        };
+        manifest.origin.line_of(field)
     }
 
     #[test]

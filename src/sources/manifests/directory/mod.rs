@@ -98,9 +98,10 @@ impl Directory {
 
     /// One file that has not been looked at yet, as if it were alone in its directory.
     pub fn of_file(file: PathBuf) -> Self {
+        let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty());
         Self {
             only: Some(file.as_path().into()),
-            ..Self::new(file.parent().map(Path::to_owned).unwrap_or_default())
+            ..Self::new(parent.unwrap_or(Path::new(".")).to_owned())
         }
     }
 
