@@ -3,6 +3,7 @@
 //! `views` turns objects and the routing table into rows; `server` answers `viaduct get`; `node_health` answers
 //! probes and scrapes.
 
+mod http;
 mod node_health;
 mod server;
 mod views;

@@ -21,6 +21,8 @@ use tracing::{info, warn};
 use crate::readiness::Readiness;
 use crate::telemetry::{Health, Report};
 
+use super::http;
+
 /// How long a bind that failed waits before it is tried again.
 const REBIND: Duration = Duration::from_secs(5);
 
@@ -94,10 +96,7 @@ async fn serve(
         listener = bound => listener,
         () = stop.cancelled() => return,
     };
-    if let Err(error) = axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-    {
+    if let Err(error) = http::serve(listener, router, stop).await {
         warn!(flag, %error, "server ended");
     }
 }

@@ -22,6 +22,7 @@ use tracing::warn;
 use crate::control::PublishedObjects;
 use crate::routing::Published;
 
+use super::http;
 use super::views::{Resource, Selection, Snapshot};
 
 /// Where answers come from.
@@ -108,10 +109,7 @@ impl AdminServer {
         let router = Router::new()
             .route("/v1/{resource}", get(answer))
             .with_state(Arc::new(sources));
-        let served = axum::serve(self.listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await;
-        if let Err(error) = served {
+        if let Err(error) = http::serve(self.listener, router, stop).await {
             warn!(%error, "admin server ended");
         }
         if let Err(error) = std::fs::remove_file(&self.path) {

@@ -13,6 +13,11 @@ use crate::routing::{Balancer, Choice};
 /// differ by a multiple of 16 share a counter, which costs evenness only.
 const COUNTERS: usize = 16;
 
+/// After so many rounds the order moves on by one. Clients that call in step with each other would otherwise meet the
+/// same backend for ever (two of them over two backends: each always its own). A round still takes every backend once,
+/// so shares stay exact.
+const ROUNDS_IN_ORDER: usize = 8;
+
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
@@ -26,8 +31,9 @@ impl Balancer for RoundRobin {
             return None;
         }
         let turn = self.turns[n % COUNTERS].fetch_add(1, Ordering::Relaxed);
+        let first = turn % n + turn / (n * ROUNDS_IN_ORDER) % n;
         (0..n)
-            .map(|step| (turn % n + step) % n)
+            .map(|step| (first + step) % n)
             .find(|index| !choice.is_tried(*index))
     }
 }
@@ -49,6 +55,17 @@ mod tests {
             .map(|_| balancer.pick(&choice(&backends, &[])).unwrap())
             .collect();
         assert_eq!(picks, [0, 1, 2, 0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn clients_in_step_with_each_other_meet_every_backend() {
+        let balancer = RoundRobin::default();
+        let backends = backends(2);
+        let mut seen = [[0; 2]; 2];
+        for turn in 0..64 {
+            seen[turn % 2][balancer.pick(&choice(&backends, &[])).unwrap()] += 1;
+        }
+        assert_eq!(seen, [[16, 16], [16, 16]]);
     }
 
     #[test]
@@ -121,7 +138,7 @@ mod tests {
                 } else {
                     let turn = turns[n % COUNTERS];
                     turns[n % COUNTERS] += 1;
-                    let from = turn % n;
+                    let from = (turn % n + turn / (8 * n)) % n;
                     (from..n).chain(0..from).find(|i| tried_bits >> i & 1 == 0)
                 };
                 prop_assert_eq!(balancer.pick(&choice(backends, &tried)), expected);

@@ -201,6 +201,26 @@ impl Rules {
         }
     }
 
+    /// The node's own address that captured traffic is led to. `before` stays as long as the node has it; otherwise one
+    /// that comes and goes neither with Pods nor with a load balancer is preferred. `None` if there is nothing but loopback and link-local ones:
+    /// then it is the address of the interface that the traffic came in by, and the kernel drops what comes in by one
+    /// without, as the Pods of many network plugins do.
+    pub fn landing(&self, before: Option<IpAddr>) -> Option<IpAddr> {
+        let is_frontend = |ip| self.redirects.keys().any(|frontend| frontend.ip == ip);
+        let is_pods = |ip: &IpAddr| self.pod_cidrs.iter().any(|cidr| cidr.contains(ip));
+        let lasting = |ip: &IpAddr| !is_pods(ip) && !is_frontend(*ip);
+        let usable = || {
+            self.local_addresses
+                .iter()
+                .filter(|ip| is_global(**ip))
+                .copied()
+        };
+        before
+            .filter(|ip| self.local_addresses.contains(ip))
+            .or_else(|| usable().find(lasting))
+            .or_else(|| usable().next())
+    }
+
     /// What gives no answer, and to whom, node ports included. At a frontend's own address and port the frontend
     /// decides, not the node port.
     pub fn silenced(&self) -> BTreeMap<Frontend, Silence> {
@@ -286,6 +306,14 @@ pub fn local_network(ip: IpAddr) -> IpNet {
     match ip {
         IpAddr::V4(Ipv4Addr::LOCALHOST) => LOOPBACK,
         IpAddr::V4(_) | IpAddr::V6(_) => ip.into(),
+    }
+}
+
+// Neither loopback nor link-local.
+fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     }
 }
 

@@ -238,3 +238,26 @@ fn a_node_inside_the_source_ranges_may_call_from_the_address_itself() {
         .collect();
     assert_eq!(allowed, ["172.18.0.0/16", "203.0.113.7/32"]);
 }
+
+#[test]
+fn traffic_lands_at_an_address_that_lasts() {
+    let mut rules = Rules::none(Family::V4);
+    assert_eq!(rules.landing(None), None);
+    rules.local_addresses = ["127.0.0.1", "169.254.0.1"].map(ip).into();
+    assert_eq!(rules.landing(None), None);
+    rules.pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+    rules.local_addresses.insert(ip("10.244.0.1"));
+    assert_eq!(rules.landing(None), Some(ip("10.244.0.1")));
+    rules.local_addresses.insert(ip("172.18.0.2"));
+    assert_eq!(rules.landing(None), Some(ip("172.18.0.2")));
+    assert_eq!(
+        rules.landing(Some(ip("10.244.0.1"))),
+        Some(ip("10.244.0.1")),
+        "it stays"
+    );
+    assert_eq!(
+        rules.landing(Some(ip("192.0.2.1"))),
+        Some(ip("172.18.0.2")),
+        "it is gone"
+    );
+}

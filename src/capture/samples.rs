@@ -5,6 +5,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
+
 use crate::model::{Family, Frontend, Protocol};
 
 use super::plan::{Rules, Silence};
@@ -109,4 +111,64 @@ pub(super) fn many(services: u16) -> Rules {
         rules.redirects.insert(frontend, 40000);
     }
     rules
+}
+
+/// Rules over so few addresses and ports that two of them have much in common.
+pub(super) fn any_rules() -> impl Strategy<Value = Rules> {
+    let protocol = || prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let ip = || (0..3u8, 1..3u8).prop_map(|(net, host)| IpAddr::from([10, 96, net, host]));
+    let frontend = move || {
+        (ip(), 80..82u16, protocol()).prop_map(|(ip, port, protocol)| Frontend {
+            ip,
+            port,
+            protocol,
+        })
+    };
+    let silence = prop_oneof![Just(Silence::Everyone), Just(Silence::Outside)];
+    let networks = || {
+        proptest::collection::vec(
+            (0..4u8, 22..=32u8).prop_map(|(net, length)| {
+                ipnet::IpNet::new(IpAddr::from([10, 244, net, 1]), length).unwrap()
+            }),
+            1..3,
+        )
+    };
+    let redirects = proptest::collection::btree_map(frontend(), 40000..40003u16, 0..8);
+    let node_ports =
+        proptest::collection::btree_map((protocol(), 30000..30003u16), 40000..40003u16, 0..3);
+    let addresses = proptest::collection::btree_set(ip(), 0..3);
+    let silent = proptest::collection::btree_map(frontend(), silence, 0..4);
+    let ranges = proptest::collection::btree_map(frontend(), networks(), 0..3);
+    let guarded = proptest::collection::btree_set(40000..40003u16, 0..3);
+    (
+        redirects,
+        node_ports,
+        addresses,
+        silent,
+        ranges,
+        guarded,
+        networks(),
+    )
+        .prop_map(
+            |(
+                redirects,
+                node_ports,
+                addresses,
+                silent,
+                source_ranges,
+                guarded_udp_ports,
+                pod_cidrs,
+            )| Rules {
+                silent_node_ports: node_ports.keys().take(1).copied().collect(),
+                node_addresses: addresses.clone(),
+                local_addresses: addresses,
+                redirects,
+                node_ports,
+                silent,
+                source_ranges,
+                guarded_udp_ports,
+                pod_cidrs,
+                ..Rules::none(Family::V4)
+            },
+        )
 }

@@ -23,6 +23,8 @@ pub(super) struct StaleFlows {
     /// By port, at any address of `node`.
     ports: BTreeMap<u16, Option<u16>>,
     node: Vec<IpNet>,
+    /// The node's own addresses: what is captured arrives at one of them.
+    local: Vec<IpNet>,
 }
 
 /// Whether the kernel is known to do what was applied last.
@@ -37,6 +39,12 @@ pub(super) enum Before {
 impl StaleFlows {
     /// What a change from `before` to `after` leaves behind.
     pub(super) fn between(before: &Rules, after: &Rules, state: Before) -> Self {
+        // A flow that arrives at an address that is gone is stale even if nothing else changes.
+        let lost = before
+            .local_addresses
+            .difference(&after.local_addresses)
+            .next();
+        let state = lost.map_or(state, |_| Before::Unknown);
         let addresses = changes(&udp_frontends(before), &udp_frontends(after), state);
         let node: BTreeSet<IpAddr> = before
             .node_addresses
@@ -58,6 +66,12 @@ impl StaleFlows {
             addresses,
             ports,
             node: node.copied().map(local_network).collect(),
+            local: after
+                .local_addresses
+                .iter()
+                .copied()
+                .map(local_network)
+                .collect(),
         }
     }
 
@@ -76,10 +90,15 @@ impl StaleFlows {
     }
 
     fn contains(&self, flow: UdpFlow) -> bool {
-        let on_node = || self.node.iter().any(|range| range.contains(&flow.to.ip()));
+        let within = |ranges: &[IpNet], ip: IpAddr| ranges.iter().any(|range| range.contains(&ip));
+        let on_node = || within(&self.node, flow.to.ip());
         let at_port = || self.ports.get(&flow.to.port()).filter(|_| on_node());
         match self.addresses.get(&flow.to).or_else(at_port) {
-            Some(Some(port)) => flow.arrives_at.port() != *port || flow.arrives_at == flow.to,
+            Some(Some(port)) => {
+                flow.arrives_at.port() != *port
+                    || flow.arrives_at == flow.to
+                    || !within(&self.local, flow.arrives_at.ip())
+            }
             Some(None) => flow.arrives_at != flow.to,
             None => false,
         }
@@ -192,6 +211,15 @@ mod tests {
         let stale = StaleFlows::between(&before, &after, Before::Known);
         assert!(!stale.contains(flow("10.96.0.10:53", "172.18.0.2:1")));
         assert!(stale.contains(flow("10.96.0.20:53", "10.96.0.20:53")));
+    }
+
+    #[test]
+    fn a_flow_to_an_address_that_is_gone_is_stale() {
+        let (before, mut after) = (rules(40000), rules(40000));
+        after.local_addresses = [ip("172.18.0.3"), ip("127.0.0.1")].into();
+        let stale = StaleFlows::between(&before, &after, Before::Known);
+        assert!(stale.contains(flow("10.96.0.10:53", "172.18.0.2:40000")));
+        assert!(!stale.contains(flow("10.96.0.10:53", "172.18.0.3:40000")));
     }
 
     #[test]

@@ -21,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub(super) struct Dev {
     /// Directory of manifests; its files are followed while it runs
-    directory: PathBuf,
+    #[arg(conflicts_with = "manifests", required_unless_present = "manifests")]
+    directory: Option<PathBuf>,
     /// Configuration file; flags and environment win over it
     #[arg(long, value_name = "FILE", env = "VIADUCT_CONFIG")]
     config: Option<PathBuf>,
@@ -38,7 +39,7 @@ impl Dev {
             .transpose()?
             .unwrap_or_default();
         let settings = Settings {
-            manifests: Some(self.directory),
+            manifests: self.directory.or(self.settings.manifests),
             ..self.settings
         };
         let config = Config::resolve(settings.or(file), Profile::Dev)?;

@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", in_one_line(&error));
             ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
         }
     }
@@ -111,5 +111,37 @@ fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("writing to standard output"),
+    }
+}
+
+// The whole chain of causes; many messages say their cause already.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let plain: anyhow::Result<()> = Err(anyhow!("no such file")).context("reading x");
+        assert_eq!(in_one_line(&plain.unwrap_err()), "reading x: no such file");
+        let doubled: anyhow::Result<()> =
+            Err(anyhow!("in use")).context("--flag 1: in use; stop it");
+        assert_eq!(
+            in_one_line(&doubled.unwrap_err()),
+            "--flag 1: in use; stop it"
+        );
     }
 }

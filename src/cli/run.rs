@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use tracing::info;
 
 use crate::app::App;
 use crate::config::{Config, Profile, Settings};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Reloads, Shutdown};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -37,8 +38,17 @@ impl Run {
 /// A shutdown that SIGTERM and SIGINT drive from now on.
 pub(super) fn catch_signals() -> anyhow::Result<Shutdown> {
     let shutdown = Shutdown::new();
-    // Lives as long as the process; the runtime's end is its end.
+    // Both live as long as the process; the runtime's end is their end.
     tokio::spawn(shutdown.signal().context("catching signals")?);
+    let mut reloads = Reloads::catch().context("catching signals")?;
+    tokio::spawn(async move {
+        loop {
+            reloads.requested().await;
+            info!(
+                "nothing to reload: manifests are followed as they change, the configuration is read at start"
+            );
+        }
+    });
     Ok(shutdown)
 }
 

@@ -7,12 +7,12 @@ mod paths;
 mod settings;
 mod values;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
@@ -138,7 +138,13 @@ impl Config {
     ///
     /// The first value that does not do, by its flag.
     pub fn resolve(settings: Settings, profile: Profile) -> Result<Self, ConfigError> {
-        let settings = settings.or(Settings::defaults(profile));
+        let mut defaults = Settings::defaults(profile);
+        let capture = plain(settings.capture.or(defaults.capture)).unwrap_or(Mode::None);
+        if capture == Mode::Loopback {
+            let dev = Settings::defaults(Profile::Dev);
+            defaults.service_cluster_ip_range = dev.service_cluster_ip_range;
+        }
+        let settings = settings.or(defaults);
         let Some(manifests) = settings.manifests.clone() else {
             return Err(value_error(
                 "manifests",
@@ -153,10 +159,13 @@ impl Config {
         }
         Ok(Self {
             manifests,
-            capture: plain(settings.capture).unwrap_or(Mode::None),
+            capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
             pod_cidrs: plain_list(settings.cluster_cidr.clone()),
-            service_cidrs: service_cidrs(plain_list(settings.service_cluster_ip_range.clone()))?,
+            service_cidrs: service_cidrs(
+                plain_list(settings.service_cluster_ip_range.clone()),
+                capture,
+            )?,
             node_port_range: plain(settings.service_node_port_range.clone())
                 .map_or(30000..=32767, |range| range.0),
             load_balancer_range: plain(settings.load_balancer_ip_range),
@@ -197,6 +206,9 @@ impl Config {
     }
 }
 
+/// What a loopback interface answers without being asked to.
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+
 /// Where `viaduct get` looks for a running process if it is not told.
 pub fn default_admin_socket() -> PathBuf {
     paths::admin_socket()
@@ -224,8 +236,14 @@ fn node_name(given: Option<&str>) -> Result<NodeName, ConfigError> {
         .ok_or_else(|| value_error("hostname-override", "this host has no name; give one"))
 }
 
-fn service_cidrs(cidrs: Vec<IpNet>) -> Result<Vec<IpNet>, ConfigError> {
+fn service_cidrs(cidrs: Vec<IpNet>, capture: Mode) -> Result<Vec<IpNet>, ConfigError> {
     let flag = "service-cluster-ip-range";
+    let outside = cidrs.iter().find(|cidr| !LOOPBACK.contains(*cidr));
+    if let (Mode::Loopback, Some(cidr)) = (capture, outside) {
+        let message =
+            format!("{cidr} is outside {LOOPBACK}, and --capture loopback can serve nothing else");
+        return Err(value_error(flag, message));
+    }
     match cidrs.as_slice() {
         [] => Err(value_error(flag, "at least one CIDR is required")),
         [_] => Ok(cidrs),
@@ -416,6 +434,12 @@ mod tests {
             message(two_of_one),
             "--service-cluster-ip-range: two CIDRs must be of different families"
         );
+        let outside = Settings {
+            capture: Some(Text(Mode::Loopback)),
+            service_cluster_ip_range: cidrs(&["10.96.0.0/16"]),
+            ..Settings::default()
+        };
+        assert!(message(outside).contains("10.96.0.0/16 is outside 127.0.0.0/8"));
         let mixed = Settings {
             nodeport_addresses: Some(vec!["primary".into(), "10.0.0.0/8".into()]),
             ..Settings::default()

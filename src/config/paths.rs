@@ -16,14 +16,19 @@ pub(super) fn admin_socket() -> PathBuf {
     }
 }
 
-/// The data directory: `/var/lib/viaduct` for root, else below `$XDG_STATE_HOME` or `~/.local/state`.
+/// The data directory: `/var/lib/viaduct` for root, else below `$XDG_STATE_HOME` or `~/.local/state`, else a
+/// folder of the user's own below the folder for temporary files.
 pub(super) fn data_dir() -> PathBuf {
     if is_root() {
         return PathBuf::from("/var/lib/viaduct");
     }
-    let state = absolute("XDG_STATE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    state.unwrap_or_else(env::temp_dir).join("viaduct")
+    let home = || absolute("HOME").filter(|home| home.is_dir());
+    let state = absolute("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local/state")));
+    match state {
+        Some(directory) => directory.join("viaduct"),
+        // A service user without a home: a folder of its own, so that users do not meet.
+        None => env::temp_dir().join(format!("viaduct-{}", nix::unistd::geteuid())),
+    }
 }
 
 fn is_root() -> bool {

@@ -32,7 +32,7 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", env = "VIADUCT_MANIFESTS")]
     pub manifests: Option<PathBuf>,
 
-    /// How traffic is captured: nftables, iptables, loopback or none
+    /// How traffic is captured: nftables, iptables, loopback or none [default: nftables; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
     pub capture: Option<Text<Mode>>,
 
@@ -49,7 +49,7 @@ pub struct Settings {
     )]
     pub cluster_cidr: Option<Vec<Text<IpNet>>>,
 
-    /// CIDRs that cluster IPs are allocated from; the first is the primary family [default: 10.96.0.0/16]
+    /// CIDRs that cluster IPs are allocated from; the first is the primary family [default: 10.96.0.0/16; loopback: 127.96.0.0/16]
     #[arg(
         long,
         value_name = "CIDR",
@@ -66,7 +66,7 @@ pub struct Settings {
     )]
     pub service_node_port_range: Option<Text<PortRange>>,
 
-    /// CIDR that load-balancer addresses are allocated from [default: none, they stay pending]
+    /// CIDR that load-balancer addresses are allocated from [default: none, they stay pending; dev: 127.98.0.0/16]
     #[arg(long, value_name = "CIDR", env = "VIADUCT_LOAD_BALANCER_IP_RANGE")]
     pub load_balancer_ip_range: Option<Text<IpNet>>,
 
@@ -74,7 +74,7 @@ pub struct Settings {
     #[arg(long, value_name = "CIDR", env = "VIADUCT_POD_CIDR")]
     pub pod_cidr: Option<Text<IpNet>>,
 
-    /// Addresses that answer node ports: CIDRs, or `primary` alone [default: every local address]
+    /// Addresses that answer node ports: CIDRs, or `primary` alone [default: every local address; dev: 127.0.0.0/8]
     #[arg(
         long,
         value_name = "CIDR",
@@ -99,7 +99,7 @@ pub struct Settings {
     #[arg(skip)]
     pub data_threads: Option<usize>,
 
-    /// Address the DNS server listens on; may be given more than once; none = no DNS
+    /// Address the DNS server listens on; may be given more than once; none = no DNS [dev: 127.0.0.1:5353]
     #[arg(
         long,
         value_name = "ADDR:PORT",
@@ -133,7 +133,7 @@ pub struct Settings {
     #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub dns_hide_empty: Option<bool>,
 
-    /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256]
+    /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256; dev: 127.0.0.1:10256]
     #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_HEALTHZ_BIND_ADDRESS")]
     pub healthz_bind_address: Option<String>,
 

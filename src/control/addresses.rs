@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use rand::{Rng, RngExt};
@@ -43,7 +44,17 @@ pub(super) enum AddressError {
 }
 
 impl AddressPool {
-    /// A pool with nothing allocated.
+    /// A range of load-balancer or Pod addresses: one so small that it has no network address is usable whole.
+    pub(super) fn of_single_addresses(range: IpNet) -> Self {
+        let mut pool = Self::new(range);
+        let (first, last) = (number(pool.range.network()), number(pool.range.broadcast()));
+        if pool.usable.is_none() || last - first < 2 {
+            pool.usable = Some((first, last));
+        }
+        pool
+    }
+
+    /// A range of cluster IPs with nothing allocated.
     pub(super) fn new(range: IpNet) -> Self {
         let range = range.trunc();
         let first = number(range.network());
@@ -120,15 +131,25 @@ impl AddressPool {
             return Some(*ip);
         }
         let (first, last) = self.usable?;
-        let lower_end = first + self.static_band.min(last - first + 1);
-        let bands = [(lower_end, last + 1), (first, lower_end)];
+        // The first number of the upper band; past the end if there is none.
+        let split = first.saturating_add(self.static_band);
+        let mut bands = vec![split..=last];
+        if self.static_band > 0 {
+            bands.push(first..=last.min(split - 1));
+        }
         let reserved = self.reserved.as_ref().map(|(ip, _)| *ip);
         let free = |ip: &IpAddr| !self.held.contains_key(ip) && reserved != Some(*ip);
         let unwanted = |ip: &IpAddr| free(ip) && !self.preferred.contains_key(ip);
         bands
             .iter()
-            .find_map(|band| self.scan(*band, rng, unwanted))
-            .or_else(|| bands.iter().find_map(|band| self.scan(*band, rng, free)))
+            .find_map(|band| self.scan(band, rng, unwanted))
+            .or_else(|| bands.iter().find_map(|band| self.scan(band, rng, free)))
+    }
+
+    /// Everything that is held, and by whom.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> &BTreeMap<IpAddr, ObjectKey> {
+        &self.held
     }
 
     /// Takes `ip` back if `owner` holds it.
@@ -147,7 +168,9 @@ impl AddressPool {
     pub(super) fn prefer(&mut self, ip: IpAddr, owner: &ObjectKey) {
         let (first, last) = self.usable.unwrap_or((1, 0));
         if self.range.contains(&ip) && (first..=last).contains(&number(ip)) {
-            self.preferred.insert(ip, owner.clone());
+            if self.preferred.insert(ip, owner.clone()).as_ref() == Some(owner) {
+                return;
+            }
             self.wishes.entry(owner.clone()).or_default().push(ip);
         }
     }
@@ -167,16 +190,16 @@ impl AddressPool {
     // From a random start to the end, then from the beginning. At most one step more than there are addresses taken.
     fn scan(
         &self,
-        (begin, end): (u128, u128),
+        band: &RangeInclusive<u128>,
         rng: &mut impl Rng,
         fits: impl Fn(&IpAddr) -> bool,
     ) -> Option<IpAddr> {
-        if begin >= end {
+        if band.is_empty() {
             return None;
         }
-        let start = rng.random_range(begin..end);
-        (start..end)
-            .chain(begin..start)
+        let start = rng.random_range(band.clone());
+        (start..=*band.end())
+            .chain(*band.start()..start)
             .map(|number| self.address(number))
             .find(fits)
     }
@@ -262,6 +285,29 @@ mod tests {
         assert_eq!(
             claim("10.0.0.0/32", "10.0.0.0"),
             Err(AddressError::OutOfRange)
+        );
+    }
+
+    #[test]
+    fn the_last_range_of_all_and_the_smallest_ones_work() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut last = pool("ffff:ffff:ffff:ffff::/64");
+        assert!(last.claim_any(&owner("a"), &mut rng).is_ok());
+        let mut one = AddressPool::of_single_addresses("192.0.2.7/32".parse().unwrap());
+        assert_eq!(
+            one.claim_any(&owner("a"), &mut rng),
+            Ok("192.0.2.7".parse().unwrap())
+        );
+        assert_eq!(
+            one.claim_any(&owner("b"), &mut rng),
+            Err(AddressError::Full)
+        );
+        let mut two = AddressPool::of_single_addresses("192.0.2.6/31".parse().unwrap());
+        assert!(two.claim_any(&owner("a"), &mut rng).is_ok());
+        assert!(two.claim_any(&owner("b"), &mut rng).is_ok());
+        assert_eq!(
+            pool("192.0.2.6/31").claim_any(&owner("a"), &mut rng),
+            Err(AddressError::Full)
         );
     }
 

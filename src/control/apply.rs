@@ -10,6 +10,7 @@ use super::merge::three_way;
 use super::object::{Object, ObjectKey};
 use super::plane::ControlPlane;
 use super::rejection::{Rejection, Warning};
+use super::validation::warnings;
 use super::write::{Intent, Writer};
 
 impl ControlPlane {
@@ -20,6 +21,11 @@ impl ControlPlane {
     /// Everything that is wrong with it; the object then stays as it was.
     pub fn apply(&mut self, object: Object, now: Timestamp) -> Result<Vec<Warning>, Rejection> {
         let key = object.key();
+        // Also where a controller has removed the object since: it would only do so again.
+        if self.manifests.get(&key) == Some(&object) {
+            let stored = self.store.get(&key);
+            return Ok(stored.map(warnings::warnings).unwrap_or_default());
+        }
         let merged = match (self.manifests.get(&key), self.store.get(&key)) {
             (Some(before), Some(stored)) => merge(before, &object, stored)?,
             (Some(_) | None, _) => object.clone(),
@@ -43,13 +49,21 @@ impl ControlPlane {
         now: Timestamp,
     ) -> Result<Vec<Warning>, Rejection> {
         default_pod(&mut pod);
+        let old = self.store.get(key).and_then(Object::as_pod).cloned();
         self.run_pod(&mut pod, file, key, now)?;
         let attempt = pod.clone();
-        let result = self.write(Object::Pod(pod), Writer::File, Intent::Put, now);
-        if result.is_err() && self.store.get(key).is_none() {
-            self.release_pod(key, &attempt);
+        match self.write(Object::Pod(pod), Writer::File, Intent::Put, now) {
+            Ok((_, warnings)) => {
+                if let Some(old) = &old {
+                    self.release_pod_addresses(key, old, Some(&attempt));
+                }
+                Ok(warnings)
+            }
+            Err(rejection) => {
+                self.release_pod_addresses(key, &attempt, old.as_ref());
+                Err(rejection)
+            }
         }
-        result.map(|(_, warnings)| warnings)
     }
 }
 
@@ -328,5 +342,167 @@ mod tests {
         third.announce(&greedy);
         third.apply(web, now()).unwrap();
         third.apply(greedy, now()).unwrap();
+        assert_ne!(third.allocations().services[1].cluster_ips, [taken]);
+    }
+
+    #[test]
+    fn a_rejected_pod_gives_its_new_address_back_and_keeps_its_old_one() {
+        let mut plane = plane();
+        let at = |ip: &str| json!({"status": {"podIP": ip}});
+        plane.apply(pod("p", at("10.97.0.5")), now()).unwrap();
+        let mut broken = at("10.97.0.6");
+        broken["spec"] = json!({"containers": [{"name": "c", "ports": [{"containerPort": 0}]}]});
+        let rejection = plane.apply(pod("p", broken), now()).unwrap_err();
+        assert_eq!(
+            rejection.causes[0].field,
+            "spec.containers[0].ports[0].containerPort"
+        );
+        let key = pod("p", json!({})).key();
+        let pool = plane.pod_addresses.as_ref().unwrap();
+        assert!(pool.is_held_by("10.97.0.5".parse().unwrap(), &key));
+        assert!(!pool.is_held_by("10.97.0.6".parse().unwrap(), &key));
+        plane.apply(pod("p", at("10.97.0.7")), now()).unwrap();
+        let pool = plane.pod_addresses.as_ref().unwrap();
+        assert!(!pool.is_held_by("10.97.0.5".parse().unwrap(), &key));
+    }
+
+    #[test]
+    fn a_cut_list_that_the_file_always_had_is_no_change() {
+        let mut plane = ControlPlane::new(Config {
+            service_cidrs: vec![
+                "10.96.0.0/16".parse().unwrap(),
+                "fd00::/112".parse().unwrap(),
+            ],
+            ..plane().config
+        })
+        .unwrap();
+        let spec = |port: i32| json!({"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6"], "ports": [{"port": port}]});
+        plane.apply(service(spec(80)), now()).unwrap();
+        let before = json_of(&plane, Kind::Service, "web")["spec"]["clusterIPs"].clone();
+        plane.apply(service(spec(81)), now()).unwrap();
+        let after = json_of(&plane, Kind::Service, "web");
+        assert_eq!(after["spec"]["clusterIPs"], before);
+        assert_eq!(after["spec"]["ipFamilies"], json!(["IPv6", "IPv4"]));
+        let single = json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv6"], "ports": [{"port": 81}]});
+        plane.apply(service(single), now()).unwrap();
+        let after = json_of(&plane, Kind::Service, "web");
+        assert_eq!(after["spec"]["ipFamilies"], json!(["IPv6"]));
+    }
+
+    #[test]
+    fn a_change_of_type_in_a_file_frees_what_the_type_needed() {
+        let mut plane = plane();
+        let ports = json!([{"port": 80, "nodePort": 30050}]);
+        plane.apply(service(json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": ports})), now()).unwrap();
+        plane.reconcile(now());
+        assert!(
+            json_of(&plane, Kind::Service, "web")["status"]["loadBalancer"]["ingress"].is_array()
+        );
+        plane
+            .apply(service(json!({"ports": [{"port": 80}]})), now())
+            .unwrap();
+        plane.reconcile(now());
+        let after = json_of(&plane, Kind::Service, "web");
+        for gone in [
+            "externalTrafficPolicy",
+            "healthCheckNodePort",
+            "allocateLoadBalancerNodePorts",
+        ] {
+            assert!(after["spec"][gone].is_null(), "{gone}");
+        }
+        assert!(after["status"]["loadBalancer"]["ingress"].is_null());
+        let other =
+            json!({"metadata": {"name": "other"}, "spec": {"type": "NodePort", "ports": ports}});
+        plane
+            .apply(
+                Object::Service(serde_json::from_value(other).unwrap()),
+                now(),
+            )
+            .unwrap();
+    }
+
+    #[test]
+    fn an_address_in_use_is_worth_another_try_and_one_out_of_range_is_not() {
+        let mut plane = plane();
+        let with_ip = |name: &str, ip: &str| {
+            let manifest = json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+            Object::Service(serde_json::from_value(manifest).unwrap())
+        };
+        plane.apply(with_ip("a", "10.96.0.9"), now()).unwrap();
+        assert!(
+            plane
+                .apply(with_ip("b", "10.96.0.9"), now())
+                .unwrap_err()
+                .retry
+        );
+        assert!(
+            !plane
+                .apply(with_ip("b", "10.1.0.9"), now())
+                .unwrap_err()
+                .retry
+        );
+        plane.delete(&with_ip("a", "").key(), now());
+        plane.apply(with_ip("b", "10.96.0.9"), now()).unwrap();
+    }
+
+    #[test]
+    fn a_status_in_the_file_is_taken_and_an_empty_list_means_none() {
+        let mut plane = plane();
+        let with = |ingress: Value| {
+            let manifest = json!({
+                "metadata": {"name": "web"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+                "status": {"loadBalancer": {"ingress": ingress}},
+            });
+            Object::Service(serde_json::from_value(manifest).unwrap())
+        };
+        let shown = |plane: &mut ControlPlane| {
+            plane.reconcile(now());
+            json_of(plane, Kind::Service, "web")["status"]["loadBalancer"]["ingress"].clone()
+        };
+        plane.apply(with(json!([{"ip": "203.0.113.1", "ipMode": "Proxy"}, {"hostname": "lb.example.com"}])), now()).unwrap();
+        assert_eq!(
+            shown(&mut plane)[0],
+            json!({"ip": "203.0.113.1", "ipMode": "Proxy"})
+        );
+        plane.apply(with(json!([])), now()).unwrap();
+        assert_eq!(shown(&mut plane), json!([]));
+        let silent = service(json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
+        plane.apply(silent, now()).unwrap();
+        assert_eq!(
+            shown(&mut plane)[0]["ip"]
+                .as_str()
+                .map(|ip| ip.starts_with("10.98.0.")),
+            Some(true)
+        );
+        let classed = service(json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
+        plane.apply(classed, now()).unwrap();
+        plane.apply(service(json!({"type": "LoadBalancer", "loadBalancerClass": "x", "ports": [{"port": 80}]})), now()).unwrap();
+        assert!(shown(&mut plane).is_null());
+    }
+
+    #[test]
+    fn a_namespace_comes_into_being_with_its_first_accepted_object() {
+        let mut plane = plane();
+        let there = |namespace: &str, port: i32| {
+            let manifest = json!({"metadata": {"name": "web", "namespace": namespace}, "spec": {"ports": [{"port": port}]}});
+            Object::Service(serde_json::from_value(manifest).unwrap())
+        };
+        plane.apply(there("bad", 0), now()).unwrap_err();
+        plane.apply(there("shop", 80), now()).unwrap();
+        let names: Vec<_> = plane
+            .list(Kind::Namespace)
+            .iter()
+            .map(|object| object.key().name.to_string())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "default",
+                "kube-node-lease",
+                "kube-public",
+                "kube-system",
+                "shop"
+            ]
+        );
     }
 }

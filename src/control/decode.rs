@@ -112,16 +112,30 @@ fn spelled(path: &Path<'_>) -> String {
     }
 }
 
-// A null in a map of texts is an empty text.
+// A null in a map or list of texts is an empty text.
 fn nulls_to_empty_texts(document: &mut Value, kind: Kind) {
-    let mut maps = vec!["/metadata/labels", "/metadata/annotations"];
-    if kind == Kind::Service {
-        maps.push("/spec/selector");
-    }
-    for pointer in maps {
-        if let Some(Value::Object(map)) = document.pointer_mut(pointer) {
-            for value in map.values_mut().filter(|value| value.is_null()) {
-                *value = Value::String(String::new());
+    let of_service = [
+        "/spec/selector",
+        "/spec/clusterIPs",
+        "/spec/ipFamilies",
+        "/spec/externalIPs",
+        "/spec/loadBalancerSourceRanges",
+    ];
+    let of_kind = if kind == Kind::Service {
+        &of_service[..]
+    } else {
+        &[]
+    };
+    let of_all = ["/metadata/labels", "/metadata/annotations"];
+    for pointer in of_all.iter().chain(of_kind) {
+        let texts: Vec<&mut Value> = match document.pointer_mut(pointer) {
+            Some(Value::Object(map)) => map.values_mut().collect(),
+            Some(Value::Array(list)) => list.iter_mut().collect(),
+            Some(_) | None => Vec::new(),
+        };
+        for text in texts {
+            if text.is_null() {
+                *text = Value::String(String::new());
             }
         }
     }

@@ -109,8 +109,8 @@ fn default_service_port(port: &mut ServicePort) {
     }
 }
 
-/// An address without `ipMode` is a virtual one.
-pub(super) fn default_load_balancer_status(status: &mut ServiceStatus) {
+// An address without `ipMode` is a virtual one.
+fn default_load_balancer_status(status: &mut ServiceStatus) {
     let ingress = status
         .load_balancer
         .get_or_insert_with(LoadBalancerStatus::default)
@@ -136,7 +136,6 @@ fn default_slice(slice: &mut EndpointSlice) {
     }
     for port in slice.ports.iter_mut().flatten() {
         port.name.get_or_insert_default();
-        unset_empty(&mut port.protocol);
         port.protocol.get_or_insert_with(|| "TCP".to_owned());
     }
 }

@@ -167,3 +167,82 @@ fn judge_against_cluster(spec: &ServiceSpec, policy: &str, configured: &[Family]
 fn fail_on(wrong: Vec<Cause>) -> Result<(), Vec<Cause>> {
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::control::updates::sync_cluster_ips;
+
+    // Families in short, or `ERR`.
+    fn inferred(spec: Value, configured: &[Family]) -> String {
+        let mut spec: ServiceSpec = serde_json::from_value(spec).unwrap();
+        spec.type_ = Some("ClusterIP".to_owned());
+        sync_cluster_ips(&mut spec, None);
+        if infer_families(&mut spec, None, configured, &[]).is_err() {
+            return "ERR".to_owned();
+        }
+        let policy = spec.ip_family_policy.clone().unwrap();
+        let short = policy.strip_suffix("Stack").unwrap().replace("Dual", "");
+        let list = families(&spec).join(",").replace("IP", "");
+        format!("{short} {list}")
+    }
+
+    #[test]
+    fn the_documented_table() {
+        let v4 = "10.96.0.7";
+        let v6 = "fd00::7";
+        let none = json!({"clusterIP": "None"});
+        let with = |base: &Value, more: Value| {
+            let mut spec = base.clone();
+            for (key, value) in more.as_object().unwrap() {
+                spec[key] = value.clone();
+            }
+            spec
+        };
+        let prefer = json!({"ipFamilyPolicy": "PreferDualStack"});
+        let require = json!({"ipFamilyPolicy": "RequireDualStack"});
+        let single = json!({"ipFamilyPolicy": "SingleStack"});
+        let f6 = json!({"ipFamilies": ["IPv6"]});
+        let f64 = json!({"ipFamilies": ["IPv6", "IPv4"]});
+        let ip = |ip: &str| json!({"clusterIP": ip});
+        let ips = |a: &str, b: &str| json!({"clusterIP": a, "clusterIPs": [a, b]});
+        let table = [
+            (json!({}), "Single v4", "Single v4"),
+            (f6.clone(), "ERR", "Single v6"),
+            (f64.clone(), "ERR", "ERR"),
+            (prefer.clone(), "Prefer v4", "Prefer v4,v6"),
+            (with(&prefer, f6.clone()), "ERR", "Prefer v6,v4"),
+            (with(&prefer, f64.clone()), "ERR", "Prefer v6,v4"),
+            (require.clone(), "ERR", "Require v4,v6"),
+            (with(&require, f6.clone()), "ERR", "Require v6,v4"),
+            (with(&single, f64.clone()), "ERR", "ERR"),
+            (ip(v4), "Single v4", "Single v4"),
+            (ip(v6), "ERR", "Single v6"),
+            (with(&ip(v6), json!({"ipFamilies": ["IPv4"]})), "ERR", "ERR"),
+            (with(&ip(v4), prefer.clone()), "Prefer v4", "Prefer v4,v6"),
+            (with(&with(&ip(v4), require), f64), "ERR", "ERR"),
+            (ips(v4, v6), "ERR", "ERR"),
+            (with(&ips(v4, v6), single.clone()), "ERR", "ERR"),
+            (with(&ips(v6, v4), prefer), "ERR", "Prefer v6,v4"),
+            (
+                with(&none, json!({"selector": {"a": "b"}})),
+                "Single v4",
+                "Single v4",
+            ),
+            (none.clone(), "Require v4,v6", "Require v4,v6"),
+            (with(&none, single.clone()), "Single v4", "Single v4"),
+            (
+                with(&with(&none, single), f6.clone()),
+                "Single v6",
+                "Single v6",
+            ),
+            (with(&none, f6), "Require v6,v4", "Require v6,v4"),
+        ];
+        for (spec, on_single, on_dual) in table {
+            assert_eq!(inferred(spec.clone(), &[Family::V4]), on_single, "{spec}");
+            assert_eq!(inferred(spec.clone(), &Family::BOTH), on_dual, "{spec}");
+        }
+    }
+}

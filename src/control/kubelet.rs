@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::object::{Object, ObjectKey};
 use super::plane::ControlPlane;
 use super::rejection::Rejection;
+use super::store::whole_seconds;
 use super::validation::ips;
 
 /// The annotation that makes Viaduct itself answer on a Pod's ports.
@@ -90,13 +91,28 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Frees what a Pod held that is gone, or was never accepted.
-    pub(super) fn release_pod(&mut self, key: &ObjectKey, pod: &Pod) {
-        self.probes.remove(key);
+    /// Frees the addresses that `gone` has and `stays`, its successor or the one it could not replace, has not.
+    pub(super) fn release_pod_addresses(
+        &mut self,
+        key: &ObjectKey,
+        gone: &Pod,
+        stays: Option<&Pod>,
+    ) {
+        let kept = stays.map(pod_ips).unwrap_or_default();
         if let Some(pool) = &mut self.pod_addresses {
-            for ip in pod_ips(pod) {
-                pool.release(ip, key);
+            for ip in pod_ips(gone) {
+                if !kept.contains(&ip) {
+                    pool.release(ip, key);
+                }
             }
+        }
+    }
+
+    /// Frees all that a Pod held that is gone.
+    pub(super) fn forget_pod(&mut self, key: &ObjectKey, pod: &Pod) {
+        self.probes.remove(key);
+        self.release_pod_addresses(key, pod, None);
+        if let Some(pool) = &mut self.pod_addresses {
             pool.forget_preferences(key);
         }
     }
@@ -159,7 +175,7 @@ fn set_ready_condition(pod: &mut Pod, file: &Pod, probed: Option<bool>, now: Tim
     let condition = &mut conditions[index];
     if condition.status != word {
         word.clone_into(&mut condition.status);
-        condition.last_transition_time = Some(Time(now));
+        condition.last_transition_time = Some(Time(whole_seconds(now)));
     }
 }
 

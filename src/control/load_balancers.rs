@@ -21,11 +21,19 @@ impl ControlPlane {
             return;
         };
         let family = Family::of(pool.range().addr());
+        if self.status_is_given(id) {
+            let owner = id.key(Kind::Service);
+            let shown = self.store.service(id).map(ingress_ips);
+            for ip in shown.unwrap_or_default() {
+                self.prefer_load_balancer_ip(ip, &owner);
+            }
+            self.release_load_balancer(id);
+            return;
+        }
         let Some(service) = self
             .store
             .service(id)
             .filter(|service| wants_address(service, family))
-            .filter(|_| !self.status_is_given(id))
             .cloned()
         else {
             self.release_load_balancer(id);
@@ -93,7 +101,7 @@ impl ControlPlane {
         self.store.put(Object::Service(Box::new(service)), now);
     }
 
-    /// Keeps addresses that files show for their Services from being given to others.
+    /// Keeps an address that a Service shows or asks for from being given to others, while there are any left.
     pub(super) fn prefer_load_balancer_ip(&mut self, ip: IpAddr, owner: &ObjectKey) {
         if let Some(pool) = &mut self.load_balancers {
             pool.prefer(ip, owner);

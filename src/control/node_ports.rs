@@ -78,6 +78,12 @@ impl PortPool {
         Ok(port)
     }
 
+    /// Everything that is held, and by whom.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> &BTreeMap<u16, ObjectKey> {
+        &self.held
+    }
+
     /// Takes `port` back if `owner` holds it.
     pub(super) fn release(&mut self, port: u16, owner: &ObjectKey) {
         if self.held.get(&port) == Some(owner) {
@@ -93,7 +99,9 @@ impl PortPool {
     /// Keeps `port` for `owner` as long as there is any other choice for others.
     pub(super) fn prefer(&mut self, port: u16, owner: &ObjectKey) {
         if self.range.contains(&port) {
-            self.preferred.insert(port, owner.clone());
+            if self.preferred.insert(port, owner.clone()).as_ref() == Some(owner) {
+                return;
+            }
             self.wishes.entry(owner.clone()).or_default().push(port);
         }
     }

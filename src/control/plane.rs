@@ -71,10 +71,12 @@ impl ControlPlane {
             store: Store::new(StdRng::from_rng(&mut seeds)),
             ledger,
             controllers: Controllers::new(config.max_endpoints_per_slice),
-            load_balancers: config.load_balancer_range.map(AddressPool::new),
+            load_balancers: config
+                .load_balancer_range
+                .map(AddressPool::of_single_addresses),
             assigned: BTreeMap::new(),
             pending: BTreeSet::new(),
-            pod_addresses: config.pod_cidr.map(AddressPool::new),
+            pod_addresses: config.pod_cidr.map(AddressPool::of_single_addresses),
             manifests: HashMap::new(),
             probes: HashMap::new(),
             probed: BTreeSet::new(),
@@ -99,7 +101,7 @@ impl ControlPlane {
         };
         match &removed {
             Object::Service(service) => self.clean_up_service(key, service, now),
-            Object::Pod(pod) => self.release_pod(key, pod),
+            Object::Pod(pod) => self.forget_pod(key, pod),
             Object::Node(_) => self.supply_own_node(now),
             Object::Namespace(_) => {
                 let in_use = Kind::ALL.iter().any(|kind| {
@@ -215,7 +217,7 @@ impl ControlPlane {
         self.release_load_balancer(&id);
         // Endpoints go with the Service whoever wrote them, unless a file does.
         let held_by_file = self.manifests.contains_key(&id.key(Kind::Endpoints));
-        let given_up = self.controllers.give_up(&id) == EndpointsObject::GivenUp;
+        let given_up = self.controllers.service_deleted(&id) == EndpointsObject::GivenUp;
         if given_up || !held_by_file {
             self.hand_back_endpoints(&id, now);
         }
@@ -248,5 +250,167 @@ impl ControlPlane {
     /// The namespace of the object, as the key spells it.
     pub(super) fn namespace_of(key: &ObjectKey) -> Option<Arc<str>> {
         key.kind.is_namespaced().then(|| key.namespace.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::control::{OwnNode, UnknownFields, decode};
+
+    fn plane() -> ControlPlane {
+        ControlPlane::new(Config {
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            node_port_range: 30000..=32767,
+            load_balancer_range: None,
+            pod_cidr: None,
+            allow_loopback_endpoints: true,
+            own_node: Some(OwnNode {
+                name: "me".to_owned(),
+                addresses: vec!["192.0.2.1".parse().unwrap()],
+            }),
+            max_endpoints_per_slice: 100,
+            seed: 1,
+        })
+        .unwrap()
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_700_000_000).unwrap()
+    }
+
+    fn object(kind: Kind, body: Value) -> Object {
+        let mut document = json!({"apiVersion": kind.api_version(), "kind": kind.as_str(), "metadata": {"name": "web"}});
+        for (key, value) in body.as_object().unwrap() {
+            document[key] = value.clone();
+        }
+        decode(document, UnknownFields::Refuse).unwrap().0
+    }
+
+    fn web() -> Object {
+        object(
+            Kind::Service,
+            json!({"spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}}),
+        )
+    }
+
+    fn hand_written() -> Object {
+        let subsets = json!([{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"port": 1}]}]);
+        object(Kind::Endpoints, json!({"subsets": subsets}))
+    }
+
+    fn addresses(plane: &ControlPlane) -> Value {
+        let key = hand_written().key();
+        plane.get(&key).map_or(Value::Null, |object| {
+            object.to_json().unwrap()["subsets"].clone()
+        })
+    }
+
+    #[test]
+    fn what_we_made_of_a_service_goes_with_it_and_what_a_file_says_stays() {
+        let mut plane = plane();
+        plane.apply(web(), now()).unwrap();
+        plane.apply(hand_written(), now()).unwrap();
+        plane.reconcile(now());
+        assert_eq!(plane.list(Kind::EndpointSlice).len(), 1);
+        // The controller's own: no Pods, no subsets.
+        assert_eq!(addresses(&plane), Value::Null);
+        plane.delete(&web().key(), now());
+        plane.reconcile(now());
+        assert_eq!(plane.list(Kind::EndpointSlice).len(), 0);
+        assert_eq!(addresses(&plane)[0]["addresses"][0]["ip"], "127.0.0.1");
+        plane.delete(&hand_written().key(), now());
+        plane.apply(web(), now()).unwrap();
+        plane.reconcile(now());
+        plane.delete(&web().key(), now());
+        plane.reconcile(now());
+        assert_eq!(plane.list(Kind::Endpoints).len(), 0);
+    }
+
+    #[test]
+    fn endpoints_of_a_file_are_mirrored_once_the_selector_is_gone() {
+        let mut plane = plane();
+        plane.apply(hand_written(), now()).unwrap();
+        plane.apply(web(), now()).unwrap();
+        plane.reconcile(now());
+        let without = object(Kind::Service, json!({"spec": {"ports": [{"port": 80}]}}));
+        plane.apply(without, now()).unwrap();
+        plane.reconcile(now());
+        let slices = plane.list(Kind::EndpointSlice);
+        let slice = slices[0].to_json().unwrap();
+        assert_eq!(slices.len(), 1);
+        assert_eq!(slice["endpoints"][0]["addresses"][0], "127.0.0.1");
+        assert_eq!(slice["metadata"]["ownerReferences"][0]["kind"], "Endpoints");
+    }
+
+    #[test]
+    fn slices_that_the_controller_gives_up_or_loses_are_made_anew() {
+        let mut plane = plane();
+        plane.apply(web(), now()).unwrap();
+        plane.reconcile(now());
+        let first = plane.list(Kind::EndpointSlice)[0].key();
+        let manager = "endpointslice.kubernetes.io/managed-by";
+        let patch = json!({"metadata": {"labels": {manager: "me"}}});
+        plane.patch(&first, &patch, now()).unwrap();
+        plane.reconcile(now());
+        assert_eq!(plane.list(Kind::EndpointSlice).len(), 2);
+        let second = plane
+            .list(Kind::EndpointSlice)
+            .into_iter()
+            .map(Object::key)
+            .find(|key| *key != first)
+            .unwrap();
+        let patch = json!({"metadata": {"ownerReferences": null}});
+        plane.patch(&second, &patch, now()).unwrap();
+        plane.reconcile(now());
+        assert_eq!(plane.get(&second), None);
+        assert_eq!(plane.list(Kind::EndpointSlice).len(), 2);
+    }
+
+    #[test]
+    fn our_node_is_supplied_unless_a_file_gives_it() {
+        let mut plane = plane();
+        let address = |plane: &ControlPlane| {
+            let nodes = plane.list(Kind::Node);
+            assert_eq!(nodes.len(), 1);
+            nodes[0].to_json().unwrap()["status"]["addresses"][0]["address"].clone()
+        };
+        assert_eq!(address(&plane), "192.0.2.1");
+        let status = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.9"}]});
+        let ours = object(
+            Kind::Node,
+            json!({"metadata": {"name": "me"}, "status": status}),
+        );
+        plane.apply(ours.clone(), now()).unwrap();
+        assert_eq!(address(&plane), "192.0.2.9");
+        plane.delete(&ours.key(), now());
+        assert_eq!(address(&plane), "192.0.2.1");
+    }
+
+    #[test]
+    fn the_same_seed_and_calls_give_the_same_state() {
+        let run = || {
+            let mut plane = plane();
+            plane.apply(web(), now()).unwrap();
+            plane.reconcile(now())
+        };
+        assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn the_address_of_the_api_server_is_for_its_own_service_only() {
+        let mut plane = plane();
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 443}]});
+        let stranger = object(Kind::Service, json!({"spec": spec}));
+        assert_eq!(plane.apply(stranger, now()).unwrap_err().code, 422);
+        let kubernetes = object(
+            Kind::Service,
+            json!({"metadata": {"name": "kubernetes"}, "spec": {"ports": [{"port": 443}]}}),
+        );
+        plane.apply(kubernetes.clone(), now()).unwrap();
+        let stored = plane.get(&kubernetes.key()).unwrap().to_json().unwrap();
+        assert_eq!(stored["spec"]["clusterIP"], "10.96.0.1");
     }
 }

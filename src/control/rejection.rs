@@ -117,11 +117,7 @@ impl Rejection {
             code: 500,
             reason: "InternalError",
             message: format!("Internal error occurred: {message}"),
-            causes: vec![Cause {
-                field: String::new(),
-                reason: "",
-                message,
-            }],
+            causes: vec![Cause::of_nobody(&message)],
             warnings: Vec::new(),
             retry: false,
         }
@@ -179,6 +175,15 @@ impl Rejection {
 }
 
 impl Cause {
+    /// Something is wrong that no field is to blame for.
+    pub(super) fn of_nobody(message: &str) -> Self {
+        Self {
+            field: String::new(),
+            reason: "",
+            message: message.to_owned(),
+        }
+    }
+
     /// The value is missing.
     pub(super) fn required(field: impl Into<String>, detail: &str) -> Self {
         Self::new(field, "FieldValueRequired", "Required value", detail)

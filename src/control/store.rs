@@ -3,7 +3,7 @@
 //! Every change goes through `put` or `remove`, which keep the indexes that the controllers read by and append to the
 //! log that `reconcile` hands out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::indexes::Indexes;
 use super::object::{Kind, Object, ObjectKey};
 
 /// The label that says which Service a slice belongs to.
@@ -37,8 +38,6 @@ pub(super) struct ServiceId {
     pub(super) name: Arc<str>,
 }
 
-type LabelPair = (String, String);
-
 /// All objects. Bounded by what the manifests hold and what the controllers make of it.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -47,13 +46,7 @@ pub(super) struct Store {
     /// The last resourceVersion given out.
     version: u64,
     rng: StdRng,
-    pods_by_label: HashMap<Arc<str>, HashMap<LabelPair, BTreeSet<Arc<str>>>>,
-    /// Services with a selector, by its first pair: only their Pods can have that label.
-    services_by_selector: HashMap<Arc<str>, HashMap<LabelPair, BTreeSet<Arc<str>>>>,
-    slices_by_service: BTreeMap<ServiceId, BTreeSet<Arc<str>>>,
-    slices_by_owner: HashMap<String, BTreeSet<ObjectKey>>,
-    /// Services whose slices or Endpoints may be out of date.
-    dirty: BTreeSet<ServiceId>,
+    indexes: Indexes,
 }
 
 impl Store {
@@ -64,11 +57,7 @@ impl Store {
             log: Vec::new(),
             version: 0,
             rng,
-            pods_by_label: HashMap::new(),
-            services_by_selector: HashMap::new(),
-            slices_by_service: BTreeMap::new(),
-            slices_by_owner: HashMap::new(),
-            dirty: BTreeSet::new(),
+            indexes: Indexes::default(),
         }
     }
 
@@ -106,7 +95,7 @@ impl Store {
 
     /// The slices that carry the Service's name as a label, by name.
     pub(super) fn slices_of(&self, id: &ServiceId) -> impl Iterator<Item = &EndpointSlice> {
-        let names = self.slices_by_service.get(id);
+        let names = self.indexes.slices_of(id);
         names.into_iter().flatten().filter_map(|name| {
             let key = ObjectKey {
                 kind: Kind::EndpointSlice,
@@ -119,7 +108,7 @@ impl Store {
 
     /// The slices that the object with that uid owns.
     pub(super) fn slices_owned_by(&self, uid: &str) -> Vec<ObjectKey> {
-        let owned = self.slices_by_owner.get(uid);
+        let owned = self.indexes.slices_owned_by(uid);
         owned.into_iter().flatten().cloned().collect()
     }
 
@@ -129,20 +118,7 @@ impl Store {
         namespace: &Arc<str>,
         selector: &BTreeMap<String, String>,
     ) -> Vec<&Pod> {
-        let Some(index) = self.pods_by_label.get(namespace) else {
-            return Vec::new();
-        };
-        // The rarest pair leaves the fewest Pods to look at.
-        let mut candidates: Option<&BTreeSet<Arc<str>>> = None;
-        for (key, value) in selector {
-            let Some(names) = index.get(&(key.clone(), value.clone())) else {
-                return Vec::new();
-            };
-            if candidates.is_none_or(|fewest| names.len() < fewest.len()) {
-                candidates = Some(names);
-            }
-        }
-        let names = candidates.into_iter().flatten();
+        let names = self.indexes.pods_with_rarest_label(namespace, selector);
         names
             .filter_map(|name| {
                 let key = ObjectKey {
@@ -168,6 +144,7 @@ impl Store {
             metadata
                 .creation_timestamp
                 .clone_from(&old.metadata().creation_timestamp);
+            metadata.generation = old.metadata().generation;
             if key.kind == Kind::EndpointSlice {
                 set_generation(&mut object, old);
             }
@@ -207,12 +184,12 @@ impl Store {
 
     /// A Service that needs another look, once.
     pub(super) fn next_dirty(&mut self) -> Option<ServiceId> {
-        self.dirty.pop_first()
+        self.indexes.dirty.pop_first()
     }
 
     /// The Service is up to date, whatever was written on the way.
     pub(super) fn settle(&mut self, id: &ServiceId) {
-        self.dirty.remove(id);
+        self.indexes.dirty.remove(id);
     }
 
     /// Five characters that Kubernetes appends to generated names.
@@ -240,132 +217,16 @@ impl Store {
         uid
     }
 
-    // Keeps the indexes, and marks the Services that what changed matters to.
+    // Marks the Services that what changed matters to.
     fn reindex(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
-        match key.kind {
-            Kind::Pod => self.reindex_pod(key, old, new),
-            Kind::Service => {
-                self.reindex_service(key, old, new);
-                self.dirty.insert(ServiceId::of(key));
-            }
-            Kind::EndpointSlice => self.reindex_slice(key, old, new),
-            Kind::Endpoints => {
-                self.dirty.insert(ServiceId::of(key));
-            }
-            // Zones, and whether a Pod's node exists. Nodes of a file change rarely.
-            Kind::Node => {
-                let all: Vec<_> = self
-                    .entries(Kind::Service)
-                    .map(|(key, _)| ServiceId::of(key))
-                    .collect();
-                self.dirty.extend(all);
-            }
-            Kind::Namespace => {}
-        }
-    }
-
-    fn reindex_pod(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
-        let labels = |object: Option<&Object>| {
-            object
-                .and_then(|object| object.metadata().labels.clone())
-                .unwrap_or_default()
-        };
-        let (old, new) = (labels(old), labels(new));
-        let index = self.pods_by_label.entry(key.namespace.clone()).or_default();
-        if old != new {
-            for pair in old.clone() {
-                if let Some(names) = index.get_mut(&pair) {
-                    names.remove(&key.name);
-                    if names.is_empty() {
-                        index.remove(&pair);
-                    }
-                }
-            }
-            for pair in new.clone() {
-                index.entry(pair).or_default().insert(key.name.clone());
-            }
-        }
-        let Some(selectors) = self.services_by_selector.get(&key.namespace) else {
-            return;
-        };
-        for pair in old.into_iter().chain(new) {
-            for name in selectors.get(&pair).into_iter().flatten() {
-                self.dirty.insert(ServiceId {
-                    namespace: key.namespace.clone(),
-                    name: name.clone(),
-                });
-            }
-        }
-    }
-
-    fn reindex_service(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
-        let first_pair = |object: Option<&Object>| {
-            let spec = object?.as_service()?.spec.as_ref()?;
-            let (key, value) = spec.selector.as_ref()?.first_key_value()?;
-            Some((key.clone(), value.clone()))
-        };
-        let (old, new) = (first_pair(old), first_pair(new));
-        if old == new {
-            return;
-        }
-        let index = self
-            .services_by_selector
-            .entry(key.namespace.clone())
-            .or_default();
-        if let Some(pair) = old
-            && let Some(names) = index.get_mut(&pair)
-        {
-            names.remove(&key.name);
-            if names.is_empty() {
-                index.remove(&pair);
-            }
-        }
-        if let Some(pair) = new {
-            index.entry(pair).or_default().insert(key.name.clone());
-        }
-    }
-
-    fn reindex_slice(&mut self, key: &ObjectKey, old: Option<&Object>, new: Option<&Object>) {
-        let service = |object: &Object| {
-            let labels = object.metadata().labels.as_ref()?;
-            Some(ServiceId {
-                namespace: key.namespace.clone(),
-                name: labels.get(SERVICE_NAME)?.as_str().into(),
-            })
-        };
-        if let Some(old) = old {
-            if let Some(id) = service(old) {
-                if let Some(names) = self.slices_by_service.get_mut(&id) {
-                    names.remove(&key.name);
-                    if names.is_empty() {
-                        self.slices_by_service.remove(&id);
-                    }
-                }
-                self.dirty.insert(id);
-            }
-            for uid in owner_uids(old) {
-                if let Some(keys) = self.slices_by_owner.get_mut(uid) {
-                    keys.remove(key);
-                    if keys.is_empty() {
-                        self.slices_by_owner.remove(uid);
-                    }
-                }
-            }
-        }
-        if let Some(new) = new {
-            if let Some(id) = service(new) {
-                self.dirty.insert(id.clone());
-                self.slices_by_service
-                    .entry(id)
-                    .or_default()
-                    .insert(key.name.clone());
-            }
-            for uid in owner_uids(new) {
-                self.slices_by_owner
-                    .entry(uid.to_owned())
-                    .or_default()
-                    .insert(key.clone());
-            }
+        self.indexes.follow(key, old, new);
+        // Zones, and whether a Pod's node exists. Nodes of a file change rarely.
+        if key.kind == Kind::Node {
+            let all: Vec<_> = self
+                .entries(Kind::Service)
+                .map(|(key, _)| ServiceId::of(key))
+                .collect();
+            self.indexes.dirty.extend(all);
         }
     }
 }
@@ -397,14 +258,9 @@ pub(super) fn selects(selector: &BTreeMap<String, String>, metadata: &ObjectMeta
         .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
-// Kubernetes keeps times of metadata to the second.
-fn whole_seconds(now: Timestamp) -> Timestamp {
+/// Kubernetes keeps times of objects to the second.
+pub(super) fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
-fn owner_uids(object: &Object) -> impl Iterator<Item = &str> {
-    let owners = object.metadata().owner_references.as_ref();
-    owners.into_iter().flatten().map(|owner| owner.uid.as_str())
 }
 
 // The generation counts changes of what is wanted, not of metadata.

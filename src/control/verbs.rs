@@ -9,12 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::Value;
 
 use super::decode::{UnknownFields, decode};
-use super::defaults::{default_load_balancer_status, set_defaults};
+use super::defaults::set_defaults;
 use super::object::{Kind, Object, ObjectKey};
 use super::plane::ControlPlane;
-use super::predicates::is_load_balancer;
 use super::rejection::{Rejection, Warning};
+use super::store::whole_seconds;
 use super::validation::metadata::judge_metadata;
+use super::validation::pod::judge_pod;
 use super::validation::service::judge_status;
 use super::validation::warnings;
 use super::write::{Intent, Writer, plural, resource};
@@ -75,11 +76,16 @@ impl ControlPlane {
 
     fn create_as(
         &mut self,
-        object: Object,
+        mut object: Object,
         writer: Writer,
         intent: Intent,
         now: Timestamp,
     ) -> Result<(Object, Vec<Warning>), Rejection> {
+        let metadata = object.metadata_mut();
+        metadata.name.take_if(|name| name.is_empty());
+        if let (None, Some(base)) = (&metadata.name, &metadata.generate_name) {
+            metadata.name = Some(format!("{base}{}", self.store.name_suffix()));
+        }
         let key = object.key();
         if key.kind.is_namespaced() && !self.namespace_exists(&key.namespace) {
             return Err(Rejection::not_found("namespaces", &key.namespace));
@@ -87,10 +93,10 @@ impl ControlPlane {
         self.write(object, writer, intent, now)
     }
 
-    /// PUT. Creates what is missing, except slices.
+    /// PUT. Creates a Service or Endpoints that are missing.
     ///
     /// # Errors
-    /// As `create`; 404 for a missing slice, 409 if the object has changed since the version that the client names.
+    /// As `create`; 404 for other missing objects, 409 if the object has changed since the version that the client names.
     pub fn update(
         &mut self,
         object: Object,
@@ -98,11 +104,15 @@ impl ControlPlane {
     ) -> Result<(Written, Vec<Warning>), Rejection> {
         let key = object.key();
         let Some(stored) = self.store.get(&key) else {
-            if key.kind == Kind::EndpointSlice {
-                return Err(Rejection::not_found(plural(key.kind), &key.name));
-            }
-            let warnings = self.create(object, now)?;
-            return Ok((Written::Created, warnings));
+            return match key.kind {
+                Kind::Service | Kind::Endpoints => {
+                    let warnings = self.create(object, now)?;
+                    Ok((Written::Created, warnings))
+                }
+                Kind::Namespace | Kind::Node | Kind::Pod | Kind::EndpointSlice => {
+                    Err(Rejection::not_found(plural(key.kind), &key.name))
+                }
+            };
         };
         check_preconditions(&key, object.metadata(), stored.metadata())?;
         let (_, warnings) = self.write(object, Writer::Client, Intent::Put, now)?;
@@ -134,34 +144,53 @@ impl ControlPlane {
         patch: &Value,
         now: Timestamp,
     ) -> Result<Vec<Warning>, Rejection> {
-        let (patched, mut warnings) = self.patched(key, patch)?;
-        let object = match (patched, self.store.get(key)) {
+        let (mut patched, mut warnings) = self.patched(key, patch)?;
+        set_defaults(&mut patched);
+        let stored = self.store.get(key);
+        let (object, wrong) = match (patched, stored) {
             (Object::Service(new), Some(Object::Service(old))) => {
-                let service = service_with_status(*new, old)
-                    .map_err(|causes| Rejection::invalid(resource(key.kind), &key.name, causes))?;
+                let service = Service {
+                    metadata: status_metadata(new.metadata, &old.metadata),
+                    spec: old.spec.clone(),
+                    status: new.status,
+                };
+                let mut wrong = judge_metadata(&service.metadata, Kind::Service);
+                wrong.extend(judge_status(&service, Some(old)));
                 warnings.extend(warnings::of_status(&service));
-                Object::Service(Box::new(service))
+                (Object::Service(Box::new(service)), wrong)
             }
-            (Object::Pod(new), Some(Object::Pod(old))) => Object::Pod(Box::new(Pod {
-                spec: old.spec.clone(),
-                ..*new
-            })),
-            (Object::Node(new), Some(Object::Node(old))) => Object::Node(Box::new(Node {
-                spec: old.spec.clone(),
-                ..*new
-            })),
+            (Object::Pod(new), Some(Object::Pod(old))) => {
+                let pod = Pod {
+                    metadata: status_metadata(new.metadata, &old.metadata),
+                    spec: old.spec.clone(),
+                    status: new.status,
+                };
+                let wrong = judge_pod(&pod);
+                (Object::Pod(Box::new(pod)), wrong)
+            }
+            (Object::Node(new), Some(Object::Node(old))) => {
+                let node = Node {
+                    metadata: status_metadata(new.metadata, &old.metadata),
+                    spec: old.spec.clone(),
+                    status: new.status,
+                };
+                let wrong = judge_metadata(&node.metadata, Kind::Node);
+                (Object::Node(Box::new(node)), wrong)
+            }
+            // The other kinds have no status path.
             (
-                other @ (Object::Service(_)
+                Object::Service(_)
                 | Object::Pod(_)
                 | Object::Node(_)
                 | Object::Namespace(_)
                 | Object::EndpointSlice(_)
-                | Object::Endpoints(_)),
+                | Object::Endpoints(_),
                 _,
-            ) => other,
+            ) => return Err(Rejection::not_found(plural(key.kind), &key.name)),
         };
-        let mut object = object;
-        set_defaults(&mut object);
+        if !wrong.is_empty() {
+            return Err(Rejection::invalid(resource(key.kind), &key.name, wrong));
+        }
         self.store.put(object, now);
         Ok(warnings)
     }
@@ -186,7 +215,8 @@ impl ControlPlane {
             return Ok(());
         }
         let mut pod = pod.clone();
-        pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+        let begun = Time(whole_seconds(now));
+        pod.metadata.deletion_timestamp.get_or_insert(begun);
         self.store.put(Object::Pod(pod), now);
         Ok(())
     }
@@ -204,29 +234,12 @@ impl ControlPlane {
     }
 }
 
-fn service_with_status(
-    new: Service,
-    old: &Service,
-) -> Result<Service, Vec<super::rejection::Cause>> {
-    let mut service = Service {
-        metadata: ObjectMeta {
-            labels: new.metadata.labels,
-            annotations: new.metadata.annotations,
-            ..old.metadata.clone()
-        },
-        spec: old.spec.clone(),
-        status: new.status,
-    };
-    let balanced = service.spec.as_ref().is_some_and(is_load_balancer);
-    if balanced && let Some(status) = &mut service.status {
-        default_load_balancer_status(status);
-    }
-    let mut wrong = judge_metadata(&service.metadata, Kind::Service);
-    wrong.extend(judge_status(&service, Some(old)));
-    if wrong.is_empty() {
-        Ok(service)
-    } else {
-        Err(wrong)
+// The status path takes over labels and annotations, nothing else of the metadata.
+fn status_metadata(new: ObjectMeta, old: &ObjectMeta) -> ObjectMeta {
+    ObjectMeta {
+        labels: new.labels,
+        annotations: new.annotations,
+        ..old.clone()
     }
 }
 

@@ -77,6 +77,9 @@ impl ControlPlane {
             map.take_if(|entries| entries.is_empty());
         }
         set_defaults(&mut object);
+        if writer != Writer::File {
+            self.keep_what_clients_cannot_write(&mut object);
+        }
         if let Object::Service(service) = object {
             return self.write_service(*service, &key, writer, intent, now);
         }
@@ -98,6 +101,29 @@ impl ControlPlane {
             self.store.put(object.clone(), now);
         }
         Ok((object, warnings))
+    }
+
+    // Deletion once begun goes on, and the status has a path of its own. A Service's is kept where its type is known.
+    fn keep_what_clients_cannot_write(&self, object: &mut Object) {
+        let stored = self.store.get(&object.key());
+        let deletion = stored.and_then(|old| old.metadata().deletion_timestamp.clone());
+        object.metadata_mut().deletion_timestamp = deletion;
+        match object {
+            Object::Pod(pod) => {
+                pod.status = stored
+                    .and_then(Object::as_pod)
+                    .and_then(|old| old.status.clone());
+            }
+            Object::Node(node) => {
+                node.status = stored
+                    .and_then(Object::as_node)
+                    .and_then(|old| old.status.clone());
+            }
+            Object::Namespace(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::Endpoints(_) => {}
+        }
     }
 
     fn fail_if_exists(&self, key: &ObjectKey, intent: Intent) -> Result<(), Rejection> {
@@ -191,9 +217,11 @@ impl ControlPlane {
             causes,
             retry: false,
         }))?;
-        if families_known {
-            stages.note(self.ledger.allocate_addresses(spec, old_spec, draft))?;
-        }
+        stages.note(if families_known {
+            self.ledger.allocate_addresses(spec, old_spec, draft)
+        } else {
+            self.ledger.judge_addresses(spec, old_spec, draft)
+        })?;
         stages.note(self.ledger.allocate_node_ports(spec, old_spec, draft))?;
         stages.note(self.ledger.allocate_health_check(spec, old_spec, draft))?;
 
@@ -250,7 +278,10 @@ impl Stages {
                 }
                 Fault::Whole(rejection) => {
                     retry &= rejection.retry;
-                    let causes = rejection.causes.clone();
+                    let mut causes = rejection.causes.clone();
+                    if causes.is_empty() {
+                        causes.push(Cause::of_nobody(&rejection.message));
+                    }
                     whole.get_or_insert(rejection);
                     causes
                 }

@@ -42,6 +42,9 @@ pub(super) trait Effects {
 /// How long a listener that could not be opened waits before it is tried again.
 const REOPEN: Duration = Duration::from_secs(1);
 
+/// Ports below it may need privilege (ip(7), `ip_unprivileged_port_start`).
+const FIRST_UNPRIVILEGED: u16 = 1024;
+
 /// How often balancers forget what has expired, besides on changes.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -226,7 +229,10 @@ impl<E: Effects> Programmer<E> {
         now: Instant,
     ) -> bool {
         let mut moved = false;
-        for (id, spec) in &wanted.specs {
+        // Ports that may have to move come last, so that they do not take the place of one that need not.
+        let mut specs: Vec<_> = wanted.specs.iter().collect();
+        specs.sort_by_key(|(_, spec)| spec.bind.port() < FIRST_UNPRIVILEGED);
+        for (id, spec) in specs {
             let good = |bound: &Bound| {
                 bound.state == ListenerState::Serving || spec.state == ListenerState::HeldClosed
             };

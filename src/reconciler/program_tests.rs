@@ -9,10 +9,10 @@ use crate::balancers::Algorithms;
 use crate::capture::CaptureError;
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState, Rules};
 use crate::dataplane::OpenError;
-use crate::model::{Algorithm, Event, Family, ServicePortKey};
+use crate::model::{Algorithm, Event, Family, Protocol, ServicePortKey};
 use crate::routing::{NodeView, RoutingTable, TableBuilder};
 use crate::telemetry::Health;
-use crate::testkit::{EndpointWith, ep, service, service_name, slice, tcp};
+use crate::testkit::{EndpointWith, ep, service, service_name, service_port, slice, tcp};
 
 use super::pace::GATHER;
 use super::program::{Effects, Programmer};
@@ -269,4 +269,18 @@ async fn a_service_deleted_and_made_again_before_its_rules_are_gone_keeps_its_po
     bench.programmer.effects_mut().log.clear();
     let log = bench.step(vec![web(), endpoints(false)]).await;
     assert_eq!(log, ["publish 1 routes, 1 changed", "hold default/web"]);
+}
+
+#[tokio::test]
+async fn ports_that_may_have_to_move_are_opened_last() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    let mut both = service("web", "10.96.0.10");
+    both.ports = vec![
+        service_port("a", Protocol::Tcp, 80),
+        service_port("b", Protocol::Tcp, 8080),
+    ];
+    let log = bench
+        .step(vec![Event::ServiceApplied(Arc::new(both))])
+        .await;
+    assert_eq!(log[..2], ["hold default/web:b", "hold default/web:a"]);
 }

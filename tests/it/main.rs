@@ -14,3 +14,4 @@ mod dev;
 mod dns;
 mod get;
 mod house_rules;
+mod scenarios;

@@ -321,7 +321,12 @@ fn set_up(place: Place) {
         ("ipv6/icmp/ratelimit", "0"),
     ];
     if place == Place::Node {
-        settings.extend([("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")]);
+        settings.extend([
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            // As strict as distributions set it.
+            ("ipv4/conf/all/rp_filter", "1"),
+        ]);
     }
     for (name, value) in settings {
         fs::write(format!("/proc/sys/net/{name}"), value)

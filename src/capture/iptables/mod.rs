@@ -7,6 +7,7 @@
 mod render;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 use tracing::warn;
@@ -25,6 +26,8 @@ pub(super) struct Iptables {
     family: Family,
     /// What the kernel holds, of the tables where that is known.
     applied: BTreeMap<Table, Chains>,
+    /// Where captured traffic is led; `None` = the address of the interface it came in by.
+    landing: Option<IpAddr>,
     /// What has been captured so far: what must be there, and the flows that may have to be forgotten.
     captured: Rules,
 }
@@ -36,6 +39,7 @@ impl Iptables {
         Ok(Self {
             family,
             applied: BTreeMap::new(),
+            landing: None,
             captured: Rules::none(family),
         })
     }
@@ -66,9 +70,11 @@ impl Iptables {
 
     // Every table is tried even if one fails. True if anything had to be changed.
     async fn change_all(&mut self, rules: &Rules) -> Result<bool, CaptureError> {
+        let landing = rules.landing(self.landing);
+        self.landing = landing;
         let mut outcome = Ok(false);
         for table in Table::ALL {
-            let changed = self.change(table, plan_chains(table, rules)).await;
+            let changed = self.change(table, plan_chains(table, rules, landing)).await;
             outcome = match (outcome, changed) {
                 (Ok(before), Ok(now)) => Ok(before || now),
                 (Err(error), _) | (Ok(_), Err(error)) => Err(error),

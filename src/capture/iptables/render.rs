@@ -8,12 +8,12 @@
 //! ```
 //!
 //! Every rule is spelt as `iptables-save` lists it, so what is there can be compared with what should be. Matches are
-//! `-s -d -p --dport` and the flags of TCP, targets REDIRECT, RETURN, DROP and own chains: all that a small kernel has.
+//! `-s -d -p --dport` and the flags of TCP, targets DNAT, REDIRECT, RETURN, DROP and own chains: all that a small kernel has.
 //! A packet passes one rule per network and those of its own network, not one per Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -60,11 +60,12 @@ pub(super) struct Chains {
     pub(super) jumps: BTreeSet<String>,
 }
 
-/// What must be ours in `table` under `rules`.
-pub(super) fn plan_chains(table: Table, rules: &Rules) -> Chains {
+/// What must be ours in `table` under `rules`. Captured traffic is led to the address `landing`, or to that of the
+/// interface it came in by.
+pub(super) fn plan_chains(table: Table, rules: &Rules, landing: Option<IpAddr>) -> Chains {
     match table {
         Table::Mangle => plan_silence(rules),
-        Table::Nat => plan_capture(rules),
+        Table::Nat => plan_capture(rules, landing),
     }
 }
 
@@ -160,7 +161,14 @@ pub(super) fn parse_saved(text: &str) -> Chains {
     found
 }
 
-fn plan_capture(rules: &Rules) -> Chains {
+fn plan_capture(rules: &Rules, landing: Option<IpAddr>) -> Chains {
+    let lead = |port: &u16| match landing {
+        Some(address) => format!(
+            "-j DNAT --to-destination {}",
+            SocketAddr::new(address, *port)
+        ),
+        None => format!("-j REDIRECT --to-ports {port}"),
+    };
     let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut main = Vec::new();
     let mut networks = BTreeSet::new();
@@ -170,7 +178,7 @@ fn plan_capture(rules: &Rules) -> Chains {
         if networks.insert(network) {
             main.push(format!("{}-j {name}", to(network)));
         }
-        let rule = format!("{} -j REDIRECT --to-ports {port}", dialled(frontend));
+        let rule = format!("{} {}", dialled(frontend), lead(port));
         chains.entry(name).or_default().push(rule);
     }
     let node =
@@ -192,10 +200,7 @@ fn plan_capture(rules: &Rules) -> Chains {
 
     let node_ports = rules.node_ports.iter();
     let node_ports = node_ports.map(|((protocol, port), target)| {
-        format!(
-            "{} -j REDIRECT --to-ports {target}",
-            port_match(*protocol, *port)
-        )
+        format!("{} {}", port_match(*protocol, *port), lead(target))
     });
     chains.insert(NODE_PORTS.to_owned(), node_ports.collect());
     let guarded = rules.guarded_udp_ports.iter();
@@ -315,120 +320,4 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::capture::samples::{a_little_later, assert_golden, many, one_of_everything};
-    use crate::model::Family;
-
-    use super::*;
-
-    fn change(before: Option<&Rules>, after: &Rules) -> String {
-        let part = |table| {
-            let old = before.map_or_else(Chains::default, |rules| plan_chains(table, rules));
-            render_restore(table, &old, &plan_chains(table, after))
-        };
-        Table::ALL.into_iter().filter_map(part).collect()
-    }
-
-    #[test]
-    fn chains_are_as_recorded() {
-        for (family, name) in [
-            (Family::V4, "iptables-ipv4.rules"),
-            (Family::V6, "iptables-ipv6.rules"),
-        ] {
-            assert_golden(name, &change(None, &one_of_everything(family)));
-        }
-    }
-
-    #[test]
-    fn a_change_writes_only_the_chains_that_change() {
-        let (before, after) = (one_of_everything(Family::V4), a_little_later(Family::V4));
-        assert_golden("iptables-change.rules", &change(Some(&before), &after));
-        assert_eq!(change(Some(&after), &after), "");
-    }
-
-    #[test]
-    fn what_is_restored_reads_back_as_what_was_planned() {
-        for table in Table::ALL {
-            let planned = plan_chains(table, &one_of_everything(Family::V6));
-            let restored = render_restore(table, &Chains::default(), &planned).unwrap();
-            let saved = restored
-                .replace("-I PREROUTING", "-A PREROUTING")
-                .replace("-I OUTPUT", "-A OUTPUT");
-            assert_eq!(parse_saved(&saved), planned);
-        }
-    }
-
-    #[test]
-    fn pieces_hold_every_line_once_and_in_order() {
-        let planned = plan_chains(Table::Nat, &many(1_000));
-        let whole = render_restore(Table::Nat, &Chains::default(), &planned).unwrap();
-        let body = |text: &str| text.replace("*nat\n", "").replace("COMMIT\n", "");
-        let pieces = pieces(&whole);
-        assert!(
-            pieces.len() > 4
-                && pieces
-                    .iter()
-                    .all(|piece| piece.lines().count() <= PIECE + 2)
-        );
-        assert_eq!(
-            pieces.iter().map(|piece| body(piece)).collect::<String>(),
-            body(&whole)
-        );
-    }
-
-    #[test]
-    fn rules_of_others_are_not_ours() {
-        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\n-A DOCKER -j RETURN\nCOMMIT\n";
-        assert_eq!(parse_saved(saved), Chains::default());
-        let jump = "-A PREROUTING -j VIADUCT-CAPTURE\n";
-        assert!(
-            parse_saved(jump)
-                .jumps
-                .contains("PREROUTING -j VIADUCT-CAPTURE")
-        );
-    }
-
-    #[test]
-    fn everything_of_an_earlier_run_goes() {
-        let left = parse_saved(
-            ":VIADUCT-OLD - [0:0]\n-A PREROUTING -j VIADUCT-OLD\n-A VIADUCT-OLD -j RETURN\n",
-        );
-        let text = render_restore(Table::Nat, &left, &Chains::default()).unwrap();
-        assert_eq!(
-            text,
-            "*nat\n:VIADUCT-OLD - [0:0]\n-D PREROUTING -j VIADUCT-OLD\n-X VIADUCT-OLD\nCOMMIT\n"
-        );
-    }
-
-    #[test]
-    fn a_packet_passes_a_few_hundred_rules_of_ten_thousand_services() {
-        let planned = plan_chains(Table::Nat, &many(10_000));
-        let longest = planned.chains.values().map(Vec::len).max().unwrap();
-        assert!(longest <= 256, "{longest}");
-        let names = planned.chains.keys();
-        assert!(names.into_iter().all(|name| name.len() <= 28));
-    }
-
-    #[test]
-    fn chain_names_fit_in_every_family() {
-        for family in Family::BOTH {
-            for table in Table::ALL {
-                let planned = plan_chains(table, &one_of_everything(family));
-                assert!(
-                    planned.chains.keys().all(|name| name.len() <= 28),
-                    "{planned:?}"
-                );
-            }
-        }
-        let longest = network_chain("255.255.255.0/24".parse().unwrap());
-        assert!(longest.len() <= 28, "{longest}");
-    }
-
-    #[test]
-    fn a_network_of_everything_is_no_match() {
-        let mut rules = one_of_everything(Family::V4);
-        rules.pod_cidrs = vec!["0.0.0.0/0".parse().unwrap()];
-        let planned = plan_chains(Table::Mangle, &rules);
-        assert_eq!(planned.chains[OUTSIDE][0], "-j RETURN");
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@
 mod listing;
 mod render;
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use tracing::warn;
 
@@ -31,8 +33,11 @@ pub(super) struct Nftables {
 }
 
 struct Applied {
+    landing: Option<IpAddr>,
     elements: Elements,
     skeleton: String,
+    /// This `nft` lists elements as they are written here, so that they can be compared.
+    comparable: bool,
 }
 
 impl Nftables {
@@ -46,13 +51,19 @@ impl Nftables {
         })
     }
 
-    async fn change(&mut self, elements: Elements) -> Result<(), CaptureError> {
-        if let Some(applied) = &mut self.applied {
-            let Some(change) = render::render_change(self.family, &applied.elements, &elements)
-            else {
-                return Ok(());
+    async fn change(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        let elements = render::plan_elements(rules);
+        let landed = self.applied.as_ref().and_then(|applied| applied.landing);
+        let landing = rules.landing(landed);
+        if let Some(applied) = &mut self.applied
+            && applied.landing == landing
+        {
+            let change = render::render_change(self.family, &applied.elements, &elements);
+            let outcome = match change {
+                Some(change) => load(&change).await,
+                None => Ok(()),
             };
-            match load(&change).await {
+            match outcome {
                 Ok(()) => {
                     applied.elements = elements;
                     return Ok(());
@@ -62,21 +73,34 @@ impl Nftables {
                 }
             }
         }
-        self.replace(elements).await
+        self.replace(landing, elements).await
     }
 
-    async fn replace(&mut self, elements: Elements) -> Result<(), CaptureError> {
+    async fn replace(
+        &mut self,
+        landing: Option<IpAddr>,
+        elements: Elements,
+    ) -> Result<(), CaptureError> {
         self.applied = None;
-        match load(&render::render_replacement(self.family, &elements)).await {
+        match load(&render::render_replacement(self.family, landing, &elements)).await {
             Err(error) if error.says_too_long() => {
-                for piece in render::render_pieces(self.family, &elements) {
+                for piece in render::render_pieces(self.family, landing, &elements) {
                     load(&piece).await?;
                 }
             }
             outcome => outcome?,
         }
-        let skeleton = list(self.family).await?.skeleton;
-        self.applied = Some(Applied { elements, skeleton });
+        let listing = list(self.family).await?;
+        let comparable = same_elements(&elements, &listing);
+        if !comparable {
+            warn!(family = %self.family, "this nft lists elements in its own way; only whole rules are watched");
+        }
+        self.applied = Some(Applied {
+            landing,
+            elements,
+            skeleton: listing.skeleton,
+            comparable,
+        });
         Ok(())
     }
 }
@@ -99,7 +123,7 @@ impl Capture for Nftables {
         };
         let stale = StaleFlows::between(&self.captured, rules, state);
         forget(self.family, stale.clone().uncaptured(&self.captured)).await;
-        self.change(render::plan_elements(rules)).await?;
+        self.change(rules).await?;
         forget(self.family, stale).await;
         self.captured = rules.clone();
         Ok(())
@@ -115,8 +139,8 @@ impl Capture for Nftables {
             Err(error) if error.says_absent() => {}
             Err(error) => return Err(error),
         }
-        let elements = applied.elements.clone();
-        self.replace(elements).await?;
+        let (landing, elements) = (applied.landing, applied.elements.clone());
+        self.replace(landing, elements).await?;
         // Datagrams that passed uncaptured have made flows that would go on passing.
         let stale = StaleFlows::between(&self.captured, &self.captured, Before::Unknown);
         forget(self.family, stale).await;
@@ -139,14 +163,16 @@ impl Capture for Nftables {
 
 impl Applied {
     fn is_listed(&self, listing: &Listing) -> bool {
-        let expected = self.elements.iter().filter(|(_, all)| !all.is_empty());
-        let expected = expected.map(|(set, all)| (*set, all));
-        let listed = listing
-            .elements
-            .iter()
-            .map(|(set, all)| (set.as_str(), all));
-        self.skeleton == listing.skeleton && expected.eq(listed)
+        let elements = !self.comparable || same_elements(&self.elements, listing);
+        self.skeleton == listing.skeleton && elements
     }
+}
+
+fn same_elements(expected: &Elements, listing: &Listing) -> bool {
+    let expected = expected.iter().filter(|(_, all)| !all.is_empty());
+    let expected = expected.map(|(set, all)| (*set, all));
+    let listed = listing.elements.iter();
+    expected.eq(listed.map(|(set, all)| (set.as_str(), all)))
 }
 
 /// Removes our table of that family, if it is there.

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -113,11 +114,16 @@ pub(super) fn plan_elements(rules: &Rules) -> Elements {
 }
 
 /// The whole table, replacing whatever is there under its name, in one transaction.
-pub(super) fn render_replacement(family: Family, elements: &Elements) -> String {
+/// Captured traffic is led to the address `landing`, or to that of the interface it came in by.
+pub(super) fn render_replacement(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> String {
     let table = table(family);
     format!(
         "add table {table}\ndelete table {table}\n{}",
-        render_table(family, elements)
+        render_table(family, landing, elements)
     )
 }
 
@@ -129,7 +135,8 @@ pub(super) fn render_removal(family: Family) -> String {
 
 /// A transaction that shows that a table like ours loads here, and leaves nothing.
 pub(super) fn render_probe(family: Family) -> String {
-    let probe = render_table(family, &Elements::new()).replace(TABLE, "viaduct_probe");
+    let landing = Some(family.unspecified());
+    let probe = render_table(family, landing, &Elements::new()).replace(TABLE, "viaduct_probe");
     format!(
         "{probe}delete table {} viaduct_probe\n",
         family_word(family)
@@ -138,9 +145,13 @@ pub(super) fn render_probe(family: Family) -> String {
 
 /// The same as [`render_replacement`] in several transactions, for where one would be too long: the table without
 /// elements first, then some elements at a time.
-pub(super) fn render_pieces(family: Family, elements: &Elements) -> Vec<String> {
+pub(super) fn render_pieces(
+    family: Family,
+    landing: Option<IpAddr>,
+    elements: &Elements,
+) -> Vec<String> {
     let empty = Elements::new();
-    let mut pieces = vec![render_replacement(family, &empty)];
+    let mut pieces = vec![render_replacement(family, landing, &empty)];
     for (set, all) in elements {
         let all: Vec<_> = all.iter().collect();
         for some in all.chunks(PIECE) {
@@ -198,8 +209,13 @@ pub(super) fn listing_arguments(family: Family) -> [&'static str; 5] {
     ["-s", "list", "table", family_word(family), TABLE]
 }
 
-fn render_table(family: Family, elements: &Elements) -> String {
+fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) -> String {
     let (ip, kind) = (family_word(family), address_type(family));
+    let lead = match landing {
+        Some(IpAddr::V4(address)) => format!("dnat to {address} :"),
+        Some(IpAddr::V6(address)) => format!("dnat to [{address}] :"),
+        None => "redirect to :".to_owned(),
+    };
     let mut sets_text = String::new();
     for (name, types, shape) in SETS {
         let word = if shape == Shape::Map { "map" } else { "set" };
@@ -243,12 +259,11 @@ fn render_table(family: Family, elements: &Elements) -> String {
 \tchain silence_out {{
 \t\ttype filter hook output priority -150; policy accept;
 \t\tmeta l4proto {{ tcp, udp }} jump silence_all
-\t\tudp sport @guarded ct direction original drop
 \t}}
 
 \tchain capture {{
-\t\tmeta l4proto {{ tcp, udp }} redirect to : {ip} daddr . meta l4proto . th dport map @redirects
-\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} redirect to : meta l4proto . th dport map @node_ports
+\t\tmeta l4proto {{ tcp, udp }} {lead} {ip} daddr . meta l4proto . th dport map @redirects
+\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} {lead} meta l4proto . th dport map @node_ports
 \t}}
 
 \tchain capture_in {{
@@ -342,112 +357,4 @@ fn address_type(family: Family) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::capture::samples::{a_little_later, assert_golden, many, one_of_everything};
-
-    use super::*;
-
-    #[test]
-    fn tables_are_as_recorded() {
-        for (family, name) in [
-            (Family::V4, "nftables-ipv4.nft"),
-            (Family::V6, "nftables-ipv6.nft"),
-        ] {
-            let elements = plan_elements(&one_of_everything(family));
-            assert_golden(name, &render_replacement(family, &elements));
-        }
-    }
-
-    #[test]
-    fn a_change_names_only_what_changes() {
-        let before = plan_elements(&one_of_everything(Family::V4));
-        let after = plan_elements(&a_little_later(Family::V4));
-        let change = render_change(Family::V4, &before, &after).unwrap();
-        assert_golden("nftables-change.nft", &change);
-        assert_eq!(render_change(Family::V4, &after, &after), None);
-    }
-
-    #[test]
-    fn a_change_of_the_pods_replaces_that_set_as_a_whole() {
-        let mut rules = one_of_everything(Family::V4);
-        let before = plan_elements(&rules);
-        rules.pod_cidrs.push("10.245.0.0/24".parse().unwrap());
-        let change = render_change(Family::V4, &before, &plan_elements(&rules)).unwrap();
-        let expected = "flush set ip viaduct pods\nadd element ip viaduct pods { 10.244.0.0/24,\n\t10.245.0.0/24 }\n";
-        assert_eq!(change, expected);
-    }
-
-    #[test]
-    fn overlapping_networks_become_one() {
-        let mut rules = Rules::none(Family::V4);
-        rules.pod_cidrs = vec![
-            "10.244.1.0/24".parse().unwrap(),
-            "10.244.0.0/16".parse().unwrap(),
-        ];
-        rules.node_addresses = ["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()].into();
-        let elements = plan_elements(&rules);
-        assert!(elements["pods"].keys().eq(["10.244.0.0/16"]));
-        assert!(elements["node_addresses"].keys().eq(["127.0.0.0/8"]));
-    }
-
-    #[test]
-    fn a_frontend_decides_before_the_node_port_of_another_service() {
-        let mut rules = Rules::none(Family::V4);
-        let node = "172.18.0.2".parse().unwrap();
-        rules.node_addresses = [node].into();
-        rules.silent_node_ports = [(Protocol::Tcp, 80)].into();
-        assert_eq!(plan_elements(&rules)["silent_outside"].len(), 1);
-        let external = Frontend {
-            ip: node,
-            port: 80,
-            protocol: Protocol::Tcp,
-        };
-        rules.redirects.insert(external, 40000);
-        assert_eq!(plan_elements(&rules)["silent_outside"].len(), 0);
-    }
-
-    #[test]
-    fn a_port_that_is_redirected_to_itself_is_not_guarded() {
-        let mut rules = Rules::none(Family::V4);
-        rules.guarded_udp_ports = [40000, 40001].into();
-        rules.node_ports = [
-            ((Protocol::Udp, 40000), 40000),
-            ((Protocol::Udp, 40001), 40000),
-        ]
-        .into();
-        assert!(plan_elements(&rules)["guarded"].keys().eq(["40001"]));
-    }
-
-    #[test]
-    fn rules_do_not_grow_with_services() {
-        let lines = |services| {
-            let text = render_replacement(Family::V4, &plan_elements(&many(services)));
-            text.lines()
-                .filter(|line| line.contains("redirect to"))
-                .count()
-        };
-        assert_eq!(lines(1_000), lines(10_000));
-    }
-
-    #[test]
-    fn pieces_hold_every_element_once() {
-        let elements = plan_elements(&many(2_500));
-        let pieces = render_pieces(Family::V4, &elements);
-        assert_eq!(pieces.len(), 4);
-        let sizes: Vec<usize> = pieces
-            .iter()
-            .map(|piece| piece.matches(" . tcp . ").count())
-            .collect();
-        assert_eq!(sizes, [0, 1_000, 1_000, 500]);
-    }
-
-    #[test]
-    fn one_more_of_ten_thousand_services_is_one_element() {
-        let (before, after) = (plan_elements(&many(9_999)), plan_elements(&many(10_000)));
-        let change = render_change(Family::V4, &before, &after).unwrap();
-        assert_eq!(
-            change,
-            "add element ip viaduct redirects { 10.96.39.15 . tcp . 80 : 40000 }\n"
-        );
-    }
-}
+mod tests;

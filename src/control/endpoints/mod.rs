@@ -87,7 +87,7 @@ impl Controllers {
             if outcome == EndpointsObject::GivenUp {
                 drop_slices(store, id);
             }
-            self.forget(id);
+            self.forget_hints(id);
             return outcome;
         };
         let pods = selected_pods(store, &service);
@@ -108,8 +108,8 @@ impl Controllers {
         self.sync_mirror(store, id, service.as_ref(), now);
     }
 
-    /// Whether the Endpoints of that name are the controller's work; it then forgets them.
-    pub(super) fn give_up(&mut self, id: &ServiceId) -> EndpointsObject {
+    // Whether the Endpoints of that name are the controller's work; it then forgets them.
+    fn give_up(&mut self, id: &ServiceId) -> EndpointsObject {
         if self.written.remove(id) {
             EndpointsObject::GivenUp
         } else {
@@ -117,8 +117,14 @@ impl Controllers {
         }
     }
 
-    fn forget(&mut self, id: &ServiceId) {
+    /// The Service is gone; one of its name starts anew. Says whether its Endpoints were the controller's work.
+    pub(super) fn service_deleted(&mut self, id: &ServiceId) -> EndpointsObject {
         self.triggers.forget(id);
+        self.forget_hints(id);
+        self.give_up(id)
+    }
+
+    fn forget_hints(&mut self, id: &ServiceId) {
         self.events.forget(&id.key(Kind::Service));
         for family in Family::BOTH {
             self.hinted.remove(&(id.clone(), family));

@@ -151,6 +151,8 @@ fn same_apart_from_hints(new: &Endpoint, old: &Endpoint) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn endpoints(range: std::ops::Range<usize>) -> Vec<Endpoint> {
@@ -217,5 +219,36 @@ mod tests {
         let wanted = [endpoints(0..60), endpoints(200..260)].concat();
         let packed = pack(existing, wanted, 100);
         assert_eq!(sizes(&packed), (vec![50, 70], vec![]));
+    }
+
+    proptest! {
+        #[test]
+        fn everything_wanted_is_in_exactly_one_slice_and_nothing_is_written_in_vain(
+            old_sizes in prop::collection::vec(0usize..15, 0..5), kept in 0usize..60, new in 0usize..60, max in 1usize..12,
+        ) {
+            let mut existing = Vec::new();
+            let mut next = 0;
+            for (n, size) in old_sizes.iter().enumerate() {
+                existing.push(held(&n.to_string(), next..next + size));
+                next += size;
+            }
+            let wanted = [endpoints(0..kept.min(next)), endpoints(1000..1000 + new)].concat();
+            let packed = pack(existing.clone(), wanted.clone(), max);
+            let after = packed.kept.iter().map(|slice| &slice.endpoints).chain(&packed.created);
+            let mut placed: Vec<_> = after.flatten().map(|endpoint| endpoint.addresses.clone()).collect();
+            let mut all: Vec<_> = wanted.iter().map(|endpoint| endpoint.addresses.clone()).collect();
+            placed.sort();
+            all.sort();
+            prop_assert_eq!(placed, all);
+            for slice in &packed.kept {
+                let before = existing.iter().find(|old| old.name == slice.name).unwrap();
+                prop_assert!(slice.endpoints.len() <= max.max(before.endpoints.len()));
+                if !slice.written {
+                    prop_assert_eq!(&slice.endpoints, &before.endpoints);
+                }
+            }
+            prop_assert!(packed.created.iter().all(|created| !created.is_empty() && created.len() <= max));
+            prop_assert!(packed.created.iter().rev().skip(1).all(|created| created.len() == max));
+        }
     }
 }

@@ -305,10 +305,8 @@ pub(super) fn write_if_changed(
     now: Timestamp,
 ) {
     let name = slice.metadata.name.clone().unwrap_or_default();
-    let unchanged = store
-        .slices_of(id)
-        .find(|old| old.metadata.name.as_deref() == Some(&name))
-        .is_some_and(|old| is_same(old, &slice));
+    let stored = store.get(&slice_key(id, &name)).and_then(Object::as_slice);
+    let unchanged = stored.is_some_and(|old| is_same(old, &slice));
     if !unchanged {
         set_trigger_time(&mut slice.metadata, trigger);
         store.put(Object::EndpointSlice(Box::new(slice)), now);

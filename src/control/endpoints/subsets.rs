@@ -2,19 +2,20 @@
 //!
 //! Source: `RepackSubsets`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset};
 
 /// An address is an IP and the object behind it: two Pods of a host network are two addresses.
-type AddressKey = (String, Option<String>);
-type PortKey = (Option<String>, Option<String>, i32, Option<String>);
+type AddressKey<'a> = (&'a str, Option<&'a str>);
+type PortKey<'a> = (Option<&'a str>, Option<&'a str>, i32, Option<&'a str>);
 
 /// The subsets of the same meaning whose ports are grouped by equal sets of addresses, in canonical order.
 pub(super) fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
-    let mut addresses: BTreeMap<AddressKey, EndpointAddress> = BTreeMap::new();
-    // `None` stands for a subset without ports.
-    let mut by_port: BTreeMap<Option<PortKey>, BTreeMap<AddressKey, bool>> = BTreeMap::new();
+    let mut addresses: Vec<&EndpointAddress> = Vec::new();
+    let mut numbers: HashMap<AddressKey<'_>, usize> = HashMap::new();
+    // Addresses by number, and whether they are ready; `None` stands for a subset without ports.
+    let mut by_port: BTreeMap<Option<PortKey<'_>>, BTreeMap<usize, bool>> = BTreeMap::new();
     for subset in subsets {
         let mut ports: Vec<_> = subset
             .ports
@@ -32,74 +33,66 @@ pub(super) fn repack(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
                 (&subset.not_ready_addresses, false),
             ] {
                 for address in list.iter().flatten() {
-                    let key = address_key(address);
-                    addresses
-                        .entry(key.clone())
-                        .or_insert_with(|| address.clone());
+                    let number = *numbers.entry(address_key(address)).or_insert_with(|| {
+                        addresses.push(address);
+                        addresses.len() - 1
+                    });
                     // Not ready once is not ready.
                     offered
-                        .entry(key)
+                        .entry(number)
                         .and_modify(|known| *known &= ready)
                         .or_insert(ready);
                 }
             }
         }
     }
-    let mut by_addresses: BTreeMap<Vec<(AddressKey, bool)>, Vec<EndpointPort>> = BTreeMap::new();
+    let mut by_addresses: BTreeMap<Vec<(usize, bool)>, Vec<PortKey<'_>>> = BTreeMap::new();
     for (port, offered) in by_port {
         let ports = by_addresses
             .entry(offered.into_iter().collect())
             .or_default();
-        ports.extend(port.map(port_of));
+        ports.extend(port);
     }
-    let mut packed: Vec<_> = by_addresses
+    let mut packed: Vec<_> = by_addresses.into_iter().collect();
+    packed.sort_by(|(_, a), (_, b)| a.cmp(b));
+    packed
         .into_iter()
         .map(|(offered, ports)| {
             let some = |wanted: bool| {
-                let list: Vec<_> = offered
-                    .iter()
-                    .filter(|(_, ready)| *ready == wanted)
-                    .filter_map(|(key, _)| addresses.get(key).cloned())
-                    .collect();
-                (!list.is_empty()).then_some(list)
+                let chosen = offered.iter().filter(|(_, ready)| *ready == wanted);
+                let mut list: Vec<_> = chosen.map(|(number, _)| addresses[*number]).collect();
+                list.sort_by_key(|address| address_key(address));
+                (!list.is_empty()).then(|| list.into_iter().cloned().collect())
             };
             EndpointSubset {
                 addresses: some(true),
                 not_ready_addresses: some(false),
-                ports: (!ports.is_empty()).then_some(ports),
+                ports: (!ports.is_empty()).then(|| ports.into_iter().map(port_of).collect()),
             }
         })
-        .collect();
-    packed.sort_by_cached_key(|subset| {
-        let ports = subset.ports.iter().flatten();
-        ports.map(port_key).collect::<Vec<_>>()
-    });
-    packed
+        .collect()
 }
 
-fn address_key(address: &EndpointAddress) -> AddressKey {
+fn address_key(address: &EndpointAddress) -> AddressKey<'_> {
     let target = address.target_ref.as_ref();
-    (
-        address.ip.clone(),
-        target.and_then(|target| target.uid.clone()),
-    )
+    (&address.ip, target.and_then(|target| target.uid.as_deref()))
 }
 
-fn port_key(port: &EndpointPort) -> PortKey {
+fn port_key(port: &EndpointPort) -> PortKey<'_> {
     (
-        port.name.clone(),
-        port.protocol.clone(),
+        port.name.as_deref(),
+        port.protocol.as_deref(),
         port.port,
-        port.app_protocol.clone(),
+        port.app_protocol.as_deref(),
     )
 }
 
-fn port_of((name, protocol, port, app_protocol): PortKey) -> EndpointPort {
+fn port_of((name, protocol, port, app_protocol): PortKey<'_>) -> EndpointPort {
     EndpointPort {
-        app_protocol,
-        name,
+        app_protocol: app_protocol.map(str::to_owned),
+        name: name.map(str::to_owned),
         port,
-        protocol,
+        protocol: protocol.map(str::to_owned),
     }
 }
 

@@ -4,10 +4,16 @@
 
 mod manifests;
 mod matcher;
+mod mutations;
 mod services;
 mod slices;
 
 use serde_json::Value;
+
+/// The recorded cases of the API server.
+const SERVICES: &str = include_str!("../../../tests/data/services.json");
+/// The recorded cases of the controllers.
+const SLICES: &str = include_str!("../../../tests/data/slices.json");
 
 /// Reads a file of cases.
 fn cases(text: &str) -> Vec<Value> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::manifests::expand;
 use super::matcher::Symbols;
-use super::{cases, report};
+use super::{SERVICES, cases, report};
 use crate::control::{
     Config, ControlPlane, Kind, Object, ObjectKey, Rejection, UnknownFields, Warning, Written,
     decode,
@@ -18,7 +18,7 @@ const EXCUSED: [(&str, &str); 0] = [];
 
 #[test]
 fn services_behave_as_recorded() {
-    let cases = cases(include_str!("../../../tests/data/services.json"));
+    let cases = cases(SERVICES);
     let mut failures = Vec::new();
     for case in &cases {
         let id = case["id"].as_str().unwrap().to_owned();

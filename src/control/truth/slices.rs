@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
 use super::matcher::Symbols;
-use super::{cases, report};
+use super::{SLICES, cases, report};
 use crate::control::{
     Config, ControlPlane, Grace, Kind, ObjectKey, Rejection, Severity, UnknownFields, decode,
 };
@@ -18,7 +18,7 @@ const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 #[test]
 fn slices_behave_as_recorded() {
-    let cases = cases(include_str!("../../../tests/data/slices.json"));
+    let cases = cases(SLICES);
     let mut failures = Vec::new();
     for case in &cases {
         let id = case["id"].as_str().unwrap().to_owned();

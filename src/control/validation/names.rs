@@ -34,9 +34,13 @@ pub(in crate::control) fn dns_label(value: &str) -> Vec<String> {
 
 /// A DNS subdomain (RFC 1123): labels joined by dots. The single labels may be longer than 63.
 pub(in crate::control) fn dns_subdomain(value: &str) -> Vec<String> {
+    subdomain_within(value, "characters")
+}
+
+fn subdomain_within(value: &str, unit: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     if value.len() > MAX_SUBDOMAIN {
-        wrong.push(too_long(MAX_SUBDOMAIN, "characters"));
+        wrong.push(too_long(MAX_SUBDOMAIN, unit));
     }
     if !is_subdomain_shaped(value) {
         wrong.push(SUBDOMAIN_SHAPE.to_owned());
@@ -55,13 +59,14 @@ pub(in crate::control) fn qualified_name(value: &str) -> Vec<String> {
             *name
         }
         [prefix, name] => {
-            let faults = dns_subdomain(prefix);
+            // Label keys are measured in bytes, in other words than names.
+            let faults = subdomain_within(prefix, "bytes");
             wrong.extend(faults.iter().map(|fault| format!("prefix part {fault}")));
             *name
         }
         _ => {
             return vec![format!(
-                "a qualified name {QUALIFIED_SHAPE} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+                "a valid label key {QUALIFIED_SHAPE} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
             )];
         }
     };

@@ -51,7 +51,7 @@ pub(in crate::control) fn judge_service(service: &Service, old: Option<&Service>
     let tolerated = old_spec.map(cluster_ips).unwrap_or_default();
     wrong.extend(judge_cluster_ips(spec, tolerated));
     wrong.extend(judge_external_ips(spec, old_spec));
-    wrong.extend(judge_source_ranges(service, old_spec));
+    wrong.extend(judge_source_ranges(service, old));
     if spec.allocate_load_balancer_node_ports.is_some() && !is_load_balancer(spec) {
         wrong.push(Cause::forbidden(
             "spec.allocateLoadBalancerNodePorts",
@@ -298,13 +298,8 @@ fn judge_external_ips(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> Vec<Caus
     wrong
 }
 
-fn judge_source_ranges(service: &Service, old: Option<&ServiceSpec>) -> Vec<Cause> {
+fn judge_source_ranges(service: &Service, old: Option<&Service>) -> Vec<Cause> {
     let spec = spec_of(service);
-    let annotation = service
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(SOURCE_RANGES));
     let mut wrong = Vec::new();
     // The surrounding blanks are a legacy of the annotation.
     if let Some(ranges) = &spec.load_balancer_source_ranges {
@@ -313,7 +308,7 @@ fn judge_source_ranges(service: &Service, old: Option<&ServiceSpec>) -> Vec<Caus
             wrong.push(Cause::forbidden(field, ONLY_LOAD_BALANCER));
         }
         let stored: Vec<_> = old
-            .and_then(|old| old.load_balancer_source_ranges.as_ref())
+            .and_then(|old| spec_of(old).load_balancer_source_ranges.as_ref())
             .into_iter()
             .flatten()
             .map(|range| range.trim().to_owned())
@@ -322,19 +317,27 @@ fn judge_source_ranges(service: &Service, old: Option<&ServiceSpec>) -> Vec<Caus
             let field = format!("{field}[{i}]");
             wrong.extend(ips::judge_cidr(&field, range.trim(), &stored));
         }
-    } else if let Some(list) = annotation {
+    } else if let Some(ranges) = annotated_ranges(service) {
         let field = format!("metadata.annotations[{SOURCE_RANGES}]");
         if !is_load_balancer(spec) {
             wrong.push(Cause::forbidden(field.clone(), ONLY_LOAD_BALANCER));
         }
-        let list = list.trim();
-        if !list.is_empty() {
-            for range in list.split(',') {
-                wrong.extend(ips::judge_cidr(&field, range.trim(), &[]));
-            }
+        let stored = old.and_then(annotated_ranges).unwrap_or_default();
+        for range in &ranges {
+            wrong.extend(ips::judge_cidr(&field, range, &stored));
         }
     }
     wrong
+}
+
+// `None` without the annotation, empty if it holds only blanks.
+fn annotated_ranges(service: &Service) -> Option<Vec<String>> {
+    let list = service.metadata.annotations.as_ref()?.get(SOURCE_RANGES)?;
+    if list.trim().is_empty() {
+        return Some(Vec::new());
+    }
+    let ranges = list.split(',').map(|range| range.trim().to_owned());
+    Some(ranges.collect())
 }
 
 fn judge_external_policy(spec: &ServiceSpec) -> Vec<Cause> {

@@ -45,7 +45,6 @@ pub(in crate::control) fn judge_class(new: &ServiceSpec, old: Option<&ServiceSpe
         && old.load_balancer_class != *class
     {
         wrong.push(Cause::invalid(field, class, ONCE_SET));
-        return wrong;
     }
     if let Some(class) = class {
         if !is_load_balancer(new) {

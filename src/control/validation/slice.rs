@@ -137,16 +137,22 @@ fn judge_fqdn(field: &str, name: &str) -> Vec<Cause> {
         return vec![Cause::required(field, "")];
     }
     let name = name.strip_suffix('.').unwrap_or(name);
+    // One cause at most, of the whole or of the first bad label.
     let faults = names::dns_subdomain(name);
     if !faults.is_empty() {
-        return each(field, name, faults).collect();
+        return vec![Cause::invalid(field, &name, &faults.join(","))];
     }
     if !name.contains('.') {
         let detail = "should be a domain with at least two segments separated by dots";
         return vec![Cause::invalid(field, &name, detail)];
     }
-    name.split('.')
-        .flat_map(|label| each(field, label, names::dns_label(label)))
+    let labels = name
+        .split('.')
+        .map(|label| (label, names::dns_label(label)));
+    labels
+        .filter(|(_, faults)| !faults.is_empty())
+        .map(|(label, faults)| Cause::invalid(field, &label, &faults.join(",")))
+        .take(1)
         .collect()
 }
 

@@ -35,6 +35,10 @@ pub(super) const CASES: &[Case] = &[
         "a_flow_that_goes_right_is_not_forgotten",
         a_flow_that_goes_right_is_not_forgotten,
     ),
+    (
+        "a_client_survives_the_loss_of_a_node_address",
+        a_client_survives_the_loss_of_a_node_address,
+    ),
 ];
 
 fn targets(rig: &Rig) -> [SocketAddr; 2] {
@@ -160,6 +164,34 @@ fn a_flow_that_goes_right_is_not_forgotten(mut rig: Rig) {
     for client in &clients {
         assert_eq!(ask_again(client, patience()).words(), "here");
     }
+}
+
+fn a_client_survives_the_loss_of_a_node_address(mut rig: Rig) {
+    let stand_in = rig.stand_in("here");
+    rig.lead(1, &stand_in);
+    let landing = Place::Remote.gateway(rig.v6());
+    let addresses = rig.rules.local_addresses.clone();
+    rig.rules.local_addresses = [landing].into();
+    rig.apply();
+    let clients = CALLERS.map(|from| rig.world.udp_client(from, targets(&rig)[0]));
+    for client in &clients {
+        assert_eq!(ask_again(client, patience()).words(), "here", "{client:?}");
+    }
+    let flag = if rig.v6() { "-6" } else { "-4" };
+    let line = format!("ip {flag} addr flush dev to-remote scope global");
+    rig.world.shell(Place::Node, &line);
+    rig.rules.local_addresses = addresses;
+    rig.rules.local_addresses.remove(&landing);
+    rig.rules.node_addresses.remove(&landing);
+    rig.apply();
+    for client in &clients {
+        assert_eq!(ask_again(client, patience()).words(), "here", "{client:?}");
+    }
+    let to = targets(&rig)[0];
+    assert_eq!(
+        rig.ask(Place::Pod, Protocol::Tcp, to).words(),
+        to.to_string()
+    );
 }
 
 // Behind the back of the capture: from then on only a flow that is remembered gets to its listener.

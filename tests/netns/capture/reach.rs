@@ -37,6 +37,10 @@ pub(super) const CASES: &[Case] = &[
         "a_thousand_services_are_captured",
         a_thousand_services_are_captured,
     ),
+    (
+        "pods_on_an_interface_without_address_are_served",
+        pods_on_an_interface_without_address_are_served,
+    ),
 ];
 
 fn every_caller_reaches_the_cluster_address(mut rig: Rig) {
@@ -214,4 +218,42 @@ fn a_thousand_services_are_captured(mut rig: Rig) {
         rig.ask(Place::Pod, Protocol::Tcp, last.addr()).words(),
         last.addr().to_string()
     );
+}
+
+// As many network plugins make them: the node's end of a pod's link has no address of its own.
+fn pods_on_an_interface_without_address_are_served(mut rig: Rig) {
+    let (pod, gateway) = (Place::Pod.ip(rig.v6()), Place::Pod.gateway(rig.v6()));
+    let mac = rig
+        .world
+        .shell(Place::Node, "ip -br link show to-pod | awk '{print $3}'");
+    let flag = if rig.v6() { "-6" } else { "-4" };
+    rig.world.shell(
+        Place::Node,
+        &format!(
+            "ip {flag} addr flush dev to-pod scope global; ip {flag} route replace {pod} dev to-pod"
+        ),
+    );
+    let line = format!(
+        "ip {flag} neigh replace {gateway} lladdr {} dev eth0 nud permanent",
+        mac.trim()
+    );
+    rig.world.shell(Place::Pod, &line);
+    rig.rules.local_addresses.remove(&gateway);
+    rig.rules.node_addresses.remove(&gateway);
+    let stand_in = rig.stand_in("here");
+    rig.lead(1, &stand_in);
+    rig.apply();
+    for to in [
+        SocketAddr::new(rig.service(1), PORT),
+        SocketAddr::new(Place::Node.ip(rig.v6()), NODE_PORT),
+    ] {
+        assert_eq!(
+            rig.ask(Place::Pod, Protocol::Tcp, to),
+            Answer::Words(to.to_string())
+        );
+        assert_eq!(
+            rig.ask(Place::Pod, Protocol::Udp, to),
+            Answer::Words("here".into())
+        );
+    }
 }

@@ -1,21 +1,19 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
+mod node;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
 use viaduct::capture::Mode;
 use viaduct::model::Protocol;
 
-use crate::backends::{Backend, PORT};
 use crate::rig::all_rules;
 use crate::trials::Trials;
-use crate::world::{Answer, Place, QUIET, Running, World, ask_again, eventually, patience};
+use crate::world::{Answer, Place, QUIET, ask_again, eventually, patience};
+
+use node::{BOTH, NODE_PORT, Node, SERVICE, Web};
 
 type Case = (&'static str, fn(Node));
 
@@ -67,10 +65,7 @@ const CASES: &[Case] = &[
 ];
 
 const CALLERS: [Place; 3] = [Place::Pod, Place::Outside, Place::Node];
-const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:10:96::10"];
 const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
-const NODE_PORT: u16 = 30080;
 
 /// Adds every case for every mode that writes rules.
 pub(crate) fn add_to(trials: &mut Trials) {
@@ -356,208 +351,4 @@ fn targets() -> [SocketAddr; 4] {
     let cluster = SERVICE.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80));
     let node = [false, true].map(|v6| SocketAddr::new(Place::Node.ip(v6), NODE_PORT));
     [cluster[0], node[0], cluster[1], node[1]]
-}
-
-/// The Service `default/web` and its slices, as a manifest.
-struct Web {
-    kind: &'static str,
-    spec: &'static str,
-    status: &'static str,
-    endpoints: &'static [&'static str],
-}
-
-impl Default for Web {
-    fn default() -> Self {
-        Self {
-            kind: "NodePort",
-            spec: "",
-            status: "{}",
-            endpoints: &["local", "remote"],
-        }
-    }
-}
-
-impl Web {
-    fn manifest(&self) -> String {
-        let Self {
-            kind, spec, status, ..
-        } = self;
-        let [v4, v6] = SERVICE;
-        let mut text = format!(
-            "apiVersion: v1
-kind: Service
-metadata: {{name: web, namespace: default}}
-spec:
-  type: {kind}
-  ipFamilyPolicy: RequireDualStack
-  ipFamilies: [IPv4, IPv6]
-  clusterIP: '{v4}'
-  clusterIPs: ['{v4}', '{v6}']
-  ports:
-  - {{name: t, port: 80, protocol: TCP, nodePort: {NODE_PORT}}}
-  - {{name: u, port: 80, protocol: UDP, nodePort: {NODE_PORT}}}
-  {spec}
-status: {status}
-"
-        );
-        for (family, v6) in [("IPv4", false), ("IPv6", true)] {
-            let endpoints: String = self
-                .endpoints
-                .iter()
-                .map(|name| endpoint(name, v6))
-                .collect();
-            let name = family.to_lowercase();
-            text += &format!(
-                "---
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: web-{name}, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
-addressType: {family}
-ports: [{{name: t, port: {PORT}, protocol: TCP}}, {{name: u, port: {PORT}, protocol: UDP}}]
-endpoints: [{endpoints}]
-"
-            );
-        }
-        text
-    }
-}
-
-fn endpoint(name: &str, v6: bool) -> String {
-    let (place, node) = if name == "local" {
-        (Place::Local, "n0")
-    } else {
-        (Place::Remote, "n1")
-    };
-    let ip = place.ip(v6);
-    format!("{{addresses: ['{ip}'], nodeName: {node}, conditions: {{ready: true}}}}, ")
-}
-
-/// The node of a world with the program on it, and the backends `local` and `remote`.
-struct Node {
-    program: Option<Running>,
-    mode: Mode,
-    directory: TempDir,
-    _backends: [Backend; 2],
-    world: World,
-}
-
-impl Node {
-    fn new(mode: Mode) -> Self {
-        let world = World::new();
-        let backends = [(Place::Local, "local"), (Place::Remote, "remote")];
-        let node = Self {
-            program: None,
-            mode,
-            directory: tempfile::tempdir().unwrap(),
-            _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
-            world,
-        };
-        fs::create_dir(node.manifests()).unwrap();
-        node
-    }
-
-    fn manifests(&self) -> PathBuf {
-        self.directory.path().join("manifests")
-    }
-
-    fn apply(&self, web: &Web) {
-        // A file under its final name is always whole.
-        let draft = self.manifests().join("web.tmp");
-        fs::write(&draft, web.manifest()).unwrap();
-        fs::rename(draft, self.manifests().join("web.yaml")).unwrap();
-    }
-
-    fn start(&mut self) {
-        let directory = self.directory.path();
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(directory.join("log"))
-            .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
-        command
-            .args([
-                "run",
-                "--hostname-override",
-                "n0",
-                "--iptables-sync-period",
-                "500ms",
-                "--drain-timeout",
-                "1s",
-            ])
-            .args([
-                "--service-cluster-ip-range",
-                "10.96.0.0/16,fd00:10:96::/112",
-            ])
-            .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
-            .args(["--capture", self.mode.as_str()])
-            .arg("--manifests")
-            .arg(self.manifests())
-            .arg("--admin-socket")
-            .arg(directory.join("admin.sock"))
-            .arg("--data-dir")
-            .arg(directory.join("data"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        self.program = Some(self.world.spawn_in(Place::Node, &mut command));
-    }
-
-    /// As a crash would.
-    fn kill(&mut self) {
-        drop(self.program.take());
-    }
-
-    /// Asks it to end, and waits.
-    fn end(&mut self) -> ExitStatus {
-        let mut program = self.program.take().expect("it was started");
-        let pid = Pid::from_raw(i32::try_from(program.0.id()).unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
-        eventually(|| {
-            program
-                .0
-                .try_wait()
-                .unwrap()
-                .ok_or_else(|| "it has not ended".to_owned())
-        })
-    }
-
-    fn ask(&self, from: Place, protocol: Protocol, to: SocketAddr, wait: Duration) -> Answer {
-        match protocol {
-            Protocol::Tcp => self.world.ask_tcp(from, to, wait),
-            Protocol::Udp => self.world.ask_udp(from, to, wait),
-        }
-    }
-
-    /// Waits until both protocols answer callers from outside.
-    fn await_served(&self, to: SocketAddr) {
-        for protocol in BOTH {
-            eventually(|| match self.ask(Place::Outside, protocol, to, QUIET) {
-                Answer::Words(_) => Ok(()),
-                other => Err(format!("{to}/{protocol}: {other:?}")),
-            });
-        }
-    }
-
-    /// Exactly these backends answer, all of them.
-    fn assert_backends(&self, from: Place, protocol: Protocol, to: SocketAddr, expected: &[&str]) {
-        let mut seen: Vec<String> = (0..4 * expected.len())
-            .map(|_| match self.ask(from, protocol, to, patience()) {
-                Answer::Words(words) => words,
-                other => panic!("{from:?} to {to}/{protocol}: {other:?}"),
-            })
-            .collect();
-        seen.sort();
-        seen.dedup();
-        assert_eq!(seen, expected, "{from:?} to {to}/{protocol}");
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = fs::read_to_string(self.directory.path().join("log"));
-            eprintln!("the program said:\n{}", log.unwrap_or_default());
-        }
-    }
 }

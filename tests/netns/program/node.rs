@@ -1,0 +1,239 @@
+//! The node of a world with the program on it, and what it is given to serve.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use viaduct::capture::Mode;
+use viaduct::model::Protocol;
+
+use crate::backends::{Backend, PORT};
+use crate::world::{Answer, Place, QUIET, Running, World, eventually, patience};
+
+/// The protocols of the service.
+pub(super) const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+/// Its cluster addresses, at port 80.
+pub(super) const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:10:96::10"];
+/// Its node port.
+pub(super) const NODE_PORT: u16 = 30080;
+
+/// The Service `default/web` and its slices, as a manifest.
+pub(super) struct Web {
+    pub(super) kind: &'static str,
+    pub(super) spec: &'static str,
+    pub(super) status: &'static str,
+    pub(super) endpoints: &'static [&'static str],
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Self {
+            kind: "NodePort",
+            spec: "",
+            status: "{}",
+            endpoints: &["local", "remote"],
+        }
+    }
+}
+
+impl Web {
+    fn manifest(&self) -> String {
+        let Self {
+            kind, spec, status, ..
+        } = self;
+        let [v4, v6] = SERVICE;
+        let mut text = format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: default}}
+spec:
+  type: {kind}
+  ipFamilyPolicy: RequireDualStack
+  ipFamilies: [IPv4, IPv6]
+  clusterIP: '{v4}'
+  clusterIPs: ['{v4}', '{v6}']
+  ports:
+  - {{name: t, port: 80, protocol: TCP, nodePort: {NODE_PORT}}}
+  - {{name: u, port: 80, protocol: UDP, nodePort: {NODE_PORT}}}
+  {spec}
+status: {status}
+"
+        );
+        for (family, v6) in [("IPv4", false), ("IPv6", true)] {
+            let endpoints: String = self
+                .endpoints
+                .iter()
+                .map(|name| endpoint(name, v6))
+                .collect();
+            let name = family.to_lowercase();
+            text += &format!(
+                "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-{name}, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+addressType: {family}
+ports: [{{name: t, port: {PORT}, protocol: TCP}}, {{name: u, port: {PORT}, protocol: UDP}}]
+endpoints: [{endpoints}]
+"
+            );
+        }
+        text
+    }
+}
+
+fn endpoint(name: &str, v6: bool) -> String {
+    let (place, node) = if name == "local" {
+        (Place::Local, "n0")
+    } else {
+        (Place::Remote, "n1")
+    };
+    let ip = place.ip(v6);
+    format!("{{addresses: ['{ip}'], nodeName: {node}, conditions: {{ready: true}}}}, ")
+}
+
+/// The node of a world with the program on it, and the backends `local` and `remote`.
+pub(super) struct Node {
+    program: Option<Running>,
+    pub(super) mode: Mode,
+    directory: TempDir,
+    _backends: [Backend; 2],
+    pub(super) world: World,
+}
+
+impl Node {
+    pub(super) fn new(mode: Mode) -> Self {
+        let world = World::new();
+        let backends = [(Place::Local, "local"), (Place::Remote, "remote")];
+        let node = Self {
+            program: None,
+            mode,
+            directory: tempfile::tempdir().unwrap(),
+            _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
+            world,
+        };
+        fs::create_dir(node.manifests()).unwrap();
+        node
+    }
+
+    pub(super) fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
+    }
+
+    pub(super) fn apply(&self, web: &Web) {
+        // A file under its final name is always whole.
+        let draft = self.manifests().join("web.tmp");
+        fs::write(&draft, web.manifest()).unwrap();
+        fs::rename(draft, self.manifests().join("web.yaml")).unwrap();
+    }
+
+    pub(super) fn start(&mut self) {
+        let directory = self.directory.path();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(directory.join("log"))
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
+        command
+            .args([
+                "run",
+                "--hostname-override",
+                "n0",
+                "--iptables-sync-period",
+                "500ms",
+                "--drain-timeout",
+                "1s",
+            ])
+            .args([
+                "--service-cluster-ip-range",
+                "10.96.0.0/16,fd00:10:96::/112",
+            ])
+            .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
+            .args(["--capture", self.mode.as_str()])
+            .arg("--manifests")
+            .arg(self.manifests())
+            .arg("--admin-socket")
+            .arg(directory.join("admin.sock"))
+            .arg("--data-dir")
+            .arg(directory.join("data"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.program = Some(self.world.spawn_in(Place::Node, &mut command));
+    }
+
+    /// As a crash would.
+    pub(super) fn kill(&mut self) {
+        drop(self.program.take());
+    }
+
+    /// Asks it to end, and waits.
+    pub(super) fn end(&mut self) -> ExitStatus {
+        let mut program = self.program.take().expect("it was started");
+        let pid = Pid::from_raw(i32::try_from(program.0.id()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        eventually(|| {
+            program
+                .0
+                .try_wait()
+                .unwrap()
+                .ok_or_else(|| "it has not ended".to_owned())
+        })
+    }
+
+    pub(super) fn ask(
+        &self,
+        from: Place,
+        protocol: Protocol,
+        to: SocketAddr,
+        wait: Duration,
+    ) -> Answer {
+        match protocol {
+            Protocol::Tcp => self.world.ask_tcp(from, to, wait),
+            Protocol::Udp => self.world.ask_udp(from, to, wait),
+        }
+    }
+
+    /// Waits until both protocols answer callers from outside.
+    pub(super) fn await_served(&self, to: SocketAddr) {
+        for protocol in BOTH {
+            eventually(|| match self.ask(Place::Outside, protocol, to, QUIET) {
+                Answer::Words(_) => Ok(()),
+                other => Err(format!("{to}/{protocol}: {other:?}")),
+            });
+        }
+    }
+
+    /// Exactly these backends answer, all of them.
+    pub(super) fn assert_backends(
+        &self,
+        from: Place,
+        protocol: Protocol,
+        to: SocketAddr,
+        expected: &[&str],
+    ) {
+        let mut seen: Vec<String> = (0..4 * expected.len())
+            .map(|_| match self.ask(from, protocol, to, patience()) {
+                Answer::Words(words) => words,
+                other => panic!("{from:?} to {to}/{protocol}: {other:?}"),
+            })
+            .collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, expected, "{from:?} to {to}/{protocol}");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.directory.path().join("log"));
+            eprintln!("the program said:\n{}", log.unwrap_or_default());
+        }
+    }
+}
