@@ -5,7 +5,7 @@
 //!  stop:  sources, reconciler (captures nothing new) ─ DNS ─ drain ─ rules, simulated Pods ─ admin, health, metrics
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use tracing::{error, info};
 use crate::admin::{self, AdminServer, HealthServer, MetricsServer, Sources};
 use crate::balancers::Algorithms;
 use crate::capture::{self, Capture, Mode};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
@@ -175,13 +175,9 @@ impl App {
         let (inputs, failed) = start_sources(&config, &control, readiness.clone())
             .context("reading the node's addresses")?;
         let local = inputs.addresses.borrow().clone();
-        let own_node = OwnNode {
-            name: config.node_name.to_string(),
-            addresses: local.into_iter().filter(|ip| !ip.is_loopback()).collect(),
-        };
+        let local = local.into_iter().filter(|ip| !ip.is_loopback());
         let parts = Parts {
-            control: ControlPlane::new(control_config(&config, own_node))
-                .context("--service-cluster-ip-range")?,
+            control: control_plane(&config, local.collect())?,
             state_file: config.data_dir.join("allocations.json"),
             replace_outside: if config.dev {
                 config.service_cidrs.first().copied()
@@ -374,7 +370,7 @@ fn start_sources(
     // `dev` answers on loopback alone, whatever else this machine is called.
     let mut now = interfaces::local_addresses()?;
     if config.dev {
-        now.retain(std::net::IpAddr::is_loopback);
+        now.retain(IpAddr::is_loopback);
     }
     let (sender, addresses) = watch::channel(now);
     if config.dev {
@@ -395,8 +391,20 @@ fn start_sources(
     Ok((inputs, failed))
 }
 
-fn control_config(config: &Config, own_node: OwnNode) -> control::Config {
-    control::Config {
+/// The control plane of a node with these addresses, still empty.
+///
+/// # Errors
+///
+/// Ranges that no cluster can have, by their flag.
+pub fn control_plane(
+    config: &Config,
+    addresses: Vec<IpAddr>,
+) -> Result<ControlPlane, config::ConfigError> {
+    let own_node = OwnNode {
+        name: config.node_name.to_string(),
+        addresses,
+    };
+    let wanted = control::Config {
         service_cidrs: config.service_cidrs.clone(),
         node_port_range: config.node_port_range.clone(),
         load_balancer_range: config.load_balancer_range,
@@ -405,5 +413,15 @@ fn control_config(config: &Config, own_node: OwnNode) -> control::Config {
         own_node: Some(own_node),
         max_endpoints_per_slice: 100,
         seed: rand::random(),
-    }
+    };
+    ControlPlane::new(wanted).map_err(|error| config::ConfigError::Value {
+        flag: match error {
+            control::ConfigError::NodePortRange(_) => "service-node-port-range",
+            control::ConfigError::ServiceRangeCount(_)
+            | control::ConfigError::SameFamily(..)
+            | control::ConfigError::RangeTooLarge(_)
+            | control::ConfigError::EndpointsPerSlice(_) => "service-cluster-ip-range",
+        },
+        message: error.to_string(),
+    })
 }

@@ -1,6 +1,5 @@
 //! `viaduct get`: asks a running viaduct over its admin socket and prints what it says.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -12,6 +11,8 @@ use tokio::net::UnixStream;
 
 use crate::admin::{Resource, TableView};
 use crate::config::default_admin_socket;
+
+use super::print;
 
 #[derive(Debug, Args)]
 pub(super) struct Get {
@@ -81,11 +82,7 @@ impl Get {
                 serde_saphyr::to_string(&list).context("writing YAML")?
             }
         };
-        // A reader that has seen enough (`| head`) is no failure.
-        match std::io::stdout().write_all(text.as_bytes()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.context("writing to standard output"),
-        }
+        print(&text)
     }
 
     fn url(&self) -> String {

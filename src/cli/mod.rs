@@ -2,14 +2,17 @@
 
 #![allow(clippy::print_stdout, reason = "subcommands talk to their user")]
 
+mod check;
 mod cleanup;
 mod dev;
 mod get;
 mod run;
 mod try_commands;
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigError;
@@ -49,6 +52,8 @@ enum Command {
     Dev(dev::Dev),
     /// Show what a running viaduct knows
     Get(get::Get),
+    /// Validate manifests as an API server would, without running
+    Check(check::Check),
     /// Remove every rule that viaduct owns
     Cleanup(cleanup::Cleanup),
 }
@@ -57,7 +62,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_filter = match cli.command {
-        Command::Dev(_) => "warn",
+        Command::Dev(_) | Command::Check(_) => "warn",
         Command::Run(_) | Command::Get(_) | Command::Cleanup(_) => "info",
     };
     let format = match cli.log_format {
@@ -80,22 +85,32 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(async {
+    let done = |()| ExitCode::SUCCESS;
+    let outcome = runtime.block_on(async {
         match cli.command {
-            Command::Run(command) => command.run().await,
-            Command::Dev(command) => command.run().await,
-            Command::Get(command) => command.run().await,
-            Command::Cleanup(command) => command.run().await,
+            Command::Run(command) => command.run().await.map(done),
+            Command::Dev(command) => command.run().await.map(done),
+            Command::Get(command) => command.run().await.map(done),
+            Command::Check(command) => command.run(),
+            Command::Cleanup(command) => command.run().await.map(done),
         }
     });
     // Blocking calls that still hang (a resolver, a full pipe) must not hold up the end.
     runtime.shutdown_background();
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match outcome {
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {}", in_one_line(&error));
             ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
         }
+    }
+}
+
+/// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("writing to standard output"),
     }
 }
 
@@ -114,7 +129,7 @@ fn in_one_line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::{Context, anyhow};
+    use anyhow::anyhow;
 
     use super::*;
 

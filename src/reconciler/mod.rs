@@ -1,8 +1,8 @@
 //! The reconciler: the one task that owns all service state.
 //!
 //! ```text
-//!  manifests ─► standalone (control plane) ─► events ─► TableBuilder ─► program: listeners, table, rules
-//!  interfaces ─────────────────────────────► NodeView ──┘
+//!  manifests ─► intake (control plane) ─► standalone ─► events ─► TableBuilder ─► program: listeners, table, rules
+//!  interfaces ──────────────────────────────────────► NodeView ──┘
 //! ```
 //!
 //! It reacts at once to what a source says, publishes a new table, and drives capture and listeners in a fixed order
@@ -10,12 +10,17 @@
 
 mod effects;
 mod health_checks;
+mod intake;
+mod kept;
 mod pace;
 mod program;
 #[cfg(test)]
 mod program_tests;
+mod remark;
 mod rules;
+mod simulated;
 mod standalone;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -41,8 +46,13 @@ use crate::telemetry::Health;
 use crate::workload::Simulator;
 
 use effects::Live;
+use intake::Intake;
+use kept::KeptAllocations;
 use program::Programmer;
 use standalone::{Outcome, Standalone};
+
+pub use remark::Remark;
+pub use verify::verify;
 
 /// What the reconciler is given. Everything it owns, it owns alone.
 pub struct Parts {
@@ -127,13 +137,10 @@ impl Reconciler {
             parts.health_checks,
         );
         let now = Instant::now();
+        let kept = KeptAllocations::at(parts.state_file);
+        let intake = Intake::new(parts.control, kept.read(), parts.replace_outside);
         Self {
-            standalone: Standalone::new(
-                parts.control,
-                parts.node_name.clone(),
-                parts.state_file,
-                parts.replace_outside,
-            ),
+            standalone: Standalone::new(intake, parts.node_name.clone(), Some(kept)),
             builder: parts.builder,
             programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
             simulator: parts.simulator,
@@ -202,7 +209,11 @@ impl Reconciler {
             events,
             simulated,
             node_eligible,
+            remarks,
         } = self.standalone.take(updates, Timestamp::now());
+        for remark in remarks {
+            remark.log();
+        }
         self.objects.publish(self.standalone.objects().clone());
         if let Some(pods) = simulated {
             for failure in self.simulator.set(pods).await {

@@ -6,6 +6,7 @@
     reason = "a helper that cannot go on ends its test"
 )]
 
+mod check;
 mod cluster;
 mod command_line;
 mod dataplane;

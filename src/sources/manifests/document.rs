@@ -86,7 +86,7 @@ fn interpret_node(file: &Arc<Path>, node: Node, found: &mut Vec<Document>) {
         Ok(Identity::Foreign(misfit)) => found.push(Document::Ignored(finding(
             file,
             &node,
-            reason::IGNORED,
+            reason::WARNING,
             misfit,
         ))),
         Err((reason, misfit)) => found.push(refused(file, &node, reason, vec![misfit])),
@@ -338,6 +338,7 @@ mod tests {
         let Document::Ignored(finding) = &found else {
             panic!("{found:?}")
         };
+        assert_eq!(finding.reason, "Warning");
         assert_eq!(
             finding.to_string(),
             "web.yaml:2: kind: Deployment web is ignored; the kinds that are read are Namespace, Node, Service, Pod, EndpointSlice, Endpoints"

@@ -22,8 +22,8 @@ pub(super) mod reason {
     pub(crate) const DUPLICATE: &str = "AlreadyExists";
     /// The file cannot be read, or is too large.
     pub(crate) const UNREADABLE: &str = "Unreadable";
-    /// A kind that is not read here.
-    pub(crate) const IGNORED: &str = "Ignored";
+    /// Nothing is refused: the rest works, but probably not as meant.
+    pub(crate) const WARNING: &str = "Warning";
 }
 
 /// Something to tell the author of a manifest.

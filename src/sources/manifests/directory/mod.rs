@@ -47,6 +47,14 @@ pub enum ScanError {
         /// Why.
         source: io::Error,
     },
+    /// The one file that was named is not there.
+    #[error("cannot read the manifest {}: {source}", file.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// What one look found.
@@ -57,10 +65,12 @@ pub(super) struct Scan {
     pub(super) unsettled: bool,
 }
 
-/// The manifests of one directory, not of those below it: `*.yaml`, `*.yml` and `*.json`, without dot files.
+/// The manifests of one directory, not of those below it: `*.yaml`, `*.yml` and `*.json`, without dot files. Or those of
+/// one file, whatever its name.
 #[derive(Debug)]
 pub struct Directory {
     dir: PathBuf,
+    only: Option<Arc<Path>>,
     files: BTreeMap<Arc<Path>, KnownFile>,
     claims: Claims,
 }
@@ -80,8 +90,18 @@ impl Directory {
     pub fn new(dir: PathBuf) -> Self {
         Self {
             dir,
+            only: None,
             files: BTreeMap::new(),
             claims: Claims::default(),
+        }
+    }
+
+    /// One file that has not been looked at yet, as if it were alone in its directory.
+    pub fn of_file(file: PathBuf) -> Self {
+        let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+        Self {
+            only: Some(file.as_path().into()),
+            ..Self::new(parent.unwrap_or(Path::new(".")).to_owned())
         }
     }
 
@@ -94,16 +114,13 @@ impl Directory {
     /// come first, then objects by file name and place, then what is to be said about files.
     ///
     /// # Errors
-    /// If the directory cannot be listed. A file that cannot be read is a [`Update::Problem`] instead.
+    /// If the directory cannot be listed, or the one file is gone. A file that cannot be read is a [`Update::Problem`] instead.
     pub fn scan(&mut self) -> Result<Vec<Update>, ScanError> {
         self.look(Patience::None).map(|scan| scan.updates)
     }
 
     pub(super) fn look(&mut self, patience: Patience) -> Result<Scan, ScanError> {
-        let listed = list(&self.dir).map_err(|source| ScanError::List {
-            dir: self.dir.clone(),
-            source,
-        })?;
+        let listed = self.list()?;
         let mut touched = Touched::default();
         let gone = self.files.keys().filter(|file| !listed.contains_key(*file));
         for file in gone.cloned().collect::<Vec<_>>() {
@@ -124,6 +141,22 @@ impl Directory {
         }
         let updates = self.differences(touched);
         Ok(Scan { updates, unsettled })
+    }
+
+    fn list(&self) -> Result<Files, ScanError> {
+        match &self.only {
+            None => list(&self.dir).map_err(|source| ScanError::List {
+                dir: self.dir.clone(),
+                source,
+            }),
+            Some(file) => match fs::metadata(file) {
+                Ok(metadata) => Ok([(Arc::clone(file), Ok(metadata))].into()),
+                Err(source) => Err(ScanError::Missing {
+                    file: file.to_path_buf(),
+                    source,
+                }),
+            },
+        }
     }
 
     /// Drops what a file contributed.
@@ -278,8 +311,11 @@ impl Sorted {
     }
 }
 
-/// The manifests in `dir` by path, sorted. Anything but a regular file is left out, also behind a link.
-fn list(dir: &Path) -> io::Result<BTreeMap<Arc<Path>, io::Result<Metadata>>> {
+/// Files by path, sorted.
+type Files = BTreeMap<Arc<Path>, io::Result<Metadata>>;
+
+/// The manifests in `dir`. Anything but a regular file is left out, also behind a link.
+fn list(dir: &Path) -> io::Result<Files> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();

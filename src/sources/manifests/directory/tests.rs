@@ -62,6 +62,21 @@ fn bad(name: &str) -> String {
 }
 
 #[test]
+fn one_file_is_read_alone_and_whatever_its_name() {
+    let mut fixture = Fixture::new();
+    fixture.write("a.yaml", &service("a", 80));
+    fixture.write("b.conf", &service("b", 80));
+    let file = fixture.dir.path().join("b.conf");
+    fixture.directory = Directory::of_file(file);
+    assert_eq!(fixture.scan(), ["applied Service default/b from b.conf:1"]);
+    fixture.remove("b.conf");
+    assert!(matches!(
+        fixture.directory.scan(),
+        Err(ScanError::Missing { .. })
+    ));
+}
+
+#[test]
 fn the_first_look_tells_everything_and_the_next_nothing() {
     let mut fixture = Fixture::new();
     fixture.write("b.yml", &service("b", 80));

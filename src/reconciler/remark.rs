@@ -1,0 +1,44 @@
+//! What there is to tell the authors of manifests, as data: the running process logs it, `viaduct check` prints it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::{error, info, warn};
+
+use crate::control::ObjectKey;
+use crate::sources::convert::Note;
+use crate::sources::manifests::Finding;
+
+/// Something to tell about a manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Remark {
+    /// A document is refused, or cannot be read; what was good before it stays.
+    Problem(Finding),
+    /// It works, but probably not as meant.
+    Warning(Finding),
+    /// The same about an object that no file describes, such as a slice that was made for a Service.
+    Derived(ObjectKey, Note),
+    /// Nothing is wrong with this file any longer.
+    Healed(Arc<Path>),
+    /// An object that had been refused is accepted after all.
+    Accepted(ObjectKey),
+}
+
+impl Remark {
+    /// Logs it.
+    pub(super) fn log(&self) {
+        match self {
+            Self::Problem(finding) => {
+                error!(file = %finding.file.display(), line = finding.line, "{finding}");
+            }
+            Self::Warning(finding) => {
+                warn!(file = %finding.file.display(), line = finding.line, "{finding}");
+            }
+            Self::Derived(key, note) => {
+                warn!(object = %key, field = note.field, "{}", note.message);
+            }
+            Self::Healed(file) => info!(file = %file.display(), "manifest is good again"),
+            Self::Accepted(key) => info!(object = %key, "accepted after all"),
+        }
+    }
+}
