@@ -142,35 +142,13 @@ impl App {
         servers
             .tasks
             .spawn(admin.serve(sources.clone(), servers.stop.clone()));
-        if let Some(address) = config.healthz {
-            let (listener, address) = bind(address, config.dev).await;
-            addresses.healthz = Some(address);
-            let server = HealthServer {
-                health: health.clone(),
-                readiness: readiness.clone(),
-                timeout: health_timeout,
-            };
-            servers.tasks.spawn(admin::serve_health(
-                server,
-                address,
-                listener,
-                servers.stop.clone(),
-            ));
-        }
-        if let Some(address) = config.metrics {
-            let (listener, address) = bind(address, config.dev).await;
-            addresses.metrics = Some(address);
-            let server = MetricsServer {
-                registry: registry.clone(),
-                mode: config.capture.as_str(),
-            };
-            servers.tasks.spawn(admin::serve_metrics(
-                server,
-                address,
-                listener,
-                servers.stop.clone(),
-            ));
-        }
+        let probes = HealthServer {
+            health: health.clone(),
+            readiness: readiness.clone(),
+            timeout: health_timeout,
+        };
+        addresses.healthz = start_health(&config, probes, &servers).await;
+        addresses.metrics = start_metrics(&config, registry, &servers).await;
 
         let (inputs, failed) = start_sources(&config, &control, readiness.clone())
             .context("reading the node's addresses")?;
@@ -328,6 +306,22 @@ async fn start_dns(
         }
     }
     unreachable!("the last try returns")
+}
+
+async fn start_health(config: &Config, server: HealthServer, part: &Part) -> Option<SocketAddr> {
+    let (listener, address) = bind(config.healthz?, config.dev).await;
+    let serving = admin::serve_health(server, address, listener, part.stop.clone());
+    part.tasks.spawn(serving);
+    Some(address)
+}
+
+async fn start_metrics(config: &Config, registry: Registry, part: &Part) -> Option<SocketAddr> {
+    let (listener, address) = bind(config.metrics?, config.dev).await;
+    let mode = config.capture.as_str();
+    let server = MetricsServer { registry, mode };
+    let serving = admin::serve_metrics(server, address, listener, part.stop.clone());
+    part.tasks.spawn(serving);
+    Some(address)
 }
 
 // In `dev` a taken port gives way to the next free one; otherwise the server keeps trying by itself.
