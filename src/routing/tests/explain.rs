@@ -1,6 +1,5 @@
-//! Explanations: the decision path of each kind of target, and that it is the one that flows take.
+//! Explanations: the decision path of each kind of target. That it is the one that flows take is a property of tables.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::model::{
@@ -329,27 +328,4 @@ fn a_frontend_that_had_to_move_is_found_at_both_ports() {
     );
     let bound = only(explain(&table, "10.96.0.10:8080"));
     assert_eq!(bound.frontends, [frontend]);
-}
-
-/// The endpoints that an explanation calls candidates are the backends of the route.
-#[test]
-fn candidates_are_what_flows_are_given() {
-    let endpoints = [
-        ep("10.1.0.1").on("here").for_zones(&["z2"]),
-        ep("10.1.0.2").on("there").for_zones(&["z1"]),
-        ep("10.1.0.3").terminating().on("here").for_zones(&["z1"]),
-        ep("10.1.0.4").unready(),
-    ];
-    let table = table(web(), [slice("web-1", "web", endpoints)]);
-    let explained = only(explain(&table, "default/web"));
-    let route = table.route(&port_key("web")).unwrap();
-    let told = |standing: fn(&crate::routing::ExplainedEndpoint) -> Standing| {
-        let candidates = explained.endpoints.iter();
-        let candidates = candidates.filter(|e| standing(e).is_candidate());
-        candidates.map(|e| e.address).collect::<BTreeSet<_>>()
-    };
-    let given = |set: &[Arc<crate::routing::Backend>]| set.iter().map(|b| b.addr).collect();
-    assert_eq!(told(|e| e.cluster), given(&route.cluster));
-    assert_eq!(told(|e| e.local), given(&route.local));
-    assert_eq!(route.cluster.len(), 1);
 }
