@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start: data threads ─ admin ─ DNS ─ health, metrics ─ sources ─ reconciler
-//!  stop:  sources, reconciler (releases the capture) ─ DNS ─ drain ─ admin, health, metrics
+//!  stop:  sources, reconciler (captures nothing new) ─ DNS ─ drain ─ rules, simulated Pods ─ admin, health, metrics
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
@@ -25,10 +26,12 @@ use crate::config::{self, Config};
 use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
+use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
-use crate::reconciler::{Inputs, Parts, Reconciler};
+use crate::reconciler::{Draining, Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
-use crate::sources::{interfaces, manifests};
+use crate::sources::interfaces;
+use crate::sources::manifests::{self, WatchError};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
@@ -55,6 +58,8 @@ pub struct App {
     dns: Option<dns::Server>,
     servers: Part,
     control: Part,
+    reconciler: JoinHandle<Draining>,
+    failed: oneshot::Receiver<WatchError>,
 }
 
 /// Where things really listen.
@@ -93,10 +98,18 @@ impl App {
     /// What keeps the process from its job: no family can be captured, an address or the admin socket is taken, the
     /// service CIDR does not do. Each names its flag.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        if config.masquerade_all {
+            info!(
+                flag = "masquerade-all",
+                "nothing to do: backends see this node as the client of every flow"
+            );
+        }
         let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");
+        // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
+        let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
         let sources = Sources {
             objects: objects.clone(),
@@ -129,37 +142,16 @@ impl App {
         servers
             .tasks
             .spawn(admin.serve(sources.clone(), servers.stop.clone()));
-        if let Some(address) = config.healthz {
-            let (listener, address) = bind(address, config.dev).await;
-            addresses.healthz = Some(address);
-            let server = HealthServer {
-                health: health.clone(),
-                readiness: readiness.clone(),
-                timeout: 2 * config.sync_period,
-            };
-            servers.tasks.spawn(admin::serve_health(
-                server,
-                address,
-                listener,
-                servers.stop.clone(),
-            ));
-        }
-        if let Some(address) = config.metrics {
-            let (listener, address) = bind(address, config.dev).await;
-            addresses.metrics = Some(address);
-            let server = MetricsServer {
-                registry: registry.clone(),
-                mode: config.capture.as_str(),
-            };
-            servers.tasks.spawn(admin::serve_metrics(
-                server,
-                address,
-                listener,
-                servers.stop.clone(),
-            ));
-        }
+        let probes = HealthServer {
+            health: health.clone(),
+            readiness: readiness.clone(),
+            timeout: health_timeout,
+        };
+        addresses.healthz = start_health(&config, probes, &servers).await;
+        addresses.metrics = start_metrics(&config, registry, &servers).await;
 
-        let inputs = start_sources(&config, &control).context("reading the node's addresses")?;
+        let (inputs, failed) = start_sources(&config, &control, readiness.clone())
+            .context("reading the node's addresses")?;
         let local = inputs.addresses.borrow().clone();
         let local = local.into_iter().filter(|ip| !ip.is_loopback());
         let parts = Parts {
@@ -173,18 +165,21 @@ impl App {
             node_name: config.node_name.clone(),
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
+            localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
             table,
             objects,
             dataplane: dataplane.clone(),
             captures,
+            health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(),
             health,
             sync_period: config.sync_period,
         };
-        control
-            .tasks
-            .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
+        let reconciler =
+            control
+                .tasks
+                .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
         info!(node = %config.node_name, capture = config.capture.as_str(), manifests = %config.manifests.display(), dns = ?addresses.dns,
             healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
         Ok(Self {
@@ -196,6 +191,8 @@ impl App {
             dns,
             servers,
             control,
+            reconciler,
+            failed,
         })
     }
 
@@ -214,6 +211,14 @@ impl App {
         &self.readiness
     }
 
+    /// Ends when the manifests could not be read at all, with the reason; otherwise never.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.failed).await {
+            Ok(error) => error.into(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Ends everything in order: nothing new is captured, flows drain, then the servers go.
     pub async fn stop(self) {
         info!(drain_timeout = ?self.drain_timeout, "stopping");
@@ -221,6 +226,7 @@ impl App {
         if let Some(dns) = self.dns {
             dns.shutdown(DNS_GRACE).await;
         }
+        let draining = self.reconciler.await;
         // The reconciler held the only other handle, and it has ended.
         if let Some(dataplane) = Arc::into_inner(self.dataplane) {
             let drained = dataplane.drain(self.drain_timeout).await;
@@ -229,6 +235,12 @@ impl App {
                 aborted = drained.aborted,
                 "drained"
             );
+        }
+        match draining {
+            Ok(draining) => draining.finish().await,
+            Err(error) => {
+                error!(%error, "the reconciler had died; `viaduct cleanup` removes what it left")
+            }
         }
         self.servers.end().await;
     }
@@ -296,13 +308,31 @@ async fn start_dns(
     unreachable!("the last try returns")
 }
 
+async fn start_health(config: &Config, server: HealthServer, part: &Part) -> Option<SocketAddr> {
+    let (listener, address) = bind(config.healthz?, config.dev).await;
+    let serving = admin::serve_health(server, address, listener, part.stop.clone());
+    part.tasks.spawn(serving);
+    Some(address)
+}
+
+async fn start_metrics(config: &Config, registry: Registry, part: &Part) -> Option<SocketAddr> {
+    let (listener, address) = bind(config.metrics?, config.dev).await;
+    let mode = config.capture.as_str();
+    let server = MetricsServer { registry, mode };
+    let serving = admin::serve_metrics(server, address, listener, part.stop.clone());
+    part.tasks.spawn(serving);
+    Some(address)
+}
+
 // In `dev` a taken port gives way to the next free one; otherwise the server keeps trying by itself.
 async fn bind(address: SocketAddr, dev: bool) -> (Option<TcpListener>, SocketAddr) {
     let tries = if dev { NEXT_FREE } else { 0 };
     for offset in 0..=tries {
-        if let Ok(listener) = TcpListener::bind(shifted(address, offset)).await {
-            let bound = listener.local_addr().unwrap_or(address);
-            return (Some(listener), bound);
+        if let Ok(listener) = admin::bind(shifted(address, offset)).await {
+            let port = listener
+                .local_addr()
+                .map_or(address.port(), |bound| bound.port());
+            return (Some(listener), SocketAddr::new(address.ip(), port));
         }
     }
     (None, address)
@@ -312,13 +342,23 @@ fn shifted(address: SocketAddr, offset: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port().saturating_add(offset))
 }
 
-fn start_sources(config: &Config, part: &Part) -> std::io::Result<Inputs> {
+fn start_sources(
+    config: &Config,
+    part: &Part,
+    readiness: Readiness,
+) -> std::io::Result<(Inputs, oneshot::Receiver<WatchError>)> {
     let (updates, manifests) = mpsc::channel(MANIFEST_BATCHES);
+    let (failure, failed) = oneshot::channel();
     let directory = manifests::Directory::new(config.manifests.clone());
     let stop = part.stop.clone();
     part.tasks.spawn(async move {
         if let Err(error) = manifests::watch(directory, updates, stop).await {
-            error!(%error, "manifests are no longer watched; restart to try again");
+            error!(%error, "manifests are not followed any more; restart to try again");
+            // Without a first state there is nothing to serve; with one, it goes on.
+            if !readiness.is_ready() {
+                // An error means that the end has begun already.
+                let _ = failure.send(error);
+            }
         }
     });
     // `dev` answers on loopback alone, whatever else this machine is called.
@@ -338,10 +378,11 @@ fn start_sources(config: &Config, part: &Part) -> std::io::Result<Inputs> {
         part.tasks
             .spawn(interfaces::watch_addresses(sender, part.stop.clone()));
     }
-    Ok(Inputs {
+    let inputs = Inputs {
         manifests,
         addresses,
-    })
+    };
+    Ok((inputs, failed))
 }
 
 /// The control plane of a node with these addresses, still empty.

@@ -2,14 +2,15 @@
 //!
 //! Source: kube-proxy's health server (port 10256) and metrics server (port 10249), paths and bodies alike.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::any;
 use axum::{Json, Router};
 use jiff::Timestamp;
 use prometheus::Registry;
@@ -18,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::net::sockets::listen_in_both_families;
 use crate::readiness::Readiness;
 use crate::telemetry::{Health, Report};
 
@@ -25,6 +27,9 @@ use super::http;
 
 /// How long a bind that failed waits before it is tried again.
 const REBIND: Duration = Duration::from_secs(5);
+
+/// How a time that never was is written: Go's zero time, so that whoever parses kube-proxy's answers can parse ours.
+const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// What the health server reports.
 #[derive(Clone, Debug)]
@@ -54,9 +59,9 @@ pub async fn serve_health(
     stop: CancellationToken,
 ) {
     let router = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
+        .route("/healthz", any(healthz))
+        .route("/livez", any(livez))
+        .route("/readyz", any(readyz))
         .with_state(Arc::new(server));
     serve("healthz-bind-address", router, address, listener, stop).await;
 }
@@ -69,11 +74,11 @@ pub async fn serve_metrics(
     stop: CancellationToken,
 ) {
     let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok"))
+        .route("/metrics", any(metrics))
+        .route("/healthz", any(async || "ok"))
         .route(
             "/proxyMode",
-            get(async |State(server): State<Arc<MetricsServer>>| server.mode),
+            any(async |State(server): State<Arc<MetricsServer>>| server.mode),
         )
         .with_state(Arc::new(server));
     serve("metrics-bind-address", router, address, listener, stop).await;
@@ -96,14 +101,28 @@ async fn serve(
         listener = bound => listener,
         () = stop.cancelled() => return,
     };
-    if let Err(error) = http::serve(listener, router, stop).await {
-        warn!(flag, %error, "server ended");
+    http::serve(listener, router, stop).await;
+}
+
+/// Binds the address of a server. `0.0.0.0` stands for every address of both families, where the kernel has both.
+///
+/// Source: Go's `net.Listen`, which kube-proxy's servers use.
+///
+/// # Errors
+///
+/// Those of `bind(2)`.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        && let Ok(listener) = listen_in_both_families(address.port())
+    {
+        return TcpListener::from_std(listener);
     }
+    TcpListener::bind(address).await
 }
 
 async fn rebind(flag: &'static str, address: SocketAddr) -> TcpListener {
     loop {
-        match TcpListener::bind(address).await {
+        match bind(address).await {
             Ok(listener) => {
                 info!(flag, %address, "bound at last");
                 return listener;
@@ -168,10 +187,11 @@ fn body(report: &Report) -> Map<String, Value> {
     let updated = if report.healthy {
         now.to_string()
     } else {
-        newest.map_or_else(String::new, rfc3339)
+        newest.map_or_else(|| NEVER.to_owned(), rfc3339)
     };
     let family = |(name, (updated, healthy)): (&&str, &(Option<SystemTime>, bool))| {
-        let status = json!({ "lastUpdated": updated.map(rfc3339), "healthy": healthy });
+        let updated = updated.map_or_else(|| NEVER.to_owned(), rfc3339);
+        let status = json!({ "lastUpdated": updated, "healthy": healthy });
         ((*name).to_owned(), status)
     };
     let mut body = Map::new();
@@ -186,10 +206,94 @@ fn body(report: &Report) -> Map<String, Value> {
 }
 
 fn rfc3339(time: SystemTime) -> String {
-    Timestamp::try_from(time).map_or_else(|_| String::new(), |time| time.to_string())
+    Timestamp::try_from(time).map_or_else(|_| NEVER.to_owned(), |time| time.to_string())
 }
 
 async fn metrics(State(server): State<Arc<MetricsServer>>) -> Response {
     let text = crate::telemetry::render(&server.registry);
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn server(health: &Health) -> State<Arc<HealthServer>> {
+        State(Arc::new(HealthServer {
+            health: health.clone(),
+            readiness: Readiness::default(),
+            timeout: TIMEOUT,
+        }))
+    }
+
+    async fn told(response: Response) -> (u16, BTreeMap<String, Value>) {
+        for (name, value) in [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ] {
+            assert_eq!(response.headers()[name], value);
+        }
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    fn time(value: &Value) -> Timestamp {
+        value.as_str().unwrap().parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn healthz_needs_an_eligible_node_and_livez_does_not() {
+        let health = Health::default();
+        let (status, body) = told(healthz(server(&health)).await).await;
+        assert_eq!((status, &body["nodeEligible"]), (503, &json!(false)));
+        let (status, body) = told(livez(server(&health)).await).await;
+        assert_eq!((status, &body["healthy"]), (200, &json!(true)));
+        assert!(!body.contains_key("nodeEligible"));
+        health.set_node_eligible(true);
+        let (status, body) = told(healthz(server(&health)).await).await;
+        assert_eq!((status, &body["nodeEligible"]), (200, &json!(true)));
+    }
+
+    #[tokio::test]
+    async fn the_time_of_the_last_update_is_now_while_all_is_well() {
+        let health = Health::default();
+        health.updated("IPv4", SystemTime::UNIX_EPOCH + TIMEOUT);
+        let (_, body) = told(livez(server(&health)).await).await;
+        assert_eq!(body["lastUpdated"], body["currentTime"]);
+        let epoch = Timestamp::UNIX_EPOCH + TIMEOUT;
+        assert_eq!(time(&body["status"]["IPv4"]["lastUpdated"]), epoch);
+
+        health.queued("IPv6", Instant::now().checked_sub(2 * TIMEOUT).unwrap());
+        for answer in [healthz(server(&health)).await, livez(server(&health)).await] {
+            let (status, body) = told(answer).await;
+            assert_eq!((status, &body["healthy"]), (503, &json!(false)));
+            assert_eq!(time(&body["lastUpdated"]), epoch);
+            assert!(time(&body["currentTime"]) > epoch);
+            assert_eq!(body["status"]["IPv4"]["healthy"], json!(true));
+            assert_eq!(
+                body["status"]["IPv6"],
+                json!({ "lastUpdated": NEVER, "healthy": false })
+            );
+            assert!(time(&body["status"]["IPv6"]["lastUpdated"]) < epoch);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_ipv4_wildcard_takes_both_families() {
+        let listener = bind("0.0.0.0:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let reached = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+        assert!(reached.is_ok());
+        if listener.local_addr().unwrap().is_ipv6() {
+            let reached = tokio::net::TcpStream::connect(("::1", port)).await;
+            assert!(reached.is_ok());
+        }
+    }
 }

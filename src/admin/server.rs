@@ -4,7 +4,7 @@
 //! snapshots; never waits for the reconciler and never changes anything.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,6 +51,9 @@ pub enum BindError {
     /// Somebody answers there already.
     #[error("--admin-socket {}: another viaduct is running there; stop it or choose another path", .0.display())]
     InUse(PathBuf),
+    /// Something that is no socket has the path.
+    #[error("--admin-socket {}: a file is there that is no socket; remove it or choose another path", .0.display())]
+    NoSocket(PathBuf),
     /// The kernel says no.
     #[error("--admin-socket {}: {source}", path.display())]
     Bind {
@@ -95,7 +98,16 @@ impl AdminServer {
             return Err(BindError::InUse(path.to_owned()));
         }
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(failed)?;
+            let mut private = std::fs::DirBuilder::new();
+            private
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(failed)?;
+        }
+        let is_socket = |file: std::fs::Metadata| file.file_type().is_socket();
+        if std::fs::symlink_metadata(path).is_ok_and(|file| !is_socket(file)) {
+            return Err(BindError::NoSocket(path.to_owned()));
         }
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -115,9 +127,7 @@ impl AdminServer {
             .route("/v1/explain", get(explain))
             .route("/v1/{resource}", get(answer))
             .with_state(Arc::new(sources));
-        if let Err(error) = http::serve(self.listener, router, stop).await {
-            warn!(%error, "admin server ended");
-        }
+        http::serve(self.listener, router, stop).await;
         if let Err(error) = std::fs::remove_file(&self.path) {
             warn!(path = %self.path.display(), %error, "admin socket could not be removed");
         }
@@ -188,6 +198,18 @@ mod tests {
                 & 0o777,
             0o600
         );
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notes.txt");
+        std::fs::write(&path, "dear").unwrap();
+        assert!(matches!(
+            AdminServer::bind(&path).await,
+            Err(BindError::NoSocket(_))
+        ));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "dear");
     }
 
     #[tokio::test]

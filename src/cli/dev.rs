@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 
 use crate::admin::{Resource, Selection};
@@ -45,18 +44,24 @@ impl Dev {
         let config = Config::resolve(settings.or(file), Profile::Dev)?;
         let shutdown = catch_signals()?;
         let domain = config.dns.domain.clone();
-        let app = App::build(config).await?;
+        let mut app = App::build(config).await?;
+        let readiness = app.readiness().clone();
         tokio::select! {
-            _ = tokio::time::timeout(PATIENCE, app.readiness().ready()) => {}
+            _ = tokio::time::timeout(PATIENCE, readiness.ready()) => {}
+            error = app.failed() => return stop(app, &shutdown).await.and(Err(error)),
             () = shutdown.begun().cancelled() => return stop(app, &shutdown).await,
         }
         let greeting = greeting(&app, &domain);
         // One write and a flush, so that who reads a pipe sees all of it at once.
         let mut out = std::io::stdout().lock();
-        out.write_all(greeting.as_bytes())
-            .and_then(|()| out.flush())
-            .context("writing to standard output")?;
+        let written = out
+            .write_all(greeting.as_bytes())
+            .and_then(|()| out.flush());
         drop(out);
+        if let Err(error) = written {
+            let error = anyhow::Error::new(error).context("writing to standard output");
+            return stop(app, &shutdown).await.and(Err(error));
+        }
         shutdown.begun().cancelled().await;
         stop(app, &shutdown).await
     }

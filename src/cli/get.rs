@@ -109,6 +109,9 @@ impl Get {
     }
 }
 
+/// Between columns.
+const GAP: &str = "   ";
+
 /// Columns aligned as kubectl does, three blanks between; the namespace only if it is wanted.
 pub(super) fn align(table: &TableView, with_namespace: bool) -> String {
     let first = usize::from(!with_namespace);
@@ -127,12 +130,16 @@ pub(super) fn align(table: &TableView, with_namespace: bool) -> String {
     let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
     let mut text = String::new();
     for line in lines {
-        let cells = line
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect::<Vec<_>>();
-        text.push_str(cells.join("   ").trim_end());
+        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            if column > 0 {
+                text.push_str(GAP);
+            }
+            text.push_str(cell);
+            // The formatter's own padding ends at 65,535.
+            if column + 1 < line.len() {
+                text.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
+            }
+        }
         text.push('\n');
     }
     text
@@ -159,5 +166,15 @@ mod tests {
             align(&table, true),
             "NAMESPACE   NAME    AGE\ndefault     web→1   3s\n"
         );
+    }
+
+    #[test]
+    fn a_cell_may_be_longer_than_a_formatter_pads() {
+        let long = "x".repeat(70_000);
+        let table = TableView {
+            columns: vec!["A".to_owned(), "B".to_owned()],
+            rows: vec![vec![long.clone(), "b".to_owned()]],
+        };
+        assert!(align(&table, true).ends_with(&format!("{long}   b\n")));
     }
 }

@@ -29,9 +29,11 @@ impl Run {
             .unwrap_or_default();
         let config = Config::resolve(self.settings.or(file), Profile::Run)?;
         let shutdown = catch_signals()?;
-        let app = App::build(config).await?;
-        shutdown.begun().cancelled().await;
-        stop(app, &shutdown).await
+        let mut app = App::build(config).await?;
+        tokio::select! {
+            () = shutdown.begun().cancelled() => stop(app, &shutdown).await,
+            error = app.failed() => stop(app, &shutdown).await.and(Err(error)),
+        }
     }
 }
 

@@ -43,6 +43,10 @@ pub struct Config {
     pub simulated_pod_cidr: IpNet,
     /// Which local addresses answer node ports.
     pub node_port_addresses: NodePortAddresses,
+    /// Whether 127.0.0.0/8 answers node ports, if it is among these.
+    pub localhost_node_ports: bool,
+    /// `--masquerade-all` was given. Nothing depends on it but a line of log.
+    pub masquerade_all: bool,
     /// The algorithm of Services that name none.
     pub algorithm: Algorithm,
     /// How often rules are checked and failures tried again.
@@ -174,6 +178,8 @@ impl Config {
             node_port_addresses: node_port_addresses(
                 settings.nodeport_addresses.as_deref().unwrap_or_default(),
             )?,
+            localhost_node_ports: settings.iptables_localhost_nodeports.unwrap_or(true),
+            masquerade_all: settings.masquerade_all.unwrap_or(false),
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
@@ -402,6 +408,7 @@ mod tests {
         assert_eq!(config.metrics, Some("127.0.0.1:10249".parse().unwrap()));
         assert_eq!(config.sync_period, Duration::from_secs(30));
         assert_eq!(config.node_port_addresses, NodePortAddresses::All);
+        assert!(config.localhost_node_ports && !config.masquerade_all);
         assert!(config.dns.listen.is_empty());
     }
 

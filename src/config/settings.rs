@@ -83,6 +83,28 @@ pub struct Settings {
     )]
     pub nodeport_addresses: Option<Vec<String>>,
 
+    /// Whether 127.0.0.0/8 answers node ports, where --nodeport-addresses leaves it in [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_IPTABLES_LOCALHOST_NODEPORTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub iptables_localhost_nodeports: Option<bool>,
+
+    /// Accepted as kube-proxy's; backends see this node as the client anyway
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_MASQUERADE_ALL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub masquerade_all: Option<bool>,
+
     /// Balancing algorithm of Services that name none [default: round-robin]
     #[arg(skip)]
     pub lb_algorithm: Option<String>,
@@ -206,6 +228,8 @@ impl Settings {
             load_balancer_ip_range,
             pod_cidr,
             nodeport_addresses,
+            iptables_localhost_nodeports,
+            masquerade_all,
             lb_algorithm,
             iptables_sync_period,
             udp_idle_timeout,
@@ -247,6 +271,8 @@ impl Settings {
             } else {
                 Vec::new()
             }),
+            iptables_localhost_nodeports: Some(true),
+            masquerade_all: Some(false),
             lb_algorithm: Some("round-robin".to_owned()),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),

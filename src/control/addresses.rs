@@ -44,17 +44,18 @@ pub(super) enum AddressError {
 }
 
 impl AddressPool {
-    /// A range of load-balancer or Pod addresses: one so small that it has no network address is usable whole.
+    /// A pool with nothing allocated for addresses that are no subnet of any network: a range of one or two addresses
+    /// has no address to spare, so all of it is usable.
     pub(super) fn of_single_addresses(range: IpNet) -> Self {
         let mut pool = Self::new(range);
-        let (first, last) = (number(pool.range.network()), number(pool.range.broadcast()));
-        if pool.usable.is_none() || last - first < 2 {
+        let (first, last) = (number(range.network()), number(range.broadcast()));
+        if last - first < 2 {
             pool.usable = Some((first, last));
         }
         pool
     }
 
-    /// A range of cluster IPs with nothing allocated.
+    /// A pool with nothing allocated. The usable addresses are those of a service range.
     pub(super) fn new(range: IpNet) -> Self {
         let range = range.trunc();
         let first = number(range.network());
@@ -289,26 +290,30 @@ mod tests {
     }
 
     #[test]
-    fn the_last_range_of_all_and_the_smallest_ones_work() {
+    fn the_last_range_of_all_works() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut last = pool("ffff:ffff:ffff:ffff::/64");
         assert!(last.claim_any(&owner("a"), &mut rng).is_ok());
-        let mut one = AddressPool::of_single_addresses("192.0.2.7/32".parse().unwrap());
-        assert_eq!(
-            one.claim_any(&owner("a"), &mut rng),
-            Ok("192.0.2.7".parse().unwrap())
-        );
-        assert_eq!(
-            one.claim_any(&owner("b"), &mut rng),
-            Err(AddressError::Full)
-        );
-        let mut two = AddressPool::of_single_addresses("192.0.2.6/31".parse().unwrap());
-        assert!(two.claim_any(&owner("a"), &mut rng).is_ok());
-        assert!(two.claim_any(&owner("b"), &mut rng).is_ok());
-        assert_eq!(
-            pool("192.0.2.6/31").claim_any(&owner("a"), &mut rng),
-            Err(AddressError::Full)
-        );
+    }
+
+    #[test]
+    fn one_or_two_single_addresses_are_usable_whole() {
+        let all = |range: &str| {
+            let mut rng = StdRng::seed_from_u64(1);
+            let mut pool = AddressPool::of_single_addresses(range.parse().unwrap());
+            let mut given = Vec::new();
+            while let Ok(ip) = pool.claim_any(&owner("a"), &mut rng) {
+                given.push(ip.to_string());
+            }
+            given.sort();
+            given
+        };
+        assert_eq!(all("192.0.2.7/32"), ["192.0.2.7"]);
+        assert_eq!(all("192.0.2.7/31"), ["192.0.2.6", "192.0.2.7"]);
+        assert_eq!(all("192.0.2.7/30"), ["192.0.2.5", "192.0.2.6"]);
+        assert_eq!(all("fd00::7/128"), ["fd00::7"]);
+        assert_eq!(all("fd00::7/127"), ["fd00::6", "fd00::7"]);
+        assert_eq!(all("fd00::7/126"), ["fd00::5", "fd00::6", "fd00::7"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! The only place of `unsafe` (in `batches`, `message_addresses` and `readable`) and of `setsockopt`. Nothing here decides; callers do.
 
 pub mod batches;
+pub mod connections;
 pub mod conntrack;
 pub mod descriptors;
 pub mod message_addresses;

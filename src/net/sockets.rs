@@ -159,6 +159,23 @@ pub struct Held {
     _socket: Socket,
 }
 
+/// Listens at every address of both families; IPv4 clients appear with mapped addresses.
+///
+/// # Errors
+/// Those of `socket(2)`, `bind(2)` and `listen(2)`; `EAFNOSUPPORT` on a kernel without IPv6.
+pub fn listen_in_both_families(port: u16) -> io::Result<std::net::TcpListener> {
+    let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // The default is a sysctl (`net.ipv6.bindv6only`).
+    socket.set_only_v6(false)?;
+    // Connections that an earlier process left behind do not keep the port.
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// A TCP socket to dial `addr` with: `TCP_NODELAY`, keepalive with the kernel's timing.
 ///
 /// # Errors

@@ -9,6 +9,7 @@
 //! (`program`). Nothing downstream writes to it.
 
 mod effects;
+mod health_checks;
 mod intake;
 mod kept;
 mod pace;
@@ -36,6 +37,7 @@ use tracing::{info, warn};
 use crate::capture::Capture;
 use crate::control::{ControlPlane, PublishedObjects};
 use crate::dataplane::Dataplane;
+use crate::health_checks::HealthCheckPorts;
 use crate::model::{Event, Node, NodeName};
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
@@ -66,6 +68,8 @@ pub struct Parts {
     pub pod_cidrs: Vec<IpNet>,
     /// Which local addresses answer node ports.
     pub node_port_addresses: NodePortAddresses,
+    /// Whether 127.0.0.0/8 does, if it is among these.
+    pub localhost_node_ports: bool,
     /// The table's builder.
     pub builder: TableBuilder,
     /// Where the table is published.
@@ -76,6 +80,8 @@ pub struct Parts {
     pub dataplane: Arc<Dataplane>,
     /// One capture per family that can be captured; empty with capture `none`.
     pub captures: Vec<Box<dyn Capture>>,
+    /// Health-check node ports.
+    pub health_checks: HealthCheckPorts,
     /// Simulated Pods.
     pub simulator: Simulator,
     /// Where the loop reports that it keeps up.
@@ -104,12 +110,32 @@ pub struct Reconciler {
     node_name: NodeName,
     pod_cidrs: Vec<IpNet>,
     node_port_addresses: NodePortAddresses,
+    localhost_node_ports: bool,
+}
+
+/// What flows still need while they drain.
+pub struct Draining {
+    captures: Vec<Box<dyn Capture>>,
+    simulator: Simulator,
+}
+
+impl Draining {
+    /// The flows are over: removes our rules from the kernel and ends simulated Pods.
+    pub async fn finish(self) {
+        effects::release(self.captures).await;
+        self.simulator.shutdown().await;
+    }
 }
 
 impl Reconciler {
     /// Puts the parts together; nothing happens before [`Self::run`].
     pub fn new(parts: Parts) -> Self {
-        let effects = Live::new(parts.dataplane, parts.captures, parts.table);
+        let effects = Live::new(
+            parts.dataplane,
+            parts.captures,
+            parts.table,
+            parts.health_checks,
+        );
         let now = Instant::now();
         let kept = KeptAllocations::at(parts.state_file);
         let intake = Intake::new(parts.control, kept.read(), parts.replace_outside);
@@ -124,11 +150,19 @@ impl Reconciler {
             node_name: parts.node_name,
             pod_cidrs: parts.pod_cidrs,
             node_port_addresses: parts.node_port_addresses,
+            localhost_node_ports: parts.localhost_node_ports,
         }
     }
 
-    /// Works until `stop`, then releases the capture. `synced` is dropped when the first state is in effect.
-    pub async fn run(mut self, mut inputs: Inputs, synced: Blocker, stop: CancellationToken) {
+    /// Works until `stop`, then captures nothing new. `synced` is dropped when the first state is in effect. When the
+    /// manifests end, the last state goes on.
+    pub async fn run(
+        mut self,
+        mut inputs: Inputs,
+        synced: Blocker,
+        stop: CancellationToken,
+    ) -> Draining {
+        let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
         let addresses = inputs.addresses.borrow_and_update().clone();
@@ -137,8 +171,11 @@ impl Reconciler {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                batch = inputs.manifests.recv() => {
-                    let Some(mut updates) = batch else { break };
+                batch = inputs.manifests.recv(), if following => {
+                    let Some(mut updates) = batch else {
+                        following = false;
+                        continue;
+                    };
                     while let Ok(more) = inputs.manifests.try_recv() {
                         updates.extend(more);
                     }
@@ -160,8 +197,10 @@ impl Reconciler {
                 synced.take();
             }
         }
-        self.simulator.shutdown().await;
-        self.programmer.into_effects().release().await;
+        Draining {
+            captures: self.programmer.into_effects().stop_capturing().await,
+            simulator: self.simulator,
+        }
     }
 
     async fn take(&mut self, updates: Vec<Update>, addresses: &BTreeSet<IpAddr>) {
@@ -228,12 +267,17 @@ impl Reconciler {
     // What routing knows of the node: its object joined with what the interfaces say.
     fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
         let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
+        let mut chosen = self.node_port_addresses.select(addresses, primary);
+        let health_check_addresses = self.node_port_addresses.select_binds(&chosen);
+        // kube-proxy's flag is about node ports alone.
+        chosen.retain(|ip| self.localhost_node_ports || !ip.is_loopback());
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
             pod_cidrs: self.pod_cidrs.clone(),
             local_addresses: addresses.clone(),
-            node_port_addresses: self.node_port_addresses.select(addresses, primary),
+            health_check_addresses,
+            node_port_addresses: chosen,
         });
     }
 }

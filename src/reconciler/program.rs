@@ -19,10 +19,12 @@ use crate::capture::plan::{
     Arrival, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
 };
 use crate::dataplane::OpenError;
+use crate::health_checks::Unbound;
 use crate::model::{Family, ServiceName, ServicePortKey};
-use crate::routing::{NodeView, Route, RoutingTable, TableBuilder};
+use crate::routing::{HealthCheck, NodeView, Route, RoutingTable, ServiceEntry, TableBuilder};
 use crate::telemetry::Health;
 
+use super::health_checks::HealthChecks;
 use super::rules::{Due, KernelRules};
 
 /// What programming does to the world.
@@ -37,6 +39,8 @@ pub(super) trait Effects {
     async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError>;
     /// Restores rules that somebody else removed; true if it had to.
     async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError>;
+    /// Has exactly these health-check node ports answer. Returns those that could not be bound.
+    async fn answer_health_checks(&mut self, wanted: &[HealthCheck]) -> Vec<Unbound>;
 }
 
 /// How long a listener that could not be opened waits before it is tried again.
@@ -52,6 +56,7 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(super) struct Programmer<E> {
     effects: E,
     rules: KernelRules,
+    health_checks: HealthChecks,
     services: HashMap<ServiceName, Programmed>,
     bound: HashMap<ListenerId, Bound>,
     closing: Vec<ListenerId>,
@@ -80,6 +85,7 @@ impl<E: Effects> Programmer<E> {
         Self {
             rules: KernelRules::new(&effects.families(), health, sync_period, now),
             effects,
+            health_checks: HealthChecks::default(),
             services: HashMap::new(),
             bound: HashMap::new(),
             closing: Vec::new(),
@@ -112,6 +118,10 @@ impl<E: Effects> Programmer<E> {
                     .filter(has_node_port)
                     .map(|(name, _)| name.clone()),
             );
+            let checked =
+                |entry: &&Arc<ServiceEntry>| entry.service.health_check_node_port.is_some();
+            let checked = built.table.services().filter(checked);
+            affected.extend(checked.map(|entry| entry.service.name.clone()));
             self.node = Some(built.table.node.clone());
             self.rules.changed(&Family::BOTH, now);
         }
@@ -134,6 +144,10 @@ impl<E: Effects> Programmer<E> {
         } else {
             built.table
         };
+        for (name, _) in &wanted {
+            self.health_checks
+                .want(name, self.health_checks_of(name, &table));
+        }
         self.publish(&wanted, table);
         for (name, service) in wanted {
             sweep(&service.routes, now);
@@ -142,6 +156,7 @@ impl<E: Effects> Programmer<E> {
         if direct {
             self.close_unused().await;
         }
+        self.health_checks.apply(&mut self.effects, now).await;
     }
 
     /// Writes and checks the rules that are due. Returns when to call again.
@@ -164,7 +179,9 @@ impl<E: Effects> Programmer<E> {
                 .values()
                 .for_each(|service| sweep(&service.routes, now));
         }
+        self.health_checks.apply(&mut self.effects, now).await;
         let next = self.rules.next().into_iter().chain(self.reopen_at);
+        let next = next.chain(self.health_checks.next());
         next.fold(self.sweep_at, Instant::min)
     }
 
@@ -218,6 +235,14 @@ impl<E: Effects> Programmer<E> {
             routes: routes.to_vec(),
             rules: Vec::new(),
         }
+    }
+
+    // A node that captures nothing of a family asks no balancer for its traffic.
+    fn health_checks_of(&self, name: &ServiceName, table: &RoutingTable) -> Vec<HealthCheck> {
+        let entry = table.service(name);
+        let mut checks = entry.map_or_else(Vec::new, |entry| entry.health_checks(&table.node));
+        checks.retain(|check| self.rules.has(Family::of(check.bind.ip())));
+        checks
     }
 
     // Opens what is new and what must serve from now on. True if a frontend is served at another port than its own.

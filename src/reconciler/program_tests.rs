@@ -9,10 +9,15 @@ use crate::balancers::Algorithms;
 use crate::capture::CaptureError;
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState, Rules};
 use crate::dataplane::OpenError;
-use crate::model::{Algorithm, Event, Family, Protocol, ServicePortKey};
-use crate::routing::{NodeView, RoutingTable, TableBuilder};
+use crate::health_checks::Unbound;
+use crate::model::{
+    Algorithm, Event, Family, Protocol, ServiceKind, ServicePortKey, TrafficPolicy,
+};
+use crate::routing::{HealthCheck, NodeView, RoutingTable, TableBuilder};
 use crate::telemetry::Health;
-use crate::testkit::{EndpointWith, ep, service, service_name, service_port, slice, tcp};
+use crate::testkit::{
+    EndpointWith, ep, ip, node_name, port, service, service_name, service_port, slice, tcp,
+};
 
 use super::pace::GATHER;
 use super::program::{Effects, Programmer};
@@ -24,6 +29,7 @@ struct Recorder {
     next_port: u16,
     fail_opens: usize,
     fail_writes: usize,
+    fail_health_checks: usize,
 }
 
 impl Recorder {
@@ -34,6 +40,7 @@ impl Recorder {
             next_port: 40000,
             fail_opens: 0,
             fail_writes: 0,
+            fail_health_checks: 0,
         }
     }
 }
@@ -91,6 +98,20 @@ impl Effects for Recorder {
     async fn check_rules(&mut self, _family: Family) -> Result<bool, CaptureError> {
         self.log.push("check".to_owned());
         Ok(false)
+    }
+
+    async fn answer_health_checks(&mut self, wanted: &[HealthCheck]) -> Vec<Unbound> {
+        let told = |check: &HealthCheck| format!("{}={}", check.bind, check.local_endpoints);
+        let told: Vec<String> = wanted.iter().map(told).collect();
+        self.log.push(format!("health checks [{}]", told.join(" ")));
+        let failures = self.fail_health_checks.min(wanted.len());
+        self.fail_health_checks -= failures;
+        let unbound = |check: &HealthCheck| Unbound {
+            service: check.service.clone(),
+            bind: check.bind,
+            source: std::io::ErrorKind::AddrInUse.into(),
+        };
+        wanted[..failures].iter().map(unbound).collect()
     }
 }
 
@@ -283,4 +304,82 @@ async fn ports_that_may_have_to_move_are_opened_last() {
         .step(vec![Event::ServiceApplied(Arc::new(both))])
         .await;
     assert_eq!(log[..2], ["hold default/web:b", "hold default/web:a"]);
+}
+
+// `default/web` as a LoadBalancer with the policy Local, whose one endpoint is on this node.
+fn checked_web(bench: &mut Bench) -> Vec<Event> {
+    bench.builder.set_node(here("0.0.0.0 ::"));
+    let mut web = service("web", "10.96.0.10 fd00::10");
+    web.kind = ServiceKind::LoadBalancer;
+    web.external_policy = TrafficPolicy::Local;
+    web.health_check_node_port = Some(port(30999));
+    let local = slice("web-1", "web", [ep("10.1.0.1").on("here")]);
+    vec![
+        Event::ServiceApplied(Arc::new(web)),
+        Event::SliceApplied(Arc::new(local)),
+    ]
+}
+
+fn here(health_check_addresses: &str) -> NodeView {
+    NodeView {
+        name: Some(node_name("here")),
+        health_check_addresses: health_check_addresses.split_whitespace().map(ip).collect(),
+        ..NodeView::default()
+    }
+}
+
+fn health_checks(log: &[String]) -> Vec<&str> {
+    let checks = log.iter().map(String::as_str);
+    checks.filter(|line| line.starts_with("health")).collect()
+}
+
+#[tokio::test]
+async fn health_checks_follow_the_table_in_captured_families() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    let events = checked_web(&mut bench);
+    let log = bench.step(events).await;
+    let published = log.iter().position(|line| line.starts_with("publish"));
+    let told = log
+        .iter()
+        .position(|line| line == "health checks [0.0.0.0:30999=1]");
+    assert!(published.is_some() && published < told, "{log:?}");
+    let log = bench.step(vec![endpoints(false)]).await;
+    assert_eq!(health_checks(&log), ["health checks [0.0.0.0:30999=0]"]);
+    assert!(health_checks(&bench.step(vec![endpoints(false)]).await).is_empty());
+    bench.builder.set_node(here("172.18.0.2 172.18.1.2"));
+    let log = bench.step(vec![]).await;
+    assert_eq!(
+        health_checks(&log),
+        ["health checks [172.18.0.2:30999=0 172.18.1.2:30999=0]"]
+    );
+    let log = bench
+        .step(vec![Event::ServiceDeleted(service_name("web"))])
+        .await;
+    assert_eq!(health_checks(&log), ["health checks []"]);
+}
+
+#[tokio::test]
+async fn a_health_check_that_cannot_be_bound_is_tried_on_changes_and_once_a_second() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    let events = checked_web(&mut bench);
+    bench.programmer.effects_mut().fail_health_checks = 3;
+    assert_eq!(health_checks(&bench.step(events).await).len(), 1);
+    let other = Event::ServiceApplied(Arc::new(service("other", "10.96.0.11")));
+    assert!(health_checks(&bench.step(vec![other]).await).is_empty());
+    let same = || {
+        let slice = slice("web-2", "web", [ep("10.1.0.2")]);
+        vec![Event::SliceApplied(Arc::new(slice))]
+    };
+    assert_eq!(health_checks(&bench.step(same()).await).len(), 1);
+    let failed_at = bench.now - GATHER;
+    bench.now = failed_at + Duration::from_secs(1) - Duration::from_nanos(1);
+    let next = bench.programmer.write(bench.now).await;
+    assert!(bench.programmer.effects_mut().log.is_empty());
+    assert_eq!(next, failed_at + Duration::from_secs(1));
+    bench.programmer.write(next).await;
+    bench.programmer.write(next + Duration::from_secs(1)).await;
+    bench.programmer.write(next + Duration::from_secs(2)).await;
+    let log = std::mem::take(&mut bench.programmer.effects_mut().log);
+    assert_eq!(health_checks(&log).len(), 2, "the last one was not needed");
+    assert!(health_checks(&bench.step(same()).await).is_empty());
 }

@@ -87,6 +87,8 @@ pub struct NodeView {
     pub local_addresses: BTreeSet<IpAddr>,
     /// Those of them that answer node ports.
     pub node_port_addresses: BTreeSet<IpAddr>,
+    /// Where health-check node ports are bound; an unspecified address stands for all of its family.
+    pub health_check_addresses: BTreeSet<IpAddr>,
 }
 
 impl NodeView {
@@ -128,22 +130,40 @@ impl NodePortAddresses {
                 Family::BOTH.into_iter().filter_map(first).collect()
             }
             Self::Within(cidrs) => {
-                let zero = cidrs.iter().any(|cidr| cidr.prefix_len() == 0);
-                let named = |ip: &IpAddr| {
-                    cidrs
-                        .iter()
-                        .any(|cidr| Family::of(cidr.addr()) == Family::of(*ip))
-                };
                 let inside = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
-                local
-                    .iter()
-                    .copied()
-                    .filter(|ip| zero || !named(ip) || inside(ip))
-                    .collect()
+                let answers = |ip: &IpAddr| self.is_all_of(Family::of(*ip)) || inside(ip);
+                local.iter().copied().filter(answers).collect()
             }
         };
         chosen.retain(|ip| !never(ip));
         chosen
+    }
+
+    /// Where health-check node ports are bound, if node ports answer at `chosen`: one wildcard for a family that is
+    /// chosen whole, so that addresses may come and go, and otherwise each address. Nothing where nothing is chosen.
+    ///
+    /// Source: kube-proxy's service health server.
+    pub fn select_binds(&self, chosen: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        let bind = |ip: &IpAddr| {
+            let family = Family::of(*ip);
+            if self.is_all_of(family) {
+                family.unspecified()
+            } else {
+                *ip
+            }
+        };
+        chosen.iter().map(bind).collect()
+    }
+
+    fn is_all_of(&self, family: Family) -> bool {
+        match self {
+            Self::All => true,
+            Self::Primary => false,
+            Self::Within(cidrs) => {
+                let zero = cidrs.iter().any(|cidr| cidr.prefix_len() == 0);
+                zero || cidrs.iter().all(|cidr| Family::of(cidr.addr()) != family)
+            }
+        }
     }
 }
 
@@ -275,6 +295,33 @@ mod tests {
         for (flag, expected) in rows {
             assert_eq!(flag.select(&local, &primary), expected, "{flag:?}");
         }
+    }
+
+    #[test]
+    fn health_checks_are_bound_to_a_wildcard_where_a_family_is_chosen_whole() {
+        let local = ips(&["127.0.0.1", "::1", "10.0.0.2", "192.0.2.1", "fd00::2"]);
+        let primary = ["10.0.0.2".parse().unwrap()];
+        let rows = [
+            (NodePortAddresses::All, ips(&["0.0.0.0", "::"])),
+            (NodePortAddresses::Primary, ips(&["10.0.0.2"])),
+            (cidrs(&["192.0.2.0/24"]), ips(&["192.0.2.1", "::"])),
+            (
+                cidrs(&["192.0.2.0/24", "10.0.0.0/8", "fd01::/64"]),
+                ips(&["192.0.2.1", "10.0.0.2"]),
+            ),
+            (cidrs(&["192.0.2.0/24", "::/0"]), ips(&["0.0.0.0", "::"])),
+        ];
+        for (flag, expected) in rows {
+            let chosen = flag.select(&local, &primary);
+            assert_eq!(flag.select_binds(&chosen), expected, "{flag:?}");
+        }
+        let loopback = ips(&["127.0.0.1", "::1"]);
+        let chosen = cidrs(&["127.0.0.0/8"]).select(&loopback, &[]);
+        assert_eq!(
+            cidrs(&["127.0.0.0/8"]).select_binds(&chosen),
+            ips(&["127.0.0.1"]),
+            "a family of which nothing answers node ports has no wildcard"
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod eligible;
 mod explain;
 mod explanation;
 mod frontends;
+mod health_checks;
 mod judge;
 mod remarks;
 mod replace;
@@ -36,6 +37,7 @@ pub use explanation::{
     ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort, Explanation, Outcome,
 };
 pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
+pub use health_checks::HealthCheck;
 pub use judge::{Standing, Topology};
 pub use route::{Backend, Live, Route, Verdict};
 pub use table::{Destination, Published, RoutingTable, ServiceEntry};

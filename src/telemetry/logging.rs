@@ -27,6 +27,9 @@ pub fn init(
     let filter = EnvFilter::try_new(directives)?.add_directive("hickory_server=off".parse()?);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A reader that is gone (`viaduct run 2>&1 | head`) must not end a task: the complaint about a lost line would
+        // go to standard error too, and panic there.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match format {
         Format::Text => builder

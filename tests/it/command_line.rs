@@ -98,6 +98,8 @@ fn help_shows_the_flags_of_run() {
         "--cluster-cidr",
         "--service-cluster-ip-range",
         "--nodeport-addresses",
+        "--iptables-localhost-nodeports[=<BOOL>]",
+        "--masquerade-all[=<BOOL>]",
         "--admin-socket",
         "--data-dir",
         "--dns-listen",

@@ -11,7 +11,14 @@ const LAYERS: [&[&str]; 6] = [
     &["main", "cli"],
     &["app", "config"],
     &["reconciler", "admin"],
-    &["sources", "capture", "dataplane", "dns", "workload"],
+    &[
+        "sources",
+        "capture",
+        "dataplane",
+        "dns",
+        "workload",
+        "health_checks",
+    ],
     &["control", "balancers", "routing"],
     &["model"],
 ];

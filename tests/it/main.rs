@@ -14,5 +14,6 @@ mod dev;
 mod dns;
 mod explain;
 mod get;
+mod health;
 mod house_rules;
 mod scenarios;

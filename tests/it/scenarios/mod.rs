@@ -1,13 +1,16 @@
 //! The scenarios of `tests/scenarios/`: Kubernetes YAML, steps, and what every address must do after each.
 //!
 //! ```text
-//!  *.scn ─► script ─► play ─► manifests (directory source) ─► pipeline (control, convert, routing) ─► table
+//!  *.scn ─► script ─► play ─► manifests (directory source) ─► pipeline (control, convert, routing, capture plan)
 //! ```
 
 mod manifests;
 mod pipeline;
 mod play;
 mod script;
+mod stage;
+mod stored;
+mod words;
 
 use std::path::Path;
 

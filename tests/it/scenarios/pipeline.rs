@@ -1,7 +1,7 @@
 //! From objects to the routing table without a socket: what the reconciler does of it, with a clock and seed of its own.
 //!
 //! ```text
-//!  ControlPlane::apply / delete ─► reconcile ─► convert ─► TableBuilder ─► RoutingTable
+//!  ControlPlane::apply / delete ─► reconcile ─► convert ─► TableBuilder ─► RoutingTable ─► Rules
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -283,6 +283,7 @@ impl Pipeline {
             pod_cidrs: self.interfaces.pod_cidrs.clone(),
             node_port_addresses: self.interfaces.node_port_addresses.select(&local, primary),
             local_addresses: local,
+            ..NodeView::default()
         });
     }
 }

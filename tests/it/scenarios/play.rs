@@ -2,18 +2,19 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 use viaduct::capture::plan::Silence;
 use viaduct::control::{Kind, Object, ObjectKey};
 use viaduct::model::{Family, Frontend, ServiceName};
-use viaduct::routing::{self, NodePortAddresses, Verdict};
+use viaduct::routing::{self, Verdict};
 use viaduct::sources::manifests::Finding;
 
 use super::manifests::{Read, json_of, merge, pod_patch, read, with_endpoint};
-use super::pipeline::{Cluster, Interfaces, NODE, Pipeline};
+use super::pipeline::{NODE, Pipeline};
 use super::script::{Action, Change, Mistake, Origin, Said, Script, Settings, Step, Verb};
+use super::stage;
+use super::stored::{contains, cut, shown_slice};
 
 /// A difference between what a scenario expects and what came of it.
 #[derive(Debug)]
@@ -43,9 +44,9 @@ pub(super) fn play(text: &str) -> Result<Vec<Failure>, Mistake> {
         .map(|(line, settings)| (*line, settings.clone()))
         .unwrap_or_default();
     let at = |line, message| Mistake { line, message };
-    let cluster = cluster(settings).map_err(|message| at(line, message))?;
+    let cluster = stage::cluster(settings).map_err(|message| at(line, message))?;
     let pipeline =
-        Pipeline::new(cluster, usual_interfaces()).map_err(|message| at(line, message))?;
+        Pipeline::new(cluster, stage::usual_interfaces()).map_err(|message| at(line, message))?;
     let mut player = Player {
         script: &script,
         pipeline,
@@ -143,22 +144,9 @@ impl Player<'_> {
 
     // The zone is said by the Node object, the rest by the interfaces and the flags.
     fn set_node(&mut self, line: usize, mut settings: Settings) -> Result<(), String> {
-        let mut interfaces = self.pipeline.interfaces().clone();
-        if let Some(text) = settings.remove("addresses") {
-            interfaces.addresses = list(&text)?;
-        }
-        if let Some(text) = settings.remove("pod-cidrs") {
-            interfaces.pod_cidrs = list(&text)?;
-        }
-        if let Some(text) = settings.remove("node-port-addresses") {
-            interfaces.node_port_addresses = match text.as_str() {
-                "all" => NodePortAddresses::All,
-                "primary" => NodePortAddresses::Primary,
-                cidrs => NodePortAddresses::Within(list(cidrs)?),
-            };
-        }
+        let interfaces = stage::interfaces(self.pipeline.interfaces(), &mut settings)?;
         let zone = settings.remove("zone");
-        nothing_left(&settings)?;
+        stage::nothing_left(&settings)?;
         let addresses = interfaces.reachable();
         let addresses = addresses
             .iter()
@@ -375,119 +363,6 @@ impl Player<'_> {
                 && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *service.name
         });
         slices.map(|slice| shown_slice(&slice)).collect()
-    }
-}
-
-/// `IPv4 http:8080/TCP 10.1.0.4 10.1.0.5(unready)`, endpoints sorted.
-fn shown_slice(slice: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let rows = |name: &str| slice[name].as_array().cloned().unwrap_or_default();
-    let port = |port: &Value| match text(&port["name"]).as_str() {
-        "" => format!("{}/{}", port["port"], text(&port["protocol"])),
-        name => format!("{name}:{}/{}", port["port"], text(&port["protocol"])),
-    };
-    let endpoint = |endpoint: &Value| {
-        let conditions = &endpoint["conditions"];
-        let [ready, serving, terminating] =
-            [("ready", true), ("serving", true), ("terminating", false)]
-                .map(|(name, absent)| conditions[name].as_bool().unwrap_or(absent));
-        let state = match (ready, serving, terminating) {
-            (true, _, false) => "",
-            (true, _, true) => "(ready,terminating)",
-            (false, true, true) => "(terminating)",
-            (false, false, true) => "(stopped)",
-            (false, _, false) => "(unready)",
-        };
-        format!("{}{state}", text(&endpoint["addresses"][0]))
-    };
-    let mut endpoints: Vec<String> = rows("endpoints").iter().map(endpoint).collect();
-    endpoints.sort();
-    let ports: Vec<String> = rows("ports").iter().map(port).collect();
-    let or = |list: Vec<String>, with: &str, none: &str| match list.is_empty() {
-        true => none.to_owned(),
-        false => list.join(with),
-    };
-    format!(
-        "{} {} {}",
-        text(&slice["addressType"]),
-        or(ports, ",", "no-ports"),
-        or(endpoints, " ", "no-endpoints")
-    )
-}
-
-/// Whether `found` has everything that `expected` names; null names what is not there, lists are compared whole.
-fn contains(found: &Value, expected: &Value) -> bool {
-    match (found, expected) {
-        (Value::Object(_) | Value::Null, Value::Object(fields)) => fields
-            .iter()
-            .all(|(name, value)| contains(found.get(name).unwrap_or(&Value::Null), value)),
-        (Value::Array(found), Value::Array(expected)) => {
-            found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| contains(f, e))
-        }
-        (found, expected) => found == expected,
-    }
-}
-
-/// The part of `found` that `expected` names.
-fn cut(found: &Value, expected: &Value) -> Value {
-    match (found, expected) {
-        (Value::Object(found), Value::Object(expected)) => expected
-            .iter()
-            .map(|(name, value)| {
-                let found = found.get(name).unwrap_or(&Value::Null);
-                (name.clone(), cut(found, value))
-            })
-            .collect(),
-        (found, _) => found.clone(),
-    }
-}
-
-fn cluster(mut settings: Settings) -> Result<Cluster, String> {
-    let mut cluster = Cluster {
-        service_cidrs: list("10.96.0.0/16,fd00:10:96::/112")?,
-        node_ports: 30000..=32767,
-        load_balancers: None,
-    };
-    if let Some(text) = settings.remove("service-cidrs") {
-        cluster.service_cidrs = list(&text)?;
-    }
-    if let Some(text) = settings.remove("load-balancers") {
-        cluster.load_balancers = Some(one(&text)?);
-    }
-    if let Some(text) = settings.remove("node-ports") {
-        let (first, last) = text
-            .split_once('-')
-            .ok_or_else(|| format!("{text} is no FIRST-LAST"))?;
-        cluster.node_ports = one(first)?..=one(last)?;
-    }
-    nothing_left(&settings)?;
-    Ok(cluster)
-}
-
-fn usual_interfaces() -> Interfaces {
-    let list = |text: &str| list(text).expect("addresses");
-    Interfaces {
-        addresses: list("127.0.0.1,::1,192.0.2.1,2001:db8::1"),
-        node_port_addresses: NodePortAddresses::All,
-        pod_cidrs: vec![
-            one("10.1.0.0/24").expect("a network"),
-            one("fd00:10:1::/64").expect("a network"),
-        ],
-    }
-}
-
-fn list<T: FromStr>(text: &str) -> Result<Vec<T>, String> {
-    text.split(',').map(one).collect()
-}
-
-fn one<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{text:?} does not parse"))
-}
-
-fn nothing_left(settings: &Settings) -> Result<(), String> {
-    match settings.keys().next() {
-        Some(name) => Err(format!("there is no setting {name}")),
-        None => Ok(()),
     }
 }
 

@@ -3,7 +3,8 @@
 mod node;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
 use viaduct::capture::Mode;
@@ -35,6 +36,14 @@ const CASES: &[Case] = &[
         source_ranges_guard_the_load_balancer_address,
     ),
     (
+        "the_health_check_node_port_tells_each_family_apart",
+        the_health_check_node_port_tells_each_family_apart,
+    ),
+    (
+        "health_checks_and_node_ports_answer_where_they_are_told_to",
+        health_checks_and_node_ports_answer_where_they_are_told_to,
+    ),
+    (
         "a_deleted_service_leaves_nothing_behind",
         a_deleted_service_leaves_nothing_behind,
     ),
@@ -45,6 +54,14 @@ const CASES: &[Case] = &[
     (
         "an_orderly_end_removes_every_rule",
         an_orderly_end_removes_every_rule,
+    ),
+    (
+        "established_flows_run_on_while_they_drain",
+        established_flows_run_on_while_they_drain,
+    ),
+    (
+        "an_end_is_orderly_even_if_nobody_reads_the_log",
+        an_end_is_orderly_even_if_nobody_reads_the_log,
     ),
     (
         "a_crash_is_cleaned_up_by_the_next_start",
@@ -66,6 +83,7 @@ const CASES: &[Case] = &[
 
 const CALLERS: [Place; 3] = [Place::Pod, Place::Outside, Place::Node];
 const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
+const HEALTH_PORT: u16 = 30081;
 
 /// Adds every case for every mode that writes rules.
 pub(crate) fn add_to(trials: &mut Trials) {
@@ -195,6 +213,74 @@ fn source_ranges_guard_the_load_balancer_address(mut node: Node) {
     }
 }
 
+fn the_health_check_node_port_tells_each_family_apart(mut node: Node) {
+    let web = || Web {
+        kind: "LoadBalancer",
+        spec: "externalTrafficPolicy: Local\n  healthCheckNodePort: 30081",
+        ..Web::default()
+    };
+    node.apply(&web());
+    let [v4, v6] = [false, true].map(|v6| SocketAddr::new(Place::Node.ip(v6), HEALTH_PORT));
+    let hog = node
+        .world
+        .in_ns(Place::Node, || TcpListener::bind(v4).unwrap());
+    node.start();
+    node.await_health(Place::Outside, v6, "200 1");
+    node.await_served(SocketAddr::new(SERVICE[0].parse().unwrap(), 80));
+    drop(hog);
+    for to in [v4, v6] {
+        for from in CALLERS {
+            node.await_health(from, to, "200 1");
+        }
+    }
+    node.apply(&Web {
+        endpoints: &["remote"],
+        ..web()
+    });
+    for to in [v4, v6] {
+        node.await_health(Place::Outside, to, "503 0");
+    }
+    node.apply(&Web {
+        spec: "externalTrafficPolicy: Cluster",
+        ..web()
+    });
+    for to in [v4, v6] {
+        node.await_health(Place::Outside, to, "refused");
+    }
+}
+
+fn health_checks_and_node_ports_answer_where_they_are_told_to(mut node: Node) {
+    let second = Place::Pod.gateway(false);
+    let range = format!("{second}/32,127.0.0.0/8,fd00:10:244::/64");
+    node.flags = vec![
+        format!("--nodeport-addresses={range}"),
+        "--iptables-localhost-nodeports=false".to_owned(),
+        "--masquerade-all".to_owned(),
+    ];
+    node.apply(&Web {
+        kind: "LoadBalancer",
+        spec: "externalTrafficPolicy: Local\n  healthCheckNodePort: 30081",
+        ..Web::default()
+    });
+    node.start();
+    let at = |ip: IpAddr, port| SocketAddr::new(ip, port);
+    node.await_health(Place::Outside, at(second, HEALTH_PORT), "200 1");
+    let second_v6 = at(Place::Pod.gateway(true), HEALTH_PORT);
+    node.await_health(Place::Outside, second_v6, "200 1");
+    node.await_served(at(second, NODE_PORT));
+    let first = Place::Node.ip(false);
+    assert_eq!(
+        node.health(Place::Outside, at(first, HEALTH_PORT)),
+        "refused"
+    );
+    let localhost = Ipv4Addr::LOCALHOST.into();
+    node.await_health(Place::Node, at(localhost, HEALTH_PORT), "200 1");
+    for (from, ip) in [(Place::Outside, first), (Place::Node, localhost)] {
+        let answer = node.ask(from, Protocol::Tcp, at(ip, NODE_PORT), patience());
+        assert_eq!(answer, Answer::Refused, "{ip}");
+    }
+}
+
 fn a_deleted_service_leaves_nothing_behind(mut node: Node) {
     node.apply(&Web::default());
     node.start();
@@ -274,6 +360,45 @@ fn an_orderly_end_removes_every_rule(mut node: Node) {
     assert_eq!(all_rules(&node.world), before);
 }
 
+fn established_flows_run_on_while_they_drain(mut node: Node) {
+    let before = all_rules(&node.world);
+    node.apply(&Web::default());
+    node.start();
+    let to = targets()[0];
+    node.await_served(to);
+    let mut flows = [false, true].map(|v6| {
+        let to = SocketAddr::new(SERVICE[usize::from(v6)].parse().unwrap(), 80);
+        node.await_served(to);
+        node.world
+            .in_ns(Place::Outside, || TcpStream::connect(to).unwrap())
+    });
+    node.ask_to_end();
+    eventually(
+        || match node.ask(Place::Outside, Protocol::Tcp, to, QUIET) {
+            Answer::Words(words) => Err(format!("still captured, by {words}")),
+            _ => Ok(()),
+        },
+    );
+    for flow in &mut flows {
+        flow.set_read_timeout(Some(patience())).unwrap();
+        flow.write_all(b"hello\n").unwrap();
+        let mut words = String::new();
+        flow.read_to_string(&mut words).unwrap();
+        assert!(["local", "remote"].contains(&words.trim()), "{words:?}");
+    }
+    assert!(node.await_end().success());
+    assert_eq!(all_rules(&node.world), before);
+}
+
+fn an_end_is_orderly_even_if_nobody_reads_the_log(mut node: Node) {
+    let before = all_rules(&node.world);
+    node.apply(&Web::default());
+    node.start_unread();
+    node.await_served(targets()[0]);
+    assert!(node.end().success());
+    assert_eq!(all_rules(&node.world), before);
+}
+
 fn a_crash_is_cleaned_up_by_the_next_start(mut node: Node) {
     let before = all_rules(&node.world);
     node.apply(&Web::default());
@@ -316,7 +441,7 @@ fn rules_come_back_within_the_sync_period(mut node: Node) {
     }
     eventually(|| match all_rules(&node.world) {
         now if now == whole => Ok(()),
-        other => Err(other),
+        other => Err(format!("{other}\nbefore it was\n{whole}")),
     });
 }
 

@@ -1,7 +1,9 @@
 //! The node of a world with the program on it, and what it is given to serve.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -100,6 +102,7 @@ fn endpoint(name: &str, v6: bool) -> String {
 pub(super) struct Node {
     program: Option<Running>,
     pub(super) mode: Mode,
+    pub(super) flags: Vec<String>,
     directory: TempDir,
     _backends: [Backend; 2],
     pub(super) world: World,
@@ -112,6 +115,7 @@ impl Node {
         let node = Self {
             program: None,
             mode,
+            flags: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
             _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
             world,
@@ -132,29 +136,40 @@ impl Node {
     }
 
     pub(super) fn start(&mut self) {
-        let directory = self.directory.path();
+        let path = self.directory.path().join("log");
         let log = fs::File::options()
             .create(true)
             .append(true)
-            .open(directory.join("log"))
+            .open(path)
             .unwrap();
+        self.start_logging_to(log.into());
+    }
+
+    /// With standard error going to a pipe that nobody holds the other end of.
+    pub(super) fn start_unread(&mut self) {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        self.start_logging_to(writer.into());
+    }
+
+    fn start_logging_to(&mut self, log: OwnedFd) {
+        let directory = self.directory.path();
         let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
         command
             .args([
                 "run",
                 "--hostname-override",
                 "n0",
-                "--iptables-sync-period",
-                "500ms",
-                "--drain-timeout",
-                "1s",
+                "--capture",
+                self.mode.as_str(),
             ])
+            .args(["--iptables-sync-period", "500ms", "--drain-timeout", "3s"])
             .args([
                 "--service-cluster-ip-range",
                 "10.96.0.0/16,fd00:10:96::/112",
             ])
             .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
-            .args(["--capture", self.mode.as_str()])
+            .args(&self.flags)
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--admin-socket")
@@ -162,8 +177,8 @@ impl Node {
             .arg("--data-dir")
             .arg(directory.join("data"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log));
         self.program = Some(self.world.spawn_in(Place::Node, &mut command));
     }
 
@@ -174,9 +189,18 @@ impl Node {
 
     /// Asks it to end, and waits.
     pub(super) fn end(&mut self) -> ExitStatus {
-        let mut program = self.program.take().expect("it was started");
+        self.ask_to_end();
+        self.await_end()
+    }
+
+    pub(super) fn ask_to_end(&self) {
+        let program = self.program.as_ref().expect("it was started");
         let pid = Pid::from_raw(i32::try_from(program.0.id()).unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
+    }
+
+    pub(super) fn await_end(&mut self) -> ExitStatus {
+        let mut program = self.program.take().expect("it was started");
         eventually(|| {
             program
                 .0
@@ -197,6 +221,37 @@ impl Node {
             Protocol::Tcp => self.world.ask_tcp(from, to, wait),
             Protocol::Udp => self.world.ask_udp(from, to, wait),
         }
+    }
+
+    /// What the health-check node port tells: the status and the number of local endpoints.
+    pub(super) fn health(&self, from: Place, to: SocketAddr) -> String {
+        let ask = || {
+            let mut stream = TcpStream::connect_timeout(&to, patience())?;
+            stream.set_read_timeout(Some(patience()))?;
+            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.to_lowercase())
+        };
+        let answer: io::Result<String> = self.world.in_ns(from, ask);
+        match answer {
+            Ok(answer) => {
+                let status = answer.split_whitespace().nth(1).unwrap_or_default();
+                let weight = answer
+                    .lines()
+                    .find_map(|line| line.strip_prefix("x-load-balancing-endpoint-weight: "));
+                format!("{status} {}", weight.unwrap_or_default())
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    pub(super) fn await_health(&self, from: Place, to: SocketAddr, wanted: &str) {
+        eventually(|| match self.health(from, to) {
+            told if told == wanted => Ok(()),
+            other => Err(format!("{from:?} at {to}: {other}, not {wanted}")),
+        });
     }
 
     /// Waits until both protocols answer callers from outside.

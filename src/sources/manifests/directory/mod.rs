@@ -280,7 +280,7 @@ struct Sorted {
     refused: Vec<Finding>,
     refused_keys: BTreeSet<ObjectKey>,
     warnings: Vec<Finding>,
-    /// Some document does not say which object it describes.
+    /// Some document does not say which object it describes: it may be any of those that are missing.
     nameless: bool,
 }
 
@@ -291,6 +291,8 @@ impl Sorted {
             match document {
                 Document::Object(manifest) => {
                     let key = manifest.object.key();
+                    // As a file that is cut off in the middle of its last document has it.
+                    sorted.nameless |= key.name.is_empty();
                     sorted.objects.push((position, key, manifest));
                 }
                 Document::Refused(key, findings) => {

@@ -221,6 +221,27 @@ fn nothing_is_removed_while_a_document_does_not_say_what_it_is() {
 }
 
 #[test]
+fn a_file_that_is_cut_off_loses_nothing() {
+    let mut fixture = Fixture::new();
+    let whole = service("a", 1) + &service("b", 2) + &service("c", 3);
+    fixture.write("x.yaml", &whole);
+    fixture.scan();
+    let cut = service("a", 1) + "apiVersion: v1\nkind: Service\nmetadata:\n  name:";
+    fixture.write("x.yaml", &cut);
+    let told = fixture.scan();
+    assert!(
+        !told.iter().any(|line| line.starts_with("removed")),
+        "{told:?}"
+    );
+    fixture.write("x.yaml", &service("a", 1));
+    let told = fixture.scan().join("\n");
+    assert!(
+        told.contains("removed Service default/b") && told.contains("removed Service default/c"),
+        "{told}"
+    );
+}
+
+#[test]
 fn problems_are_told_once_and_again_when_they_change() {
     let mut fixture = Fixture::new();
     fixture.write("a.yaml", &(bad("a") + &bad("b")));
