@@ -1,7 +1,7 @@
 //! The admin API: HTTP over a Unix socket that only its owner can reach.
 //!
-//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json`. Reads the published snapshots; never waits for the
-//! reconciler and never changes anything.
+//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json` and `GET /v1/explain?target=`. Reads the published
+//! snapshots; never waits for the reconciler and never changes anything.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::control::PublishedObjects;
-use crate::routing::Published;
+use crate::routing::{Published, Target};
 
 use super::http;
 use super::views::{Resource, Selection, Snapshot};
@@ -78,6 +78,11 @@ struct Question {
     output: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+struct About {
+    target: String,
+}
+
 impl AdminServer {
     /// Binds the socket, readable and writable by its owner alone. A socket that nobody answers on is replaced.
     ///
@@ -119,6 +124,7 @@ impl AdminServer {
     /// Answers until `stop`, then removes the socket.
     pub async fn serve(self, sources: Sources, stop: CancellationToken) {
         let router = Router::new()
+            .route("/v1/explain", get(explain))
             .route("/v1/{resource}", get(answer))
             .with_state(Arc::new(sources));
         http::serve(self.listener, router, stop).await;
@@ -155,6 +161,17 @@ async fn answer(
             format!("{other} is not an output; table, wide and json are"),
         )
             .into_response(),
+    }
+}
+
+async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>) -> Response {
+    let target = match about.target.parse::<Target>() {
+        Ok(target) => target,
+        Err(invalid) => return (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
+    };
+    match sources.table.load_full().explain(&target) {
+        Ok(explanation) => Json(explanation).into_response(),
+        Err(unknown) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
     }
 }
 

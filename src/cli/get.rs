@@ -1,17 +1,14 @@
 //! `viaduct get`: asks a running viaduct over its admin socket and prints what it says.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 
 use crate::admin::{Resource, TableView};
 use crate::config::default_admin_socket;
 
+use super::ask::{ask, escape, pretty};
 use super::print;
 
 #[derive(Debug, Args)]
@@ -112,58 +109,6 @@ impl Get {
     }
 }
 
-async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
-    let place = socket.display();
-    let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!(
-            "no viaduct answers at {place}; is it running, as this user? --admin-socket says where"
-        )
-    })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let request = hyper::Request::get(url)
-        .header("Host", "viaduct")
-        .body(Empty::<Bytes>::new())?;
-    let response = sender
-        .send_request(request)
-        .await
-        .with_context(|| format!("asking {place}"))?;
-    let status = response.status();
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .with_context(|| format!("reading from {place}"))?
-        .to_bytes();
-    driver.abort();
-    if !status.is_success() {
-        bail!(
-            "{place} answers {status}: {}",
-            String::from_utf8_lossy(&body)
-        );
-    }
-    Ok(body)
-}
-
-fn pretty(json: &[u8]) -> anyhow::Result<String> {
-    let list: serde_json::Value = serde_json::from_slice(json).context("reading the answer")?;
-    Ok(serde_json::to_string_pretty(&list)? + "\n")
-}
-
-fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes()
-        .map(|byte| {
-            if plain(byte) {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            }
-        })
-        .collect()
-}
-
 /// Between columns.
 const GAP: &str = "   ";
 
@@ -231,11 +176,5 @@ mod tests {
             rows: vec![vec![long.clone(), "b".to_owned()]],
         };
         assert!(align(&table, true).ends_with(&format!("{long}   b\n")));
-    }
-
-    #[test]
-    fn names_are_escaped_for_the_query() {
-        assert_eq!(escape("a-b.c"), "a-b.c");
-        assert_eq!(escape("a&b=ü"), "a%26b%3D%C3%BC");
     }
 }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::print_stdout, reason = "subcommands talk to their user")]
 
+mod ask;
 mod check;
 mod cleanup;
 mod dev;
+mod explain;
 mod get;
 mod run;
 mod try_commands;
@@ -52,6 +54,8 @@ enum Command {
     Dev(dev::Dev),
     /// Show what a running viaduct knows
     Get(get::Get),
+    /// Say why traffic to a Service or an address goes where it goes
+    Explain(explain::Explain),
     /// Validate manifests as an API server would, without running
     Check(check::Check),
     /// Remove every rule that viaduct owns
@@ -63,7 +67,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_filter = match cli.command {
         Command::Dev(_) | Command::Check(_) => "warn",
-        Command::Run(_) | Command::Get(_) | Command::Cleanup(_) => "info",
+        Command::Run(_) | Command::Get(_) | Command::Explain(_) | Command::Cleanup(_) => "info",
     };
     let format = match cli.log_format {
         LogFormat::Text => Format::Text,
@@ -91,6 +95,7 @@ pub fn main() -> ExitCode {
             Command::Run(command) => command.run().await.map(done),
             Command::Dev(command) => command.run().await.map(done),
             Command::Get(command) => command.run().await.map(done),
+            Command::Explain(command) => command.run().await,
             Command::Check(command) => command.run(),
             Command::Cleanup(command) => command.run().await.map(done),
         }

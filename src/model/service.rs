@@ -107,6 +107,16 @@ pub enum TrafficPolicy {
     Local,
 }
 
+impl TrafficPolicy {
+    /// As Kubernetes spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
+        }
+    }
+}
+
 /// The balancing algorithms that an annotation or the configuration can name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
@@ -123,6 +133,12 @@ impl Algorithm {
         ("round-robin", Self::RoundRobin),
         ("least-connection", Self::LeastConnection),
     ];
+
+    /// The name that users write.
+    pub fn as_str(self) -> &'static str {
+        let known = Self::ALL.iter().find(|(_, algorithm)| *algorithm == self);
+        known.map_or("", |(name, _)| name)
+    }
 
     /// The algorithm of that name.
     pub fn parse(name: &str) -> Option<Self> {

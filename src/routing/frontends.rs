@@ -47,6 +47,20 @@ pub enum Origin {
     Node,
 }
 
+impl Origin {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Outside, Self::LocalPod, Self::Node];
+
+    /// As it is shown to users.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outside => "outside",
+            Self::LocalPod => "pod",
+            Self::Node => "node",
+        }
+    }
+}
+
 /// `--nodeport-addresses`: which of the node's addresses answer node ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodePortAddresses {

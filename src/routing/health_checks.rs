@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use crate::model::{Family, Port, ServiceName};
 
 use super::backends::endpoints_of;
-use super::eligible::merge;
 use super::frontends::is_proxied;
+use super::judge::{Standing, judge};
 use super::{NodeView, ServiceEntry};
 
 /// The health-check node port of a Service at one address, and what it tells there.
@@ -52,11 +52,10 @@ impl ServiceEntry {
     fn local_endpoints(&self, family: Family, node: &NodeView) -> usize {
         let mut ips: BTreeSet<IpAddr> = BTreeSet::new();
         for port in &self.service.ports {
-            let endpoints = merge(&endpoints_of(port, family, &self.slices));
-            let local = endpoints
-                .iter()
-                .filter(|(_, e)| e.ready && e.node.is_some() && e.node == node.name);
-            ips.extend(local.map(|(addr, _)| addr.ip()));
+            let judged = judge(&endpoints_of(port, family, &self.slices), node);
+            let endpoints = judged.endpoints.iter();
+            let ready = endpoints.filter(|judgement| judgement.local == Standing::Ready);
+            ips.extend(ready.map(|judgement| judgement.addr.ip()));
         }
         ips.len()
     }

@@ -15,11 +15,16 @@ mod builder;
 mod by_address;
 mod claims;
 mod eligible;
+mod explain;
+mod explanation;
 mod frontends;
 mod health_checks;
+mod judge;
+mod remarks;
 mod replace;
 mod route;
 mod table;
+mod target;
 
 #[cfg(test)]
 mod tests;
@@ -27,8 +32,13 @@ mod tests;
 pub use balance::{Balancer, BalancerFactory, Choice, ClientMemory};
 pub use builder::{Built, TableBuilder};
 pub use claims::Conflict;
-pub use eligible::{Candidates, Topology, eligible};
+pub use eligible::{Candidates, eligible};
+pub use explanation::{
+    ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort, Explanation, Outcome,
+};
 pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
 pub use health_checks::HealthCheck;
+pub use judge::{Standing, Topology};
 pub use route::{Backend, Live, Route, Verdict};
 pub use table::{Destination, Published, RoutingTable, ServiceEntry};
+pub use target::{InvalidTarget, Target, UnknownTarget};

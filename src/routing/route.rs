@@ -115,19 +115,9 @@ pub enum Verdict<'a> {
 impl Route {
     /// What becomes of a flow to an address of that kind from that origin.
     ///
-    /// Source: KEP-2086, KEP-1669; kube-proxy's external short circuit for local sources.
+    /// Source: KEP-2086, KEP-1669.
     pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict<'_> {
-        let policy = match (kind, origin) {
-            (FrontendKind::ClusterIp, _) => self.internal_policy,
-            (
-                FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort,
-                Origin::Outside,
-            ) => self.external_policy,
-            (
-                FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort,
-                Origin::LocalPod | Origin::Node,
-            ) => TrafficPolicy::Cluster,
-        };
+        let policy = self.policy(kind, origin);
         let candidates = match policy {
             TrafficPolicy::Cluster => &self.cluster,
             TrafficPolicy::Local => &self.local,
@@ -138,6 +128,23 @@ impl Route {
             Verdict::Silent
         } else {
             Verdict::Refuse
+        }
+    }
+
+    /// The policy that holds for such a flow: an external policy of Local binds callers outside alone.
+    ///
+    /// Source: kube-proxy's external short circuit for local sources.
+    pub fn policy(&self, kind: FrontendKind, origin: Origin) -> TrafficPolicy {
+        match (kind, origin) {
+            (FrontendKind::ClusterIp, _) => self.internal_policy,
+            (
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort,
+                Origin::Outside,
+            ) => self.external_policy,
+            (
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort,
+                Origin::LocalPod | Origin::Node,
+            ) => TrafficPolicy::Cluster,
         }
     }
 

@@ -185,8 +185,17 @@ impl Cluster {
 
     /// Runs `viaduct get`.
     pub(crate) fn get(&self, words: &[&str]) -> std::process::Output {
+        self.ask("get", words)
+    }
+
+    /// Runs `viaduct explain`.
+    pub(crate) fn explain(&self, words: &[&str]) -> std::process::Output {
+        self.ask("explain", words)
+    }
+
+    fn ask(&self, command: &str, words: &[&str]) -> std::process::Output {
         Command::new(env!("CARGO_BIN_EXE_viaduct"))
-            .arg("get")
+            .arg(command)
             .args(words)
             .arg("--admin-socket")
             .arg(self.root.path().join("admin.sock"))

@@ -12,6 +12,7 @@ mod command_line;
 mod dataplane;
 mod dev;
 mod dns;
+mod explain;
 mod get;
 mod health;
 mod house_rules;

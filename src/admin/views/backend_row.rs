@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::model::{Algorithm, NodeName};
+use crate::model::NodeName;
 use crate::routing::{Backend, Route, RoutingTable};
 
 use super::Selection;
@@ -44,7 +44,7 @@ impl BackendRow {
                     .map(ToString::to_string)
                     .unwrap_or_default(),
             ),
-            algorithm_name(&self.route).to_owned(),
+            self.route.algorithm.as_str().to_owned(),
         ]
     }
 
@@ -61,7 +61,7 @@ impl BackendRow {
             "family": key.family.as_str(),
             "pod": self.backend.pod.as_deref(),
             "node": self.backend.node.as_ref().map(NodeName::as_str),
-            "algorithm": algorithm_name(&self.route),
+            "algorithm": self.route.algorithm.as_str(),
             "activeFlows": live.active(),
             "flowsTotal": live.flows_total(),
             "failuresTotal": live.failures_total(),
@@ -88,11 +88,4 @@ pub(super) fn backend_rows(table: &RoutingTable, selection: &Selection) -> Vec<B
     }
     rows.sort_by(|a, b| (&a.route.key, a.backend.addr).cmp(&(&b.route.key, b.backend.addr)));
     rows
-}
-
-fn algorithm_name(route: &Route) -> &'static str {
-    let known = Algorithm::ALL
-        .iter()
-        .find(|(_, algorithm)| *algorithm == route.algorithm);
-    known.map_or("", |(name, _)| name)
 }

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod carry_over;
+mod explain;
 mod properties;
 mod slices;
 mod takeover;

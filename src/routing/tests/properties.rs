@@ -10,7 +10,7 @@ use proptest::sample::{Index, select, subsequence};
 use crate::model::{
     Endpoint, Family, LoadBalancerAddress, Pod, Protocol, ServiceKind, ServicePort, TrafficPolicy,
 };
-use crate::routing::{Backend, NodeView, Route};
+use crate::routing::{Backend, ExplainedEndpoint, NodeView, Route, ServiceEntry, Standing, Target};
 use crate::testkit::{
     EndpointWith, ep, ip, node_name, port, service_port, slice, slice_key, slice_port,
 };
@@ -312,6 +312,37 @@ fn assert_sound(table: &RoutingTable) {
         let serving = |set: &[Arc<Backend>]| set.iter().all(|b| route.still_serves(b.addr));
         assert!(serving(&route.cluster) && serving(&route.local));
         assert_eq!(route.any_endpoints, !route.cluster.is_empty());
+    }
+    for entry in table.services() {
+        assert_explained(table, entry);
+    }
+}
+
+/// The endpoints that an explanation calls candidates are those that flows are given.
+fn assert_explained(table: &RoutingTable, entry: &ServiceEntry) {
+    let target = Target::Service(entry.service.name.clone(), None);
+    let explained = table.explain(&target).unwrap().service_ports;
+    assert_eq!(explained.len(), entry.routes.len());
+    for (port, route) in explained.iter().zip(&entry.routes) {
+        let told = |standing: fn(&ExplainedEndpoint) -> Standing| {
+            let candidates = port.endpoints.iter();
+            let candidates = candidates.filter(|e| standing(e).is_candidate());
+            candidates.map(|e| e.address).collect::<Vec<_>>()
+        };
+        let given = |set: &[Arc<Backend>]| {
+            let mut given: Vec<_> = set.iter().map(|backend| backend.addr).collect();
+            given.sort_unstable();
+            given
+        };
+        assert_eq!(told(|e| e.cluster), given(&route.cluster));
+        assert_eq!(told(|e| e.local), given(&route.local));
+        for flow in port.frontends.iter().flat_map(|frontend| &frontend.flows) {
+            let set = match flow.policy.as_str() {
+                "Local" => &route.local,
+                _ => &route.cluster,
+            };
+            assert_eq!(flow.backends, given(set));
+        }
     }
 }
 
