@@ -152,7 +152,7 @@ pub struct Settings {
     pub dns_service: Option<String>,
 
     /// Hide cluster-IP Services without a ready endpoint from DNS
-    #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub dns_hide_empty: Option<bool>,
 
     /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256; dev: 127.0.0.1:10256]
