@@ -217,8 +217,11 @@ async fn idle_flows_end_and_busy_ones_do_not() {
     busy.send(b"first").await.unwrap();
     let (_, busy_flow) = receive(&backend).await;
     assert_eq!(rig.plane.active_flows(), (0, 2));
-    // Only the backend speaks now, which keeps the flow as well.
+    // Only the backend speaks now, which keeps the flow as well. Far fewer ticks than these outlast the idle one.
+    let mut ticks = 0;
     while rig.plane.active_flows() != (0, 1) {
+        ticks += 1;
+        assert!(ticks < 1000, "the idle flow does not end");
         backend.send_to(b"tick", busy_flow).await.unwrap();
         assert_eq!(receive(&busy).await.0, b"tick");
         tokio::time::sleep(Duration::from_millis(20)).await;
