@@ -256,7 +256,7 @@ pub(crate) fn route(key: ServicePortKey) -> Route {
         external_policy: TrafficPolicy::Cluster,
         algorithm: Algorithm::default(),
         affinity: None,
-        udp_idle_timeout: None,
+        knobs: Knobs::default(),
         frontends: Vec::new(),
         node_port: None,
         source_ranges: Vec::new(),

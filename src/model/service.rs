@@ -1,6 +1,7 @@
 //! A Service, reduced to what routing and DNS need.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,12 +151,45 @@ impl Algorithm {
 }
 
 /// What the `viaduct.dev/` annotations of one Service ask for; `None` means the configured default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Knobs {
     /// `viaduct.dev/lb-algorithm`.
     pub algorithm: Option<Algorithm>,
+    /// `viaduct.dev/connect-timeout`: how long the first attempt to reach a backend may take; each further one may take
+    /// twice as long as the one before.
+    pub connect_timeout: Option<Duration>,
+    /// `viaduct.dev/retries`: how many attempts may follow the first.
+    pub retries: Option<u8>,
+    /// `viaduct.dev/max-connections`: TCP connections at a time, over all ports of the Service.
+    pub max_connections: Option<NonZeroU32>,
     /// `viaduct.dev/udp-idle-timeout`.
     pub udp_idle_timeout: Option<Duration>,
+    /// `viaduct.dev/proxy-protocol`: the header that tells the backend the client's address.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// `viaduct.dev/slow-start`: how long a new backend takes to get its full share of new flows.
+    pub slow_start: Option<Duration>,
+    /// `viaduct.dev/outlier-ejection`: when a failing backend is left out for a while.
+    pub outlier_ejection: Option<OutlierEjection>,
+}
+
+/// Versions of the PROXY protocol.
+///
+/// Source: "The PROXY protocol, versions 1 & 2", HAProxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// A binary header.
+    V2,
+}
+
+/// When a backend that fails is left out for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutlierEjection {
+    /// Never.
+    Off,
+    /// After so many failed dials in a row.
+    After(NonZeroU32),
 }
 
 impl Service {

@@ -269,7 +269,7 @@ impl TableBuilder {
             external_policy: service.external_policy,
             algorithm,
             affinity: service.affinity,
-            udp_idle_timeout: service.knobs.udp_idle_timeout,
+            knobs: service.knobs,
             frontends,
             node_port,
             source_ranges: source_ranges(service, key.family),

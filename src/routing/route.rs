@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::model::{Algorithm, Frontend, NodeName, ServicePortKey, TrafficPolicy};
+use crate::model::{Algorithm, Frontend, Knobs, NodeName, ServicePortKey, TrafficPolicy};
 
 use super::{Balancer, FrontendKind, Origin};
 
@@ -89,8 +89,8 @@ pub struct Route {
     pub algorithm: Algorithm,
     /// Client-IP affinity, and for how long.
     pub affinity: Option<Duration>,
-    /// After how long without a datagram a UDP flow ends; `None` = the configured default.
-    pub udp_idle_timeout: Option<Duration>,
+    /// What the Service's annotations ask for.
+    pub knobs: Knobs,
     /// The addresses granted to this service port, with their kinds; node ports are listed apart.
     pub frontends: Vec<(Frontend, FrontendKind)>,
     /// The node port granted to it.

@@ -258,7 +258,7 @@ impl Session {
 /// After how long without a datagram flows of that route end.
 pub(super) fn idle_timeout(listener: &Arc<Listener>, route: &Route) -> std::time::Duration {
     let default = listener.shared.udp_idle_timeout;
-    route.udp_idle_timeout.unwrap_or(default)
+    route.knobs.udp_idle_timeout.unwrap_or(default)
 }
 
 // Redirected datagrams do not tell where they were going; their listener does, as far as policies care.

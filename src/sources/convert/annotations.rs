@@ -2,40 +2,79 @@
 //!
 //! A value that cannot be read is noted and the default holds: a typing error must not stop traffic.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Note;
-use crate::model::{Algorithm, Knobs};
+use crate::model::{Algorithm, Knobs, OutlierEjection, ProxyProtocol};
 use crate::sources::go_duration::parse_go_duration;
 
 /// The balancing algorithm.
 const LB_ALGORITHM: &str = "viaduct.dev/lb-algorithm";
 /// What Cilium calls the same; ours wins where both are set.
 const LB_ALGORITHM_ALIAS: &str = "service.cilium.io/lb-algorithm";
+/// How long the first attempt to reach a backend may take.
+const CONNECT_TIMEOUT: &str = "viaduct.dev/connect-timeout";
+/// How many attempts may follow the first.
+const RETRIES: &str = "viaduct.dev/retries";
+/// TCP connections at a time.
+const MAX_CONNECTIONS: &str = "viaduct.dev/max-connections";
 /// How long a UDP flow lives without a datagram.
 const UDP_IDLE_TIMEOUT: &str = "viaduct.dev/udp-idle-timeout";
+/// The header that tells the backend the client's address.
+const PROXY_PROTOCOL: &str = "viaduct.dev/proxy-protocol";
+/// How long a new backend takes to get its full share.
+const SLOW_START: &str = "viaduct.dev/slow-start";
+/// When a failing backend is left out.
+const OUTLIER_EJECTION: &str = "viaduct.dev/outlier-ejection";
+
+/// The most attempts that may follow the first: each takes twice as long as the one before.
+const MAX_RETRIES: u8 = 10;
 
 /// What the annotations of a Service ask for.
 pub(super) fn knobs(metadata: &ObjectMeta, notes: &mut Vec<Note>) -> Knobs {
-    let read = |key| Some((key, metadata.annotations.as_ref()?.get(key)?.trim()));
+    let mut reader = Reader { metadata, notes };
+    let algorithm_key = if reader.has(LB_ALGORITHM) {
+        LB_ALGORITHM
+    } else {
+        LB_ALGORITHM_ALIAS
+    };
     Knobs {
-        algorithm: read(LB_ALGORITHM)
-            .or_else(|| read(LB_ALGORITHM_ALIAS))
-            .and_then(|(key, value)| noted(key, parse_algorithm(value), notes)),
-        udp_idle_timeout: read(UDP_IDLE_TIMEOUT)
-            .and_then(|(key, value)| noted(key, parse_timeout(value), notes)),
+        algorithm: reader.take(algorithm_key, parse_algorithm),
+        connect_timeout: reader.take(CONNECT_TIMEOUT, parse_duration),
+        retries: reader.take(RETRIES, parse_retries),
+        max_connections: reader.take(MAX_CONNECTIONS, parse_count),
+        udp_idle_timeout: reader.take(UDP_IDLE_TIMEOUT, parse_duration),
+        proxy_protocol: reader.take(PROXY_PROTOCOL, parse_proxy_protocol),
+        slow_start: reader.take(SLOW_START, parse_duration),
+        outlier_ejection: reader.take(OUTLIER_EJECTION, parse_ejection),
     }
 }
 
-fn noted<T>(key: &str, parsed: Result<T, String>, notes: &mut Vec<Note>) -> Option<T> {
-    parsed
-        .map_err(|why| {
-            let field = format!("metadata.annotations[{key}]");
-            notes.push(Note::new(field, format!("{why}; the default is used")));
-        })
-        .ok()
+// Reads one annotation after the other and notes what it cannot read.
+struct Reader<'a> {
+    metadata: &'a ObjectMeta,
+    notes: &'a mut Vec<Note>,
+}
+
+impl Reader<'_> {
+    fn take<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let value = self.metadata.annotations.as_ref()?.get(key)?;
+        parse(value.trim())
+            .map_err(|why| {
+                let field = format!("metadata.annotations[{key}]");
+                self.notes
+                    .push(Note::new(field, format!("{why}; the default is used")));
+            })
+            .ok()
+    }
+
+    fn has(&self, key: &str) -> bool {
+        let annotations = self.metadata.annotations.as_ref();
+        annotations.is_some_and(|annotations| annotations.contains_key(key))
+    }
 }
 
 fn parse_algorithm(value: &str) -> Result<Algorithm, String> {
@@ -45,11 +84,42 @@ fn parse_algorithm(value: &str) -> Result<Algorithm, String> {
     })
 }
 
-fn parse_timeout(value: &str) -> Result<Duration, String> {
+fn parse_duration(value: &str) -> Result<Duration, String> {
     match parse_go_duration(value) {
         Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
         Ok(timeout) => Ok(timeout),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+fn parse_retries(value: &str) -> Result<u8, String> {
+    match value.parse() {
+        Ok(retries) if retries <= MAX_RETRIES => Ok(retries),
+        _ => Err(format!("{value:?} is no number from 0 to {MAX_RETRIES}")),
+    }
+}
+
+fn parse_count(value: &str) -> Result<NonZeroU32, String> {
+    value
+        .parse()
+        .map_err(|_| format!("{value:?} is no number from 1 to {}", u32::MAX))
+}
+
+fn parse_proxy_protocol(value: &str) -> Result<ProxyProtocol, String> {
+    match value {
+        "v1" => Ok(ProxyProtocol::V1),
+        "v2" => Ok(ProxyProtocol::V2),
+        other => Err(format!("{other:?} is none of v1, v2")),
+    }
+}
+
+fn parse_ejection(value: &str) -> Result<OutlierEjection, String> {
+    match value {
+        "off" => Ok(OutlierEjection::Off),
+        failures => failures
+            .parse()
+            .map(OutlierEjection::After)
+            .map_err(|_| format!("{failures:?} is neither off nor a number of failures from 1")),
     }
 }
 
@@ -88,6 +158,40 @@ mod tests {
     }
 
     #[test]
+    fn every_knob_is_read() {
+        let (knobs, notes) = read(&[
+            (CONNECT_TIMEOUT, "100ms"),
+            (RETRIES, "10"),
+            (MAX_CONNECTIONS, "1"),
+            (PROXY_PROTOCOL, "v2"),
+            (SLOW_START, "30s"),
+            (OUTLIER_EJECTION, "5"),
+        ]);
+        let wanted = Knobs {
+            connect_timeout: Some(Duration::from_millis(100)),
+            retries: Some(10),
+            max_connections: NonZeroU32::new(1),
+            proxy_protocol: Some(ProxyProtocol::V2),
+            slow_start: Some(Duration::from_secs(30)),
+            outlier_ejection: NonZeroU32::new(5).map(OutlierEjection::After),
+            ..Knobs::default()
+        };
+        assert_eq!((knobs, notes), (wanted, Vec::new()));
+        let (knobs, notes) = read(&[
+            (RETRIES, "0"),
+            (PROXY_PROTOCOL, "v1"),
+            (OUTLIER_EJECTION, "off"),
+        ]);
+        let wanted = Knobs {
+            retries: Some(0),
+            proxy_protocol: Some(ProxyProtocol::V1),
+            outlier_ejection: Some(OutlierEjection::Off),
+            ..Knobs::default()
+        };
+        assert_eq!((knobs, notes), (wanted, Vec::new()));
+    }
+
+    #[test]
     fn the_alias_counts_only_without_our_own() {
         let (knobs, _) = read(&[(LB_ALGORITHM_ALIAS, "least-connection")]);
         assert_eq!(knobs.algorithm, Some(Algorithm::LeastConnection));
@@ -113,9 +217,20 @@ mod tests {
                 notes[0]
             );
         }
-        for value in ["0s", "-1s", "60", "soon"] {
-            let (knobs, notes) = read(&[(UDP_IDLE_TIMEOUT, value)]);
-            assert_eq!((knobs, notes.len()), (Knobs::default(), 1), "{value}");
+        for (key, values) in [
+            (UDP_IDLE_TIMEOUT, &["0s", "-1s", "60", "soon"][..]),
+            (CONNECT_TIMEOUT, &["0ms", ""]),
+            (RETRIES, &["11", "-1", "many", "256"]),
+            (MAX_CONNECTIONS, &["0", "-5", "4294967296"]),
+            (PROXY_PROTOCOL, &["v3", "V1", ""]),
+            (SLOW_START, &["0s", "10"]),
+            (OUTLIER_EJECTION, &["0", "on", "5%"]),
+        ] {
+            for value in values {
+                let (knobs, notes) = read(&[(key, value)]);
+                assert_eq!((knobs, notes.len()), (Knobs::default(), 1), "{key}={value}");
+                assert_eq!(notes[0].field, format!("metadata.annotations[{key}]"));
+            }
         }
     }
 }
