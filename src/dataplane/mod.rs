@@ -11,8 +11,10 @@
 
 mod admission;
 mod backend;
+mod engine;
 mod flow_log;
 mod listeners;
+mod mailbox;
 mod metrics;
 mod tcp;
 mod thread;
@@ -29,6 +31,7 @@ use tokio::sync::Mutex;
 use crate::capture::plan::{ListenerId, ListenerSpec};
 use crate::model::ServicePortKey;
 use crate::net::descriptors::raise_limit;
+use crate::net::streams::Liveness;
 use crate::routing::Published;
 
 use admission::Admission;
@@ -37,6 +40,7 @@ use thread::DataThread;
 
 pub use listeners::OpenError;
 pub use metrics::Metrics;
+pub use tcp::Effort;
 
 /// What can be set.
 #[derive(Clone, Debug)]
@@ -49,6 +53,10 @@ pub struct Config {
     pub max_flows: usize,
     /// UDP flows at a time; 0 = as many as half of the descriptors allow.
     pub max_udp_flows: usize,
+    /// How much effort a new TCP connection is worth, where its Service does not say.
+    pub effort: Effort,
+    /// How TCP connections notice a peer that is gone without a word.
+    pub liveness: Liveness,
 }
 
 impl Default for Config {
@@ -59,6 +67,8 @@ impl Default for Config {
             udp_idle_timeout: Duration::from_secs(60),
             max_flows: 0,
             max_udp_flows: 0,
+            effort: Effort::default(),
+            liveness: Liveness::default(),
         }
     }
 }
@@ -97,6 +107,8 @@ impl Dataplane {
             metrics,
             admission,
             udp_idle_timeout: config.udp_idle_timeout,
+            effort: config.effort,
+            liveness: config.liveness,
         });
         let threads = (0..threads)
             .map(DataThread::start)
@@ -169,6 +181,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     admission: Admission,
     udp_idle_timeout: Duration,
+    effort: Effort,
+    liveness: Liveness,
 }
 
 /// A listener, as its flows see it. Each data thread has its own.

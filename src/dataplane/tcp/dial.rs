@@ -1,33 +1,37 @@
 //! Reaching a backend for a new connection: several attempts, each with another backend while there is one, so that
-//! the client does not notice a dead backend.
+//! the client does not notice a dead backend. Whom to try and for how long is decided by [`Attempts`]; this makes the
+//! sockets and reads what became of them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::libc;
-use tokio::net::TcpStream;
-use tokio::task::yield_now;
-use tokio::time::timeout;
+use crate::net::poller::{Interest, Readiness};
+use crate::net::sockets::send;
+use crate::net::streams::{dial, error_of};
+use crate::routing::{FrontendKind, Origin, Route, Verdict};
 
-use crate::net::descriptors::is_shortage;
-use crate::net::sockets::dialling;
-use crate::routing::{Backend, Route};
-
-use super::super::Metrics;
+use super::super::Shared;
 use super::super::backend::InUse;
+use super::super::engine::{Key, Reactor, Token};
+use super::attempts::{Attempts, Failure};
+use super::stream::Stream;
 
-/// How long each attempt may take. A backend that refuses or is unreachable costs an attempt but no time.
-///
-/// Source: kube-proxy's userspace mode, `EndpointDialTimeouts`.
-const PATIENCE: [Duration; 4] = [
-    Duration::from_millis(250),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-];
+/// A connection that needs a backend.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Its client's address, for affinity.
+    pub(super) client_ip: IpAddr,
+    /// Where its client is.
+    pub(super) origin: Origin,
+    /// What the address that the client used is to the Service.
+    pub(super) kind: FrontendKind,
+    /// The service port that owns that address.
+    pub(super) route: Arc<Route>,
+    /// What the backend is told before anything the client says; may be empty.
+    pub(super) header: Vec<u8>,
+}
 
 /// Why no backend was reached.
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +39,20 @@ pub(super) enum DialError {
     /// Every attempt failed, or no backend was left to try.
     #[error("{attempts} attempts failed, the last one at {backend}: {error}")]
     Exhausted {
-        attempts: usize,
+        attempts: u32,
         backend: SocketAddr,
         error: io::Error,
     },
-    /// The balancer chose none.
-    #[error("no backend to choose")]
+    /// There is none to choose.
+    #[error("no backend could serve it")]
     NoBackend,
-    /// We are out of descriptors, memory or local ports; no backend is to blame.
+    /// The traffic policy keeps the connection from all backends.
+    #[error("the traffic policy keeps it from all backends")]
+    Policy,
+    /// The client has reset the connection meanwhile.
+    #[error("the client went away")]
+    ClientGone,
+    /// We are out of descriptors or memory; no backend is to blame.
     #[error("cannot dial: {0}")]
     Shortage(io::Error),
 }
@@ -53,115 +63,197 @@ impl DialError {
         match self {
             Self::Exhausted { .. } => "dial_failed",
             Self::NoBackend => "no_backend",
+            Self::Policy => "policy",
+            Self::ClientGone => "client_gone",
             Self::Shortage(_) => "shortage",
         }
     }
 }
 
-/// Connects to one of `backends`.
-///
-/// A backend that refused is not asked again. One that was only too slow is, when no other is left: its first packet
-/// may have been lost, and a single backend deserves all attempts.
-pub(super) async fn dial(
-    route: &Route,
-    backends: &[Arc<Backend>],
-    client: IpAddr,
-    metrics: &Metrics,
-) -> Result<(TcpStream, InUse), DialError> {
-    let mut refused = Vec::new();
-    let mut tried = Vec::new();
-    let mut last = DialError::NoBackend;
-    for (attempt, patience) in PATIENCE.into_iter().enumerate() {
-        let pick =
-            |tried: &[SocketAddr]| InUse::pick(route, backends, client, tried, Instant::now());
-        let backend = pick(&tried).or_else(|| {
-            tried.clone_from(&refused);
-            pick(&tried)
-        });
-        let Some(backend) = backend else { break };
-        let addr = backend.addr();
-        let failure = match connect(addr, patience).await {
-            Ok(stream) => return Ok((stream, backend)),
-            Err(error) => error,
+/// The way to a backend. One socket at a time.
+#[derive(Debug)]
+pub(super) struct Dial {
+    wanted: Wanted,
+    attempts: Attempts,
+    last: DialError,
+    current: Option<Attempt>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    stream: Stream,
+    backend: InUse,
+    until: Instant,
+}
+
+/// How a dial stands.
+pub(super) enum Progress {
+    /// Waiting for the present attempt.
+    Waiting,
+    /// Connected, and told the header.
+    Reached(Stream, InUse),
+    /// No backend could be reached.
+    Failed(DialError),
+}
+
+impl Dial {
+    /// Makes the first attempt.
+    pub(super) fn begin(
+        wanted: Wanted,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Result<Self, DialError> {
+        let attempts = Attempts::new(shared.effort.asked_by(&wanted.route.knobs));
+        let mut dial = Self {
+            wanted,
+            attempts,
+            last: DialError::NoBackend,
+            current: None,
         };
-        let why = Failure::of(&failure);
-        metrics
-            .dial_failures
-            .with_label_values(&[why.as_str()])
-            .inc();
-        tracing::debug!(service = %route.key, backend = %addr, error = %failure, attempt, "dial failed");
-        match why {
-            Failure::Shortage => return Err(DialError::Shortage(failure)),
-            // Local ports run out per backend address: another one may still be reached.
-            Failure::NoLocalPort => refused.push(addr),
-            Failure::Refused | Failure::Unreachable | Failure::Other => {
-                backend.failed();
-                refused.push(addr);
-            }
-            Failure::Timeout => backend.failed(),
+        dial.next(key, shared, reactor)?;
+        Ok(dial)
+    }
+
+    /// Something has become of the present attempt.
+    pub(super) fn ready(
+        &mut self,
+        ready: Readiness,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Progress {
+        let Some(mut attempt) = self.current.take() else {
+            return Progress::Waiting;
+        };
+        attempt.stream.note(ready);
+        if !ready.writable() {
+            self.current = Some(attempt);
+            return Progress::Waiting;
         }
-        tried.push(addr);
-        last = DialError::Exhausted {
-            attempts: attempt + 1,
-            backend: addr,
-            error: failure,
+        match self.greet(&attempt.stream) {
+            Ok(()) => Progress::Reached(attempt.stream, attempt.backend),
+            Err(error) => self.go_on(attempt, error, key, shared, reactor),
+        }
+    }
+
+    /// The present attempt may have lasted too long.
+    pub(super) fn due(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Progress {
+        match self.current.take_if(|attempt| attempt.until <= reactor.now()) {
+            Some(attempt) => {
+                let error = io::ErrorKind::TimedOut.into();
+                self.go_on(attempt, error, key, shared, reactor)
+            }
+            None => Progress::Waiting,
+        }
+    }
+
+    // It is connected if it is not broken; then it is told the header, which a fresh socket takes whole.
+    fn greet(&self, stream: &Stream) -> io::Result<()> {
+        if stream.is_broken() {
+            return Err(error_of(stream.socket()).unwrap_or(io::ErrorKind::ConnectionReset.into()));
+        }
+        let header = &self.wanted.header;
+        if !header.is_empty() && send(stream.socket(), header)? < header.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok(())
+    }
+
+    fn go_on(
+        &mut self,
+        failed: Attempt,
+        error: io::Error,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Progress {
+        self.note(&failed.backend, error, shared);
+        drop(failed);
+        match self.next(key, shared, reactor) {
+            Ok(()) => Progress::Waiting,
+            Err(error) => Progress::Failed(error),
+        }
+    }
+
+    // Makes attempts until one is under way. Each chooses among the backends of the newest table: who did not answer may
+    // have been replaced meanwhile.
+    fn next(
+        &mut self,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Result<(), DialError> {
+        let now = reactor.now();
+        loop {
+            if self.attempts.made() > 0
+                && let Some(newest) = shared.table.load().route(&self.wanted.route.key)
+            {
+                // A Service that was deleted meanwhile had accepted this connection before.
+                self.wanted.route = newest.clone();
+            }
+            let Some((backend, patience)) = self.pick(now) else {
+                return Err(std::mem::replace(&mut self.last, DialError::NoBackend));
+            };
+            let until = now + patience;
+            match connect(backend.addr(), key, reactor) {
+                Ok(stream) => {
+                    reactor.call_at(until, Token::Client(key));
+                    self.current = Some(Attempt {
+                        stream,
+                        backend,
+                        until,
+                    });
+                    return Ok(());
+                }
+                Err(error) => self.note(&backend, error, shared),
+            }
+        }
+    }
+
+    fn pick(&mut self, now: Instant) -> Option<(InUse, std::time::Duration)> {
+        let wanted = &self.wanted;
+        match wanted.route.verdict(wanted.kind, wanted.origin) {
+            Verdict::Serve(backends) => self.attempts.next(|tried| {
+                InUse::pick(&wanted.route, backends, wanted.client_ip, tried, now)
+            }),
+            // The port is held closed, or capture drops: only a flow that raced with the change gets here.
+            Verdict::Refuse => None,
+            Verdict::Silent => {
+                if self.attempts.made() == 0 {
+                    self.last = DialError::Policy;
+                }
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, backend: &InUse, error: io::Error, shared: &Shared) {
+        let (why, addr) = (Failure::of(&error), backend.addr());
+        let failures = &shared.metrics.dial_failures;
+        failures.with_label_values(&[why.as_str()]).inc();
+        tracing::debug!(service = %self.wanted.route.key, backend = %addr, %error, attempt = self.attempts.made(), "dial failed");
+        if why.blames_backend() {
+            backend.failed();
+        }
+        self.attempts.failed(addr, why);
+        self.last = match why {
+            Failure::Shortage => DialError::Shortage(error),
+            Failure::Refused
+            | Failure::Unreachable
+            | Failure::Timeout
+            | Failure::NoLocalPort
+            | Failure::Other => DialError::Exhausted {
+                attempts: self.attempts.made(),
+                backend: addr,
+                error,
+            },
         };
     }
-    Err(last)
 }
 
-async fn connect(addr: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let mut connecting = pin!(dialling(addr)?.connect(addr));
-    // A backend on this node has answered by the next look at the reactor. Then no timer is set, which would cost a
-    // write to wake the reactor, and a round for having been woken.
-    tokio::select! {
-        biased;
-        outcome = &mut connecting => return outcome,
-        () = yield_now() => {}
-    }
-    match timeout(patience, connecting).await {
-        Ok(outcome) => outcome,
-        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-    }
-}
-
-/// Kinds of failed attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    Refused,
-    Unreachable,
-    Timeout,
-    NoLocalPort,
-    Shortage,
-    Other,
-}
-
-impl Failure {
-    fn of(error: &io::Error) -> Self {
-        if is_shortage(error) {
-            return Self::Shortage;
-        }
-        match error.raw_os_error() {
-            // Our own patience has no error number.
-            None | Some(libc::ETIMEDOUT) => Self::Timeout,
-            Some(libc::ECONNREFUSED | libc::ECONNRESET) => Self::Refused,
-            // The last two: routes of the kinds "prohibit" and "blackhole".
-            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES | libc::EINVAL) => {
-                Self::Unreachable
-            }
-            Some(libc::EADDRNOTAVAIL) => Self::NoLocalPort,
-            Some(_other) => Self::Other,
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Unreachable => "unreachable",
-            Self::Timeout => "timeout",
-            Self::NoLocalPort => "no_local_port",
-            Self::Shortage => "shortage",
-            Self::Other => "other",
-        }
-    }
+fn connect(addr: SocketAddr, key: Key, reactor: &Reactor) -> io::Result<Stream> {
+    let socket = dial(addr)?;
+    reactor.watch(&socket, Interest::Stream, Token::Backend(key))?;
+    Ok(Stream::dialled(socket))
 }
