@@ -153,7 +153,10 @@ mod tests {
             user_timeout: Some(Duration::from_secs(90)),
         };
         asked.apply(&stream);
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(30)
+        );
         assert_eq!(
             socket.tcp_keepalive_interval().unwrap(),
             Duration::from_secs(30)

@@ -45,16 +45,18 @@ impl Token {
             Self::Backend(key) => keyed(3, key),
             Self::UdpListener(key) => keyed(4, key),
             Self::UdpFlow(listener, flow) => {
-                5 << KIND | u64::from(listener) << 40 | u64::from(flow.place) << 16 | u64::from(flow.turn)
+                5 << KIND
+                    | u64::from(listener) << 40
+                    | u64::from(flow.place) << 16
+                    | u64::from(flow.turn)
             }
         }
     }
 
     /// The token of that number; `None` if it is none.
     pub(in super::super) fn from_bits(bits: u64) -> Option<Self> {
-        let field = |from: u32, width: u32| {
-            u32::try_from(bits >> from & ((1 << width) - 1)).unwrap_or(0)
-        };
+        let field =
+            |from: u32, width: u32| u32::try_from(bits >> from & ((1 << width) - 1)).unwrap_or(0);
         let key = Key {
             place: field(PLACE, 29),
             turn: field(0, 32),
@@ -85,8 +87,10 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_way_through_the_kernel() {
-        let keys = [(0, 0), (1, 2), ((1 << 29) - 1, u32::MAX)].map(|(place, turn)| Key { place, turn });
-        let flows = [(0, 0), (3, 4), ((1 << 24) - 1, u16::MAX)].map(|(place, turn)| FlowId { place, turn });
+        let keys =
+            [(0, 0), (1, 2), ((1 << 29) - 1, u32::MAX)].map(|(place, turn)| Key { place, turn });
+        let flows =
+            [(0, 0), (3, 4), ((1 << 24) - 1, u16::MAX)].map(|(place, turn)| FlowId { place, turn });
         let mut all = vec![Token::Mailbox, Token::Patience, Token::Settling];
         for key in keys {
             all.extend([
@@ -102,7 +106,11 @@ mod tests {
         for (index, token) in all.iter().enumerate() {
             assert_eq!(Token::from_bits(token.to_bits()), Some(*token));
             let others = &all[index + 1..];
-            assert!(others.iter().all(|other| other.to_bits() != token.to_bits()));
+            assert!(
+                others
+                    .iter()
+                    .all(|other| other.to_bits() != token.to_bits())
+            );
         }
         assert_eq!(Token::from_bits(7 << KIND), None);
     }

@@ -139,7 +139,10 @@ impl Dial {
 
     /// The present attempt may have lasted too long.
     pub(super) fn due(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Progress {
-        match self.current.take_if(|attempt| attempt.until <= reactor.now()) {
+        match self
+            .current
+            .take_if(|attempt| attempt.until <= reactor.now())
+        {
             Some(attempt) => {
                 let error = io::ErrorKind::TimedOut.into();
                 self.go_on(attempt, error, key, shared, reactor)
@@ -178,12 +181,7 @@ impl Dial {
 
     // Makes attempts until one is under way. Each chooses among the backends of the newest table: who did not answer may
     // have been replaced meanwhile.
-    fn next(
-        &mut self,
-        key: Key,
-        shared: &Shared,
-        reactor: &mut Reactor,
-    ) -> Result<(), DialError> {
+    fn next(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Result<(), DialError> {
         let now = reactor.now();
         loop {
             if self.attempts.made() > 0
@@ -214,9 +212,9 @@ impl Dial {
     fn pick(&mut self, now: Instant) -> Option<(InUse, std::time::Duration)> {
         let wanted = &self.wanted;
         match wanted.route.verdict(wanted.kind, wanted.origin) {
-            Verdict::Serve(backends) => self.attempts.next(|tried| {
-                InUse::pick(&wanted.route, backends, wanted.client_ip, tried, now)
-            }),
+            Verdict::Serve(backends) => self
+                .attempts
+                .next(|tried| InUse::pick(&wanted.route, backends, wanted.client_ip, tried, now)),
             // The port is held closed, or capture drops: only a flow that raced with the change gets here.
             Verdict::Refuse => None,
             Verdict::Silent => {

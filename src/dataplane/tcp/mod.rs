@@ -132,7 +132,9 @@ impl Tcp {
 
     /// A connection goes on where it had to leave off for others.
     pub(super) fn go_on(&mut self, key: Key, reactor: &mut Reactor) {
-        self.with(key, reactor, |connection, buffer, _| connection.go_on(buffer));
+        self.with(key, reactor, |connection, buffer, _| {
+            connection.go_on(buffer)
+        });
     }
 
     /// A dial attempt may have lasted too long.

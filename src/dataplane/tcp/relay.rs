@@ -148,3 +148,102 @@ impl Path for OneWay<'_> {
         pipe.read_back(len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use crate::net::poller::{Events, Interest, Poller};
+
+    use super::super::BUFFER;
+    use super::super::pipe_pool::{pooled_bytes, refuse_pipes};
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (connected, listener.accept().unwrap().0)
+    }
+
+    // A relay between a client and a backend.
+    fn relay() -> (TcpStream, Relay, TcpStream) {
+        let ((client, near), (far, backend)) = (pair(), pair());
+        for socket in [&near, &far] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let relay = Relay::new(Stream::accepted(near), Stream::dialled(far));
+        (client, relay, backend)
+    }
+
+    // Pumps until the end; the two sides are other threads.
+    fn run(relay: &mut Relay) -> Outcome {
+        let poller = Poller::new().unwrap();
+        for (token, stream) in [(0, &relay.client), (1, &relay.backend)] {
+            poller
+                .add(stream.socket(), Interest::Stream, token)
+                .unwrap();
+        }
+        let mut events = Events::new();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            poller.wait(&mut events, None).unwrap();
+            for (token, ready) in events.iter() {
+                let side = [&mut relay.client, &mut relay.backend];
+                side.into_iter()
+                    .nth(usize::try_from(token).unwrap())
+                    .unwrap()
+                    .note(ready);
+            }
+            loop {
+                match relay.pump(&mut buffer, Liveness::default()) {
+                    Outcome::Blocked => break,
+                    Outcome::Yield => {}
+                    end @ (Outcome::Finished | Outcome::Reset(_)) => return end,
+                }
+            }
+        }
+    }
+
+    // 100 MiB through a relay on this thread.
+    fn transfer() {
+        let (mut client, mut relay, mut backend) = relay();
+        // Repeats at no multiple of a buffer's size.
+        let unit: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[1]).collect();
+        let bytes = [&unit[..], b"odd"].concat().repeat(100);
+        let copy = bytes.clone();
+        let sending = thread::spawn(move || client.write_all(&copy).unwrap());
+        let receiving = thread::spawn(move || {
+            let mut got = Vec::new();
+            backend.read_to_end(&mut got).unwrap();
+            got
+        });
+        assert_eq!(run(&mut relay), Outcome::Finished);
+        sending.join().unwrap();
+        assert!(receiving.join().unwrap() == bytes);
+    }
+
+    #[test]
+    fn bulk_goes_through_pipes() {
+        transfer();
+        assert!(pooled_bytes() > 0);
+    }
+
+    #[test]
+    fn bulk_is_copied_where_there_are_no_pipes() {
+        refuse_pipes();
+        transfer();
+        assert_eq!(pooled_bytes(), 0);
+    }
+
+    #[test]
+    fn an_aborted_relay_resets_both_sides() {
+        let (mut client, relay, mut backend) = relay();
+        drop(relay);
+        for end in [&mut client, &mut backend] {
+            let error = end.read(&mut [0; 1]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+}

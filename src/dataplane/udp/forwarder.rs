@@ -173,13 +173,7 @@ impl Forwarder {
     }
 
     // A run of datagrams of one flow.
-    fn forward(
-        &mut self,
-        batch: &mut Batch,
-        slots: Range<usize>,
-        key: Key,
-        reactor: &mut Reactor,
-    ) {
+    fn forward(&mut self, batch: &mut Batch, slots: Range<usize>, key: Key, reactor: &mut Reactor) {
         let now = reactor.now();
         let id = match self.flows.on_client_datagram(&key, now) {
             Action::Forward(id) => id,
