@@ -10,7 +10,7 @@ use crate::capture::plan::Entry;
 use crate::model::{Frontend, Protocol};
 use crate::net::poller::{Interest, Readiness};
 use crate::net::sockets::original_destination;
-use crate::routing::{Destination, RoutingTable};
+use crate::routing::{CountedConnection, Destination, RoutingTable};
 
 use super::super::Listener;
 use super::super::admission::Admitted;
@@ -19,6 +19,7 @@ use super::super::engine::{Key, Reactor, Token};
 use super::super::flow_log::Closed;
 use super::dial::{Dial, DialError, Progress, Wanted};
 use super::exchange::{Outcome, Side};
+use super::proxy_header::proxy_header;
 use super::relay::Relay;
 use super::stream::Stream;
 
@@ -27,6 +28,7 @@ use super::stream::Stream;
 pub(super) struct Connection {
     stage: Stage,
     flow: Admitted,
+    _counted: CountedConnection,
     peer: SocketAddr,
     opened: Instant,
 }
@@ -69,9 +71,10 @@ impl Connection {
         let opened = reactor.now();
         let client = Unserved(Some(Stream::accepted(client)));
         match Dialling::begin(client, peer, &flow.listener, key, reactor) {
-            Ok(dialling) => Some(Self {
+            Ok((dialling, counted)) => Some(Self {
                 stage: Stage::Dialling(Box::new(dialling)),
                 flow,
+                _counted: counted,
                 peer,
                 opened,
             }),
@@ -247,22 +250,23 @@ impl Dialling {
         listener: &Listener,
         key: Key,
         reactor: &mut Reactor,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<(Self, CountedConnection), Refusal> {
         let Some(stream) = &client.0 else {
             return Err(DialError::ClientGone.into());
         };
         let socket = stream.socket();
-        let wanted = wanted(socket, peer, listener)?;
+        let (wanted, counted) = wanted(socket, peer, listener)?;
         let dial = Dial::begin(wanted, key, &listener.shared, reactor)?;
         // Watched from here on, so that what it says or that it goes is known when the backend answers.
         reactor
             .watch(socket, Interest::Stream, Token::Client(key))
             .map_err(DialError::Shortage)?;
-        Ok(Self {
+        let dialling = Self {
             client,
             dial,
             settled: false,
-        })
+        };
+        Ok((dialling, counted))
     }
 }
 
@@ -273,6 +277,8 @@ enum Refusal {
     Uncaptured,
     #[error("its Service is gone")]
     NoService,
+    #[error("its Service has as many connections as it may have")]
+    MaxConnections,
     #[error(transparent)]
     Dial(#[from] DialError),
 }
@@ -282,6 +288,7 @@ impl Refusal {
         match self {
             Self::Uncaptured => "uncaptured",
             Self::NoService => "no_backend",
+            Self::MaxConnections => "max_connections",
             Self::Dial(error) => error.reason(),
         }
     }
@@ -309,39 +316,55 @@ impl Refusal {
     }
 }
 
-// Finds the route.
-fn wanted(client: &TcpStream, peer: SocketAddr, listener: &Listener) -> Result<Wanted, Refusal> {
+// Finds the route, and what its Service allows and asks for.
+fn wanted(
+    client: &TcpStream,
+    peer: SocketAddr,
+    listener: &Listener,
+) -> Result<(Wanted, CountedConnection), Refusal> {
     let table = listener.shared.table.load();
-    let Destination { kind, route } = destination(client, peer, listener, &table)?;
-    Ok(Wanted {
+    let (Destination { kind, route }, used) = destination(client, peer, listener, &table)?;
+    let counted = route.load.admit(route.knobs.max_connections);
+    let counted = counted.ok_or(Refusal::MaxConnections)?;
+    let header = match route.knobs.proxy_protocol {
+        None => Vec::new(),
+        Some(version) => {
+            let used = used.map_or_else(|| client.local_addr(), Ok);
+            let used = used.map_err(|_reset| DialError::ClientGone)?;
+            proxy_header(version, peer, used)
+        }
+    };
+    let wanted = Wanted {
         client_ip: peer.ip().to_canonical(),
         origin: table.node.origin(peer.ip()),
         kind,
         route,
-        header: Vec::new(),
-    })
+        header,
+    };
+    Ok((wanted, counted))
 }
 
-// A redirected connection must have been going to the service port of this listener; that it arrived proves nothing.
+// What the client wanted, and the address that it used where that is not the socket's own. A redirected connection must
+// have been going to the service port of this listener; that it arrived proves nothing.
 fn destination(
     client: &TcpStream,
     peer: SocketAddr,
     listener: &Listener,
     table: &RoutingTable,
-) -> Result<Destination, Refusal> {
+) -> Result<(Destination, Option<SocketAddr>), Refusal> {
     match listener.id.entry {
         Entry::At(_, kind) => {
             let route = table.route(&listener.id.route).ok_or(Refusal::NoService)?;
-            Ok(Destination {
-                kind,
-                route: route.clone(),
-            })
+            let route = route.clone();
+            Ok((Destination { kind, route }, None))
         }
         Entry::All | Entry::ClusterIp | Entry::External => original_destination(client, &peer)
             .ok()
-            .map(|addr| Frontend::new(addr, Protocol::Tcp))
-            .and_then(|frontend| table.destination(&frontend))
-            .filter(|destination| destination.route.key == listener.id.route)
+            .and_then(|used| {
+                let frontend = Frontend::new(used, Protocol::Tcp);
+                Some((table.destination(&frontend)?, Some(used)))
+            })
+            .filter(|(destination, _)| destination.route.key == listener.id.route)
             .ok_or(Refusal::Uncaptured),
     }
 }

@@ -15,6 +15,7 @@ mod dial;
 mod direction;
 mod exchange;
 mod pipe_pool;
+mod proxy_header;
 mod relay;
 mod settling;
 #[cfg(test)]
