@@ -137,10 +137,11 @@ impl Stream {
         }
         let outcome = read(&self.socket);
         if let Err(error) = &outcome {
-            match error.kind() {
-                io::ErrorKind::WouldBlock => self.readable = false,
-                io::ErrorKind::Interrupted => {}
-                _reported => self.broken = false,
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.readable = false;
+            } else {
+                // The call has reported what was wrong.
+                self.broken = false;
             }
         }
         outcome
@@ -152,10 +153,11 @@ impl Stream {
         }
         let outcome = write(&self.socket);
         if let Err(error) = &outcome {
-            match error.kind() {
-                io::ErrorKind::WouldBlock => self.writable = false,
-                io::ErrorKind::Interrupted => {}
-                _reported => self.broken = false,
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.writable = false;
+            } else {
+                // The call has reported what was wrong.
+                self.broken = false;
             }
         }
         outcome
