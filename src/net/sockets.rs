@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use tokio::net::TcpSocket;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096).
 const BACKLOG: i32 = 4096;
@@ -173,6 +174,20 @@ pub fn listen_in_both_families(port: u16) -> io::Result<std::net::TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// A TCP socket to dial `addr` with from a task: `TCP_NODELAY`, keepalive with the kernel's timing.
+///
+/// # Errors
+/// Those of `socket(2)`, above all shortages.
+pub fn dialling(addr: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    socket.set_keepalive(true)?;
+    Ok(socket)
 }
 
 /// A nonblocking UDP socket connected to `addr`.

@@ -193,6 +193,11 @@ impl Cluster {
         self.ask("explain", words)
     }
 
+    /// Runs `viaduct load`, without its progress line.
+    pub(crate) fn load(&self, words: &[&str]) -> std::process::Output {
+        self.ask("load", &[words, &["--quiet"]].concat())
+    }
+
     fn ask(&self, command: &str, words: &[&str]) -> std::process::Output {
         Command::new(env!("CARGO_BIN_EXE_viaduct"))
             .arg(command)
