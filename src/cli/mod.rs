@@ -14,6 +14,7 @@ mod load;
 mod man;
 mod run;
 mod try_commands;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
