@@ -1,0 +1,131 @@
+//! One attempt at one probe: within its time, within the bound on how many run at once, and counted.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::control::{Handler, Outcome, ProbeKind, ProbeSpec};
+
+use super::metrics::Metrics;
+use super::{ExecProbes, connect, exec, grpc, http, tls};
+
+/// Connections of probes at a time. Past it a probe waits for its turn before its timeout begins, and is counted; so
+/// targets that let every probe time out can delay the others, by their own timeouts.
+const MAX_CONNECTIONS: usize = 512;
+
+/// Commands of probes at a time, with the same rule.
+const MAX_COMMANDS: usize = 32;
+
+/// Characters of what a probe met that are kept.
+const MAX_TEXT: usize = 200;
+
+/// How one attempt went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// Well.
+    Success,
+    /// Well enough, but somebody may want to know.
+    Warning(String),
+    /// The container did not answer as it should.
+    Failure(String),
+    /// The probe could not be run.
+    Malfunction(String),
+}
+
+impl Attempt {
+    /// What it counts as.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Success | Self::Warning(_) => Outcome::Success,
+            Self::Failure(_) => Outcome::Failure,
+            Self::Malfunction(_) => Outcome::Unknown,
+        }
+    }
+
+    /// What it met, on one line of bounded length; empty if all was well.
+    pub(super) fn into_text(self) -> String {
+        let text = match self {
+            Self::Success => String::new(),
+            Self::Warning(text) | Self::Failure(text) | Self::Malfunction(text) => text,
+        };
+        let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+        printable.take(MAX_TEXT).collect()
+    }
+}
+
+/// What all attempts share.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    exec: ExecProbes,
+    connections: Semaphore,
+    commands: Semaphore,
+    tls: Arc<ClientConfig>,
+    /// What is counted.
+    pub(super) metrics: Metrics,
+}
+
+impl Attempts {
+    /// None has been made yet.
+    pub(super) fn new(exec: ExecProbes, metrics: Metrics) -> Self {
+        Self {
+            exec,
+            connections: Semaphore::new(MAX_CONNECTIONS),
+            commands: Semaphore::new(MAX_COMMANDS),
+            tls: tls::trusting_everybody(),
+            metrics,
+        }
+    }
+
+    /// Makes one.
+    pub(super) async fn run(&self, kind: ProbeKind, spec: &ProbeSpec) -> Attempt {
+        let network = &self.connections;
+        let attempt = match &spec.handler {
+            Handler::HttpGet(get) => {
+                let probe = http::probe(get, self.tls.clone());
+                self.bounded(network, spec, probe).await
+            }
+            Handler::TcpSocket { host, port } => {
+                let probe = connect::probe(host, *port);
+                self.bounded(network, spec, probe).await
+            }
+            Handler::Grpc { ip, port, service } => {
+                let probe = grpc::probe(*ip, *port, service);
+                self.bounded(network, spec, probe).await
+            }
+            Handler::Exec(command) => match self.exec {
+                ExecProbes::Allowed => {
+                    let probe = exec::probe(command);
+                    self.bounded(&self.commands, spec, probe).await
+                }
+                ExecProbes::Refused => {
+                    Attempt::Malfunction("exec probes are switched off".to_owned())
+                }
+            },
+            Handler::Unusable(reason) => Attempt::Malfunction(reason.clone()),
+        };
+        self.metrics.count(kind, attempt.outcome());
+        attempt
+    }
+
+    async fn bounded(
+        &self,
+        bound: &Semaphore,
+        spec: &ProbeSpec,
+        probe: impl Future<Output = Attempt>,
+    ) -> Attempt {
+        let turn = match bound.try_acquire() {
+            Ok(turn) => Ok(turn),
+            Err(_) => {
+                self.metrics.delayed.inc();
+                bound.acquire().await
+            }
+        };
+        let _turn = turn.expect("these semaphores are never closed");
+        let timed = tokio::time::timeout(spec.timeout, probe).await;
+        timed.unwrap_or_else(|_| {
+            Attempt::Failure(format!("no answer within {}s", spec.timeout.as_secs()))
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! Probes against small real servers on loopback.
