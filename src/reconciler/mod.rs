@@ -1,7 +1,7 @@
 //! The reconciler: the one task that owns all service state.
 //!
 //! ```text
-//!  manifests ─► intake (control plane) ─► standalone ─► events ─► TableBuilder ─► program: listeners, table, rules
+//!  manifests ─► intake (control plane) ─► store ─► events ─► TableBuilder ─► program: listeners, table, rules
 //!  interfaces ──────────────────────────────────────► NodeView ──┘
 //! ```
 //!
@@ -20,6 +20,7 @@ mod remark;
 mod rules;
 mod simulated;
 mod standalone;
+mod store;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -49,7 +50,8 @@ use effects::Live;
 use intake::Intake;
 use kept::KeptAllocations;
 use program::Programmer;
-use standalone::{Outcome, Standalone};
+use standalone::Standalone;
+use store::Outcome;
 
 pub use remark::Remark;
 pub use verify::verify;
