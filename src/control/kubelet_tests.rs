@@ -113,14 +113,14 @@ fn a_pod_is_not_ready_until_its_probe_says_so() {
     let condition = ready_condition(&mut plane);
     assert_eq!(condition["status"], "False");
     assert_eq!(condition["reason"], "ContainersNotReady");
-    assert_eq!(
-        condition["message"],
-        "containers with unready status: [c]"
-    );
+    assert_eq!(condition["message"], "containers with unready status: [c]");
     assert!(plane.report_probe(&targets[0], Readiness::Ready));
     assert_eq!(endpoint(&mut plane), READY);
     assert_eq!(ready_condition(&mut plane)["reason"], Value::Null);
-    assert!(!plane.report_probe(&targets[0], Readiness::Ready), "no news");
+    assert!(
+        !plane.report_probe(&targets[0], Readiness::Ready),
+        "no news"
+    );
     assert!(plane.report_probe(&targets[0], Readiness::NotReady));
     assert_eq!(endpoint(&mut plane), NOT_READY);
 }

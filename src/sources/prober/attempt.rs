@@ -71,8 +71,16 @@ impl Attempts {
     pub(super) fn new(exec: ExecProbes, metrics: Metrics) -> Self {
         Self {
             exec,
-            connections: Semaphore::new(MAX_CONNECTIONS),
-            commands: Semaphore::new(MAX_COMMANDS),
+            ..Self::with_bounds(MAX_CONNECTIONS, MAX_COMMANDS, metrics)
+        }
+    }
+
+    /// With other bounds, and commands allowed.
+    pub(super) fn with_bounds(connections: usize, commands: usize, metrics: Metrics) -> Self {
+        Self {
+            exec: ExecProbes::Allowed,
+            connections: Semaphore::new(connections),
+            commands: Semaphore::new(commands),
             tls: tls::trusting_everybody(),
             metrics,
         }

@@ -16,7 +16,10 @@ pub(super) async fn probe(host: &str, port: u16) -> Attempt {
 
 /// A connection to an address or a name; every address of a name is tried in turn.
 pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    TcpStream::connect((host, port))
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("connecting to {host} port {port}: {error}")))
+    TcpStream::connect((host, port)).await.map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("connecting to {host} port {port}: {error}"),
+        )
+    })
 }

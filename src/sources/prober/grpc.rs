@@ -45,7 +45,11 @@ async fn check(ip: IpAddr, port: u16, service: &str) -> Result<u64, String> {
         .await
         .map_err(|error| error.to_string())?;
     let (sender, connection) = h2::client::handshake(stream).await.map_err(told)?;
-    alongside(call(sender, std::net::SocketAddr::new(ip, port), service), connection).await
+    alongside(
+        call(sender, std::net::SocketAddr::new(ip, port), service),
+        connection,
+    )
+    .await
 }
 
 async fn call(
@@ -103,10 +107,7 @@ async fn send(body: &mut h2::SendStream<Bytes>, mut message: Bytes) -> Result<()
     Ok(())
 }
 
-fn well(
-    status: Option<&hyper::header::HeaderValue>,
-    headers: &HeaderMap,
-) -> Result<(), String> {
+fn well(status: Option<&hyper::header::HeaderValue>, headers: &HeaderMap) -> Result<(), String> {
     let text = |value: Option<&hyper::header::HeaderValue>| {
         let bytes = value.map(hyper::header::HeaderValue::as_bytes);
         String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
@@ -116,7 +117,9 @@ fn well(
         "" => Err("the answer has no gRPC status".to_owned()),
         code => {
             let message = text(headers.get("grpc-message"));
-            Err(format!("gRPC status {code} {message}").trim_end().to_owned())
+            Err(format!("gRPC status {code} {message}")
+                .trim_end()
+                .to_owned())
         }
     }
 }

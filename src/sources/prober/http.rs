@@ -151,7 +151,10 @@ async fn read(response: Response<Incoming>) -> Result<Answer, String> {
     let location = match (status.as_u16(), response.headers().get(LOCATION)) {
         (301 | 302 | 303 | 307 | 308, Some(location)) => {
             let text = location.to_str();
-            Some(text.map_err(|_| "redirect to no text".to_owned())?.to_owned())
+            Some(
+                text.map_err(|_| "redirect to no text".to_owned())?
+                    .to_owned(),
+            )
         }
         (_, _) => None,
     };
@@ -161,7 +164,8 @@ async fn read(response: Response<Incoming>) -> Result<Answer, String> {
         while n_read < MAX_BODY
             && let Some(frame) = body.frame().await
         {
-            let frame = frame.map_err(|error| format!("HTTP status {status}, then {}", told(error)))?;
+            let frame =
+                frame.map_err(|error| format!("HTTP status {status}, then {}", told(error)))?;
             n_read += frame.data_ref().map_or(0, Bytes::len);
         }
     }
@@ -169,10 +173,7 @@ async fn read(response: Response<Incoming>) -> Result<Answer, String> {
 }
 
 /// Awaits `work` while the connection that it needs is driven.
-pub(super) async fn alongside<T>(
-    work: impl Future<Output = T>,
-    connection: impl Future,
-) -> T {
+pub(super) async fn alongside<T>(work: impl Future<Output = T>, connection: impl Future) -> T {
     match select(pin!(work), pin!(connection)).await {
         Either::Left((done, _)) => done,
         // What had come before the connection ended is still there to be read.
@@ -225,7 +226,11 @@ fn headers_of(get: &HttpGet) -> Result<HeaderMap, String> {
             headers.append(parsed, value);
         }
     }
-    for (name, default) in [(USER_AGENT, Some(AGENT)), (ACCEPT, Some("*/*")), (HOST, None)] {
+    for (name, default) in [
+        (USER_AGENT, Some(AGENT)),
+        (ACCEPT, Some("*/*")),
+        (HOST, None),
+    ] {
         match (headers.get(&name), default) {
             (Some(value), _) if value.is_empty() => {
                 headers.remove(&name);

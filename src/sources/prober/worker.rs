@@ -8,10 +8,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::control::{ProbeKind, ProbePlan, ProbeSpec, ProbeState, ProbeTarget, Readiness, Step};
+use crate::control::{
+    Outcome, ProbeKind, ProbePlan, ProbeSpec, ProbeState, ProbeTarget, Readiness, Step,
+};
 
 use super::ProbeReport;
-use super::attempt::{Attempt, Attempts};
+use super::attempt::Attempts;
 
 /// Probes `target` until there is nothing left to probe or nobody to report to.
 pub(super) async fn probe(
@@ -48,7 +50,7 @@ pub(super) async fn probe(
         let text = attempt.into_text();
         debug!(pod = %target.pod, container = &*target.container, probe = kind.as_str(), ?outcome, reason = text, "probed");
         state.on_outcome(kind, outcome, Instant::now());
-        if outcome == crate::control::Outcome::Unknown {
+        if outcome == Outcome::Unknown {
             // Once for each reason, not for each probe.
             if malfunction.as_deref() != Some(&text) {
                 warn!(pod = %target.pod, container = &*target.container, probe = kind.as_str(), error = text, "probe cannot be run");
