@@ -52,13 +52,12 @@ fn pod(more: Value) -> Object {
 }
 
 fn merge(into: &mut Value, more: Value) {
-    match more {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                merge(&mut into[key], value);
-            }
+    if let Value::Object(fields) = more {
+        for (key, value) in fields {
+            merge(&mut into[key], value);
         }
-        other => *into = other,
+    } else {
+        *into = more;
     }
 }
 

@@ -16,4 +16,5 @@ mod explain;
 mod get;
 mod health;
 mod house_rules;
+mod readiness;
 mod scenarios;

@@ -1,8 +1,10 @@
 //! One attempt at one probe: within its time, within the bound on how many run at once, and counted.
 
-use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls::ClientConfig;
 
@@ -88,40 +90,45 @@ impl Attempts {
 
     /// Makes one.
     pub(super) async fn run(&self, kind: ProbeKind, spec: &ProbeSpec) -> Attempt {
-        let network = &self.connections;
-        let attempt = match &spec.handler {
-            Handler::HttpGet(get) => {
-                let probe = http::probe(get, self.tls.clone());
-                self.bounded(network, spec, probe).await
-            }
-            Handler::TcpSocket { host, port } => {
-                let probe = connect::probe(host, *port);
-                self.bounded(network, spec, probe).await
-            }
-            Handler::Grpc { ip, port, service } => {
-                let probe = grpc::probe(*ip, *port, service);
-                self.bounded(network, spec, probe).await
-            }
-            Handler::Exec(command) => match self.exec {
-                ExecProbes::Allowed => {
-                    let probe = exec::probe(command);
-                    self.bounded(&self.commands, spec, probe).await
-                }
-                ExecProbes::Refused => {
-                    Attempt::Malfunction("exec probes are switched off".to_owned())
-                }
-            },
-            Handler::Unusable(reason) => Attempt::Malfunction(reason.clone()),
+        let attempt = match self.prepare(&spec.handler) {
+            Ok((bound, probe)) => self.bounded(bound, spec.timeout, probe).await,
+            Err(reason) => Attempt::Malfunction(reason),
         };
         self.metrics.count(kind, attempt.outcome());
         attempt
     }
 
+    // What is to be done, and whose turn it needs. Boxed, so that a worker that waits is small.
+    fn prepare<'a>(
+        &'a self,
+        handler: &'a Handler,
+    ) -> Result<(&'a Semaphore, BoxFuture<'a, Attempt>), String> {
+        match handler {
+            Handler::HttpGet(get) => {
+                let probe = http::probe(get, self.tls.clone());
+                Ok((&self.connections, probe.boxed()))
+            }
+            Handler::TcpSocket { host, port } => {
+                let probe = connect::probe(host, *port);
+                Ok((&self.connections, probe.boxed()))
+            }
+            Handler::Grpc { ip, port, service } => {
+                let probe = grpc::probe(*ip, *port, service);
+                Ok((&self.connections, probe.boxed()))
+            }
+            Handler::Exec(command) => match self.exec {
+                ExecProbes::Allowed => Ok((&self.commands, exec::probe(command).boxed())),
+                ExecProbes::Refused => Err("exec probes are switched off".to_owned()),
+            },
+            Handler::Unusable(reason) => Err(reason.clone()),
+        }
+    }
+
     async fn bounded(
         &self,
         bound: &Semaphore,
-        spec: &ProbeSpec,
-        probe: impl Future<Output = Attempt>,
+        timeout: Duration,
+        probe: BoxFuture<'_, Attempt>,
     ) -> Attempt {
         let turn = match bound.try_acquire() {
             Ok(turn) => Ok(turn),
@@ -131,9 +138,9 @@ impl Attempts {
             }
         };
         let _turn = turn.expect("these semaphores are never closed");
-        let timed = tokio::time::timeout(spec.timeout, probe).await;
+        let timed = tokio::time::timeout(timeout, probe).await;
         timed.unwrap_or_else(|_| {
-            Attempt::Failure(format!("no answer within {}s", spec.timeout.as_secs()))
+            Attempt::Failure(format!("no answer within {}s", timeout.as_secs()))
         })
     }
 }

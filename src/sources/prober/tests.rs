@@ -105,18 +105,14 @@ fn spec(handler: Handler, timeout: u64) -> ProbeSpec {
 
 #[track_caller]
 fn assert_fails(attempt: Attempt, with: &str) {
-    match attempt {
-        Attempt::Failure(text) => assert!(text.contains(with), "{text}"),
-        other => panic!("{other:?} is no failure with {with}"),
-    }
+    let failed = matches!(&attempt, Attempt::Failure(text) if text.contains(with));
+    assert!(failed, "{attempt:?} is no failure with {with}");
 }
 
 #[track_caller]
 fn assert_warns(attempt: Attempt, of: &str) {
-    match attempt {
-        Attempt::Warning(text) => assert!(text.contains(of), "{text}"),
-        other => panic!("{other:?} is no warning of {of}"),
-    }
+    let warned = matches!(&attempt, Attempt::Warning(text) if text.contains(of));
+    assert!(warned, "{attempt:?} is no warning of {of}");
 }
 
 #[tokio::test]
@@ -574,7 +570,7 @@ fn changes(ip: Ipv4Addr, container: &serde_json::Value) -> Vec<ProbeChange> {
 fn id_of(changes: &[ProbeChange]) -> ProbeId {
     match &changes[0] {
         ProbeChange::Start(target) => target.id,
-        other => panic!("{other:?}"),
+        ProbeChange::Terminate(id) | ProbeChange::Stop(id) => panic!("{id:?} was never started"),
     }
 }
 

@@ -44,8 +44,7 @@ pub(super) async fn probe(
         let Some(spec) = spec_of(&target.plan, kind) else {
             return;
         };
-        // Boxed, so that a worker that waits is small.
-        let attempt = Box::pin(attempts.run(kind, spec)).await;
+        let attempt = attempts.run(kind, spec).await;
         let outcome = attempt.outcome();
         let text = attempt.into_text();
         debug!(pod = %target.pod, container = &*target.container, probe = kind.as_str(), ?outcome, reason = text, "probed");
