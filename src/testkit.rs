@@ -261,5 +261,6 @@ pub(crate) fn route(key: ServicePortKey) -> Route {
         node_port: None,
         source_ranges: Vec::new(),
         balancer: Arc::new(FirstUntried),
+        load: Arc::default(),
     }
 }

@@ -1,15 +1,18 @@
 //! `viaduct get`: asks a running viaduct over its admin socket and prints what it says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
 use crate::admin::{Resource, TableView};
 use crate::config::default_admin_socket;
 
 use super::ask::{ask, escape, pretty};
 use super::print;
+use super::watch::Seen;
 
 #[derive(Debug, Args)]
 pub(super) struct Get {
@@ -27,6 +30,9 @@ pub(super) struct Get {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// Go on and print what changes
+    #[arg(short, long)]
+    watch: bool,
     /// Admin socket of the viaduct to ask
     #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
     admin_socket: Option<PathBuf>,
@@ -55,17 +61,22 @@ fn parse_resource(name: &str) -> Result<&'static str, String> {
     known.copied().ok_or_else(|| format!("known are {}", all()))
 }
 
+/// How often a watch asks.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
 impl Get {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let socket = self
             .admin_socket
             .clone()
             .unwrap_or_else(default_admin_socket);
+        if self.watch {
+            return self.watch(&socket).await;
+        }
         let answer = ask(&socket, &self.url()).await?;
         let text = match self.output {
             Output::Table | Output::Wide => {
-                let table: TableView =
-                    serde_json::from_slice(&answer).context("reading the answer")?;
+                let table = read_table(&answer)?;
                 if table.rows.is_empty() {
                     self.nothing_found()?;
                     return Ok(());
@@ -73,13 +84,51 @@ impl Get {
                 align(&table, self.all_namespaces)
             }
             Output::Json => pretty(&answer)?,
-            Output::Yaml => {
-                let list: serde_json::Value =
-                    serde_json::from_slice(&answer).context("reading the answer")?;
-                serde_saphyr::to_string(&list).context("writing YAML")?
-            }
+            Output::Yaml => yaml(&read_list(&answer)?)?,
         };
         print(&text)
+    }
+
+    // Ends when the process that is asked does.
+    async fn watch(&self, socket: &Path) -> anyhow::Result<()> {
+        let mut seen = Seen::default();
+        let mut headings = true;
+        let mut ticks = tokio::time::interval(WATCH_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let answer = ask(socket, &self.url()).await?;
+            let text = match self.output {
+                Output::Table | Output::Wide => {
+                    self.changed_rows(&read_table(&answer)?, &mut seen, &mut headings)
+                }
+                Output::Json => changed_items(&answer, &mut seen, |item| {
+                    Ok(serde_json::to_string_pretty(item)? + "\n")
+                })?,
+                Output::Yaml => changed_items(&answer, &mut seen, |item| {
+                    Ok(format!("---\n{}", yaml(item)?))
+                })?,
+            };
+            print(&text)?;
+        }
+    }
+
+    // Aligned within one answer; the headings stand above the first.
+    fn changed_rows(&self, table: &TableView, seen: &mut Seen, headings: &mut bool) -> String {
+        let changes = seen.rows(table);
+        let mut text = String::new();
+        if !changes.changed.is_empty() {
+            let changed = TableView {
+                columns: table.columns.clone(),
+                rows: changes.changed,
+            };
+            let all = align(&changed, self.all_namespaces);
+            let skipped = usize::from(!std::mem::replace(headings, false));
+            text.extend(all.split_inclusive('\n').skip(skipped));
+        }
+        for key in changes.gone {
+            text.push_str(&format!("{}{GAP}gone\n", key.replace('\t', GAP)));
+        }
+        text
     }
 
     fn url(&self) -> String {
@@ -107,6 +156,27 @@ impl Get {
         }
         Ok(())
     }
+}
+
+fn read_table(answer: &[u8]) -> anyhow::Result<TableView> {
+    serde_json::from_slice(answer).context("reading the answer")
+}
+
+fn read_list(answer: &[u8]) -> anyhow::Result<Value> {
+    serde_json::from_slice(answer).context("reading the answer")
+}
+
+fn yaml(value: &Value) -> anyhow::Result<String> {
+    serde_saphyr::to_string(value).context("writing YAML")
+}
+
+fn changed_items(
+    answer: &[u8],
+    seen: &mut Seen,
+    write: impl Fn(&Value) -> anyhow::Result<String>,
+) -> anyhow::Result<String> {
+    let changes = seen.items(&read_list(answer)?);
+    changes.changed.iter().map(write).collect()
 }
 
 /// Between columns.

@@ -5,11 +5,16 @@
 mod ask;
 mod check;
 mod cleanup;
+mod completion;
 mod dev;
+mod echo;
 mod explain;
 mod get;
+mod load;
+mod man;
 mod run;
 mod try_commands;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -58,6 +63,14 @@ enum Command {
     Explain(explain::Explain),
     /// Validate manifests as an API server would, without running
     Check(check::Check),
+    /// Send load to a Service or an address and report what came of it
+    Load(Box<load::Load>),
+    /// Answer as a simulated backend
+    Echo(echo::Echo),
+    /// Print the completion script of a shell
+    Completion(completion::Completion),
+    /// Print the manual page
+    Man(man::Man),
     /// Remove every rule that viaduct owns
     Cleanup(cleanup::Cleanup),
 }
@@ -66,7 +79,12 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_filter = match cli.command {
-        Command::Dev(_) | Command::Check(_) => "warn",
+        Command::Dev(_)
+        | Command::Check(_)
+        | Command::Load(_)
+        | Command::Echo(_)
+        | Command::Completion(_)
+        | Command::Man(_) => "warn",
         Command::Run(_) | Command::Get(_) | Command::Explain(_) | Command::Cleanup(_) => "info",
     };
     let format = match cli.log_format {
@@ -97,6 +115,10 @@ pub fn main() -> ExitCode {
             Command::Get(command) => command.run().await.map(done),
             Command::Explain(command) => command.run().await,
             Command::Check(command) => command.run(),
+            Command::Load(command) => command.run().await,
+            Command::Echo(command) => command.run().await.map(done),
+            Command::Completion(command) => command.run().map(done),
+            Command::Man(command) => command.run().map(done),
             Command::Cleanup(command) => command.run().await.map(done),
         }
     });

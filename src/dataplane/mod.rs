@@ -37,6 +37,7 @@ use thread::DataThread;
 
 pub use listeners::OpenError;
 pub use metrics::Metrics;
+pub use tcp::Effort;
 
 /// What can be set.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Config {
     pub threads: usize,
     /// After how long without a datagram a UDP flow ends, where its Service does not say.
     pub udp_idle_timeout: Duration,
+    /// How a TCP connection tries to reach a backend, where its Service does not say.
+    pub effort: Effort,
     /// TCP connections at a time; 0 = as many as there are descriptors for.
     pub max_flows: usize,
     /// UDP flows at a time; 0 = as many as half of the descriptors allow.
@@ -57,6 +60,7 @@ impl Default for Config {
             threads: 0,
             // Twice what kernel connection tracking grants a flow without replies.
             udp_idle_timeout: Duration::from_secs(60),
+            effort: Effort::default(),
             max_flows: 0,
             max_udp_flows: 0,
         }
@@ -97,6 +101,7 @@ impl Dataplane {
             metrics,
             admission,
             udp_idle_timeout: config.udp_idle_timeout,
+            effort: config.effort,
         });
         let threads = (0..threads)
             .map(DataThread::start)
@@ -169,6 +174,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     admission: Admission,
     udp_idle_timeout: Duration,
+    effort: Effort,
 }
 
 /// A listener, as its flows see it. Each data thread has its own.

@@ -8,6 +8,7 @@ pub mod connections;
 pub mod conntrack;
 pub mod descriptors;
 pub mod message_addresses;
+pub mod pace_timer;
 pub mod pipes;
 pub mod poller;
 pub mod readable;

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::pace_timer::AlarmClock;
 use super::poller::Poller;
 
 /// Types that own one descriptor, the same from birth to drop.
@@ -18,11 +19,13 @@ pub trait OwnsDescriptor: AsRawFd + owned::Sealed {}
 
 impl OwnsDescriptor for UdpSocket {}
 impl OwnsDescriptor for Poller {}
+impl OwnsDescriptor for AlarmClock {}
 
 mod owned {
     pub trait Sealed {}
     impl Sealed for super::UdpSocket {}
     impl Sealed for super::Poller {}
+    impl Sealed for super::AlarmClock {}
 }
 
 /// Registers `inner` with the current runtime's reactor.

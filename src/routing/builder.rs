@@ -16,7 +16,7 @@ use super::backends::{Figures, carry_figures, endpoints_of, serving, shuffled_ba
 use super::claims::{Claim, Claims};
 use super::eligible::eligible;
 use super::frontends::{is_proxied, source_ranges, wanted_frontends};
-use super::{BalancerFactory, Conflict, NodeView, Route, RoutingTable, ServiceEntry};
+use super::{BalancerFactory, Conflict, NodeView, Route, RoutingTable, ServiceEntry, ServiceLoad};
 
 /// The facts behind the table, and what has changed since the last build.
 pub struct TableBuilder {
@@ -196,6 +196,8 @@ impl TableBuilder {
             .collect();
         let old_routes = before.as_deref().map_or(&[][..], |entry| &entry.routes);
         let ports = service.as_deref().map_or_else(Vec::new, proxied_ports);
+        let load = before.as_deref().map(|entry| entry.load.clone());
+        let load = load.unwrap_or_default();
 
         // Claims before routes, all of them: within a Service a renamed port passes its addresses on.
         for route in old_routes {
@@ -210,13 +212,14 @@ impl TableBuilder {
                 self.claim(key, wanted_claims(service, port, key.family));
             }
             for (key, port) in ports {
-                routes.push(self.make_route(service, port, key, &slices));
+                routes.push(self.make_route(service, port, key, &slices, &load));
             }
         }
         let entry = service.map(|service| ServiceEntry {
             service,
             slices,
             routes,
+            load,
         });
         self.table.replace(name, entry);
     }
@@ -235,6 +238,7 @@ impl TableBuilder {
         port: &ServicePort,
         key: ServicePortKey,
         slices: &[Arc<EndpointSlice>],
+        load: &Arc<ServiceLoad>,
     ) -> Arc<Route> {
         let node = &self.table.node;
         let endpoints = endpoints_of(port, key.family, slices);
@@ -274,6 +278,7 @@ impl TableBuilder {
             node_port,
             source_ranges: source_ranges(service, key.family),
             balancer,
+            load: load.clone(),
             key: key.clone(),
         };
         self.figures.insert(key, figures);

@@ -95,6 +95,7 @@ mod tests {
             service: Arc::new(service),
             slices: slices.into_iter().map(Arc::new).collect(),
             routes: Vec::new(),
+            load: Arc::default(),
         }
     }
 

@@ -20,6 +20,7 @@ mod explanation;
 mod frontends;
 mod health_checks;
 mod judge;
+mod load;
 mod remarks;
 mod replace;
 mod route;
@@ -39,6 +40,7 @@ pub use explanation::{
 pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
 pub use health_checks::HealthCheck;
 pub use judge::{Standing, Topology};
+pub use load::{CountedConnection, ServiceLoad};
 pub use route::{Backend, Live, Route, Verdict};
 pub use table::{Destination, Published, RoutingTable, ServiceEntry};
 pub use target::{InvalidTarget, Target, UnknownTarget};

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::model::{Algorithm, Frontend, Knobs, NodeName, ServicePortKey, TrafficPolicy};
 
-use super::{Balancer, FrontendKind, Origin};
+use super::{Balancer, FrontendKind, Origin, ServiceLoad};
 
 /// An endpoint judged eligible.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ pub struct Route {
     pub source_ranges: Vec<IpNet>,
     /// The algorithm's state.
     pub balancer: Arc<dyn Balancer>,
+    /// The TCP connections of the whole Service; all its routes have the same one.
+    pub load: Arc<ServiceLoad>,
 }
 
 /// What becomes of a flow.

@@ -12,7 +12,7 @@ use crate::model::{
 };
 
 use super::by_address::ByAddress;
-use super::{FrontendKind, NodeView, Route};
+use super::{FrontendKind, NodeView, Route, ServiceLoad};
 
 /// All routes and names at one moment. Cloning shares everything.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +42,8 @@ pub struct ServiceEntry {
     pub slices: Vec<Arc<EndpointSlice>>,
     /// Its routes: service ports in order, IPv4 before IPv6. Empty if it is not proxied.
     pub routes: Vec<Arc<Route>>,
+    /// Its TCP connections; the same object as long as the Service exists.
+    pub load: Arc<ServiceLoad>,
 }
 
 /// Where a captured flow wanted to go.

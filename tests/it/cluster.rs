@@ -194,9 +194,27 @@ impl Cluster {
         self.ask("get", words)
     }
 
+    /// Begins `viaduct get --watch`.
+    pub(crate) fn watch(&self, words: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_viaduct"))
+            .args(["get", "--watch"])
+            .args(words)
+            .arg("--admin-socket")
+            .arg(self.root.path().join("admin.sock"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
     /// Runs `viaduct explain`.
     pub(crate) fn explain(&self, words: &[&str]) -> std::process::Output {
         self.ask("explain", words)
+    }
+
+    /// Runs `viaduct load`, without its progress line.
+    pub(crate) fn load(&self, words: &[&str]) -> std::process::Output {
+        self.ask("load", &[words, &["--quiet"]].concat())
     }
 
     fn ask(&self, command: &str, words: &[&str]) -> std::process::Output {

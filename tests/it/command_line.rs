@@ -133,3 +133,23 @@ fn a_second_viaduct_on_one_admin_socket_is_a_failure_that_says_so() {
         error(&output)
     );
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_subcommand() {
+    let script = viaduct(&["completion", "bash"]);
+    let script = String::from_utf8(script.stdout).unwrap();
+    for words in [&["man"][..], &["man", "load"]] {
+        let page = viaduct(words);
+        assert_eq!(page.status.code(), Some(0), "{}", error(&page));
+        let page = String::from_utf8(page.stdout).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{page}");
+    }
+    for name in [
+        "run", "dev", "get", "explain", "check", "load", "echo", "cleanup",
+    ] {
+        assert!(script.contains(&format!("viaduct,{name})")), "{name}");
+    }
+    let unknown = viaduct(&["man", "nosuch"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(error(&unknown).contains("nosuch"), "{}", error(&unknown));
+}

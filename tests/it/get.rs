@@ -1,5 +1,7 @@
 //! `viaduct get`: tables for people, lists for programs, errors that say what to do.
 
+use std::io::{BufRead, BufReader};
+
 use serde_json::Value;
 
 use crate::cluster::{Cluster, eventually, pod, served_by, service};
@@ -156,4 +158,28 @@ fn what_is_not_there_is_an_error_that_says_so() {
         String::from_utf8_lossy(&nobody.stderr)
             .contains("no viaduct answers at /nonexistent/admin.sock")
     );
+}
+
+#[test]
+fn a_watch_tells_what_changes_until_the_process_ends() {
+    let cluster = start();
+    cluster.served_at("web");
+    let mut watch = cluster.watch(&["pods"]);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line = lines.next().unwrap().unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert!(next().starts_with("NAME READY"));
+    assert!(next().starts_with("a True"));
+    assert!(next().starts_with("b False"));
+    cluster.write("b.yaml", &pod("web", "b", true));
+    assert!(next().starts_with("b True"));
+    cluster.remove("b.yaml");
+    assert_eq!(next(), "default b gone");
+    cluster.stop(nix::sys::signal::Signal::SIGTERM);
+    let status = eventually("the end", || {
+        watch.try_wait().unwrap().ok_or("still running")
+    });
+    assert_eq!(status.code(), Some(1));
 }

@@ -16,5 +16,6 @@ mod explain;
 mod get;
 mod health;
 mod house_rules;
+mod load;
 mod readiness;
 mod scenarios;

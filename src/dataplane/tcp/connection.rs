@@ -2,7 +2,7 @@
 //!
 //! Runs in a task of its own from the moment of accept, so that nothing slow here delays another client.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -12,14 +12,15 @@ use tokio::net::TcpStream;
 use crate::capture::plan::Entry;
 use crate::model::{Frontend, Protocol};
 use crate::net::sockets::{original_destination, reset_on_close};
-use crate::routing::{Destination, RoutingTable, Verdict};
+use crate::routing::{CountedConnection, Destination, RoutingTable};
 
 use super::super::Listener;
 use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::flow_log::Closed;
-use super::dial::{DialError, dial};
+use super::dial::{DialError, Wanted, dial};
 use super::exchange::Side;
+use super::proxy_header::proxy_header;
 use super::relay::{End, Relay};
 
 /// An accepted connection, served until its end. A future written by hand, because an `async` one would keep room for
@@ -64,6 +65,7 @@ pub(super) struct Served {
     backend: InUse,
     peer: SocketAddr,
     opened: Instant,
+    _counted: CountedConnection,
 }
 
 impl Served {
@@ -105,11 +107,12 @@ async fn connect(client: TcpStream, peer: SocketAddr, flow: Admitted) -> Option<
     let mut client = Unserved(Some(client));
     let stream = client.0.as_ref()?;
     match reach(stream, peer, &flow.listener).await {
-        Ok((stream, backend)) => Some(Served {
+        Ok((stream, backend, counted)) => Some(Served {
             relay: Relay::new(client.0.take()?, stream, flow),
             backend,
             peer,
             opened,
+            _counted: counted,
         }),
         Err(refusal) => {
             refusal.report(&flow.listener, peer, opened);
@@ -123,10 +126,10 @@ async fn connect(client: TcpStream, peer: SocketAddr, flow: Admitted) -> Option<
 enum Refusal {
     #[error("it did not come through capture")]
     Uncaptured,
-    #[error("no backend could serve it")]
-    NoBackend,
-    #[error("the traffic policy keeps it from all backends")]
-    Policy,
+    #[error("its Service is gone")]
+    NoService,
+    #[error("its Service has as many connections as it may have")]
+    MaxConnections,
     #[error(transparent)]
     Dial(#[from] DialError),
 }
@@ -135,8 +138,8 @@ impl Refusal {
     fn reason(&self) -> &'static str {
         match self {
             Self::Uncaptured => "uncaptured",
-            Self::NoBackend => "no_backend",
-            Self::Policy => "policy",
+            Self::NoService => "no_backend",
+            Self::MaxConnections => "max_connections",
             Self::Dial(error) => error.reason(),
         }
     }
@@ -169,44 +172,54 @@ async fn reach(
     client: &TcpStream,
     peer: SocketAddr,
     listener: &Listener,
-) -> Result<(TcpStream, InUse), Refusal> {
-    let (Destination { kind, route }, origin) = {
+) -> Result<(TcpStream, InUse, CountedConnection), Refusal> {
+    let (Destination { kind, route }, used, origin) = {
         let table = listener.shared.table.load();
-        let destination = destination(client, peer, listener, &table)?;
-        (destination, table.node.origin(peer.ip()))
+        let (destination, used) = destination(client, peer, listener, &table)?;
+        (destination, used, table.node.origin(peer.ip()))
     };
-    let client_ip: IpAddr = peer.ip().to_canonical();
-    match route.verdict(kind, origin) {
-        Verdict::Serve(backends) => {
-            let metrics = &listener.shared.metrics;
-            Ok(dial(&route, backends, client_ip, metrics).await?)
-        }
-        // The port is held closed, or capture drops: only a flow that raced with the change gets here.
-        Verdict::Refuse => Err(Refusal::NoBackend),
-        Verdict::Silent => Err(Refusal::Policy),
-    }
+    let counted = route.load.admit(route.knobs.max_connections);
+    let counted = counted.ok_or(Refusal::MaxConnections)?;
+    let header = match route.knobs.proxy_protocol {
+        Some(version) => proxy_header(version, peer, used),
+        None => Vec::new(),
+    };
+    let wanted = Wanted {
+        client,
+        client_ip: peer.ip().to_canonical(),
+        origin,
+        kind,
+        route,
+        header,
+    };
+    let (stream, backend) = dial(wanted, &listener.shared).await?;
+    Ok((stream, backend, counted))
 }
 
-// A redirected connection must have been going to the service port of this listener; that it arrived proves nothing.
+// What the client wanted, and the address that it used. A redirected connection must have been going to the service port
+// of this listener; that it arrived proves nothing.
 fn destination(
     client: &TcpStream,
     peer: SocketAddr,
     listener: &Listener,
     table: &RoutingTable,
-) -> Result<Destination, Refusal> {
+) -> Result<(Destination, SocketAddr), Refusal> {
     match listener.id.entry {
         Entry::At(_, kind) => {
-            let route = table.route(&listener.id.route).ok_or(Refusal::NoBackend)?;
-            Ok(Destination {
-                kind,
-                route: route.clone(),
-            })
+            let route = table.route(&listener.id.route).ok_or(Refusal::NoService)?;
+            let used = client
+                .local_addr()
+                .map_err(|_reset| DialError::ClientGone)?;
+            let route = route.clone();
+            Ok((Destination { kind, route }, used))
         }
         Entry::All | Entry::ClusterIp | Entry::External => original_destination(client, &peer)
             .ok()
-            .map(|addr| Frontend::new(addr, Protocol::Tcp))
-            .and_then(|frontend| table.destination(&frontend))
-            .filter(|destination| destination.route.key == listener.id.route)
+            .and_then(|used| {
+                let frontend = Frontend::new(used, Protocol::Tcp);
+                Some((table.destination(&frontend)?, used))
+            })
+            .filter(|(destination, _)| destination.route.key == listener.id.route)
             .ok_or(Refusal::Uncaptured),
     }
 }

@@ -1,5 +1,5 @@
 //! Reaching a backend for a new connection: several attempts, each with another backend while there is one, so that
-//! the client does not notice a dead backend.
+//! the client does not notice a dead backend. Whom to try and for how long is decided by [`Attempts`].
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,27 +7,33 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::libc;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use crate::net::descriptors::is_shortage;
-use crate::net::sockets::dialling;
-use crate::routing::{Backend, Route};
+use crate::net::sockets::{dialling, send};
+use crate::routing::{FrontendKind, Origin, Route, Verdict};
 
-use super::super::Metrics;
+use super::super::Shared;
 use super::super::backend::InUse;
+use super::attempts::{Attempts, Failure};
 
-/// How long each attempt may take. A backend that refuses or is unreachable costs an attempt but no time.
-///
-/// Source: kube-proxy's userspace mode, `EndpointDialTimeouts`.
-const PATIENCE: [Duration; 4] = [
-    Duration::from_millis(250),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-];
+/// A connection that needs a backend.
+pub(super) struct Wanted<'a> {
+    /// Its client's socket, watched for a reset.
+    pub(super) client: &'a TcpStream,
+    /// Its client's address, for affinity.
+    pub(super) client_ip: IpAddr,
+    /// Where its client is.
+    pub(super) origin: Origin,
+    /// What the address that the client used is to the Service.
+    pub(super) kind: FrontendKind,
+    /// The service port that owns that address.
+    pub(super) route: Arc<Route>,
+    /// What the backend is told before anything the client says; may be empty.
+    pub(super) header: Vec<u8>,
+}
 
 /// Why no backend was reached.
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +41,20 @@ pub(super) enum DialError {
     /// Every attempt failed, or no backend was left to try.
     #[error("{attempts} attempts failed, the last one at {backend}: {error}")]
     Exhausted {
-        attempts: usize,
+        attempts: u32,
         backend: SocketAddr,
         error: io::Error,
     },
-    /// The balancer chose none.
-    #[error("no backend to choose")]
+    /// There is none to choose.
+    #[error("no backend could serve it")]
     NoBackend,
-    /// We are out of descriptors, memory or local ports; no backend is to blame.
+    /// The traffic policy keeps the connection from all backends.
+    #[error("the traffic policy keeps it from all backends")]
+    Policy,
+    /// The client has reset the connection meanwhile.
+    #[error("the client went away")]
+    ClientGone,
+    /// We are out of descriptors or memory; no backend is to blame.
     #[error("cannot dial: {0}")]
     Shortage(io::Error),
 }
@@ -53,115 +65,113 @@ impl DialError {
         match self {
             Self::Exhausted { .. } => "dial_failed",
             Self::NoBackend => "no_backend",
+            Self::Policy => "policy",
+            Self::ClientGone => "client_gone",
             Self::Shortage(_) => "shortage",
         }
     }
 }
 
-/// Connects to one of `backends`.
-///
-/// A backend that refused is not asked again. One that was only too slow is, when no other is left: its first packet
-/// may have been lost, and a single backend deserves all attempts.
+/// Connects to a backend and tells it the header. Every attempt chooses among the backends of the newest table: who did
+/// not answer may have been replaced meanwhile.
 pub(super) async fn dial(
-    route: &Route,
-    backends: &[Arc<Backend>],
-    client: IpAddr,
-    metrics: &Metrics,
+    wanted: Wanted<'_>,
+    shared: &Shared,
 ) -> Result<(TcpStream, InUse), DialError> {
-    let mut refused = Vec::new();
-    let mut tried = Vec::new();
+    let mut route = wanted.route;
+    let mut attempts = Attempts::new(shared.effort.asked_by(&route.knobs));
     let mut last = DialError::NoBackend;
-    for (attempt, patience) in PATIENCE.into_iter().enumerate() {
-        let pick =
-            |tried: &[SocketAddr]| InUse::pick(route, backends, client, tried, Instant::now());
-        let backend = pick(&tried).or_else(|| {
-            tried.clone_from(&refused);
-            pick(&tried)
-        });
-        let Some(backend) = backend else { break };
+    loop {
+        let picked = match route.verdict(wanted.kind, wanted.origin) {
+            Verdict::Serve(backends) => attempts.next(|tried| {
+                InUse::pick(&route, backends, wanted.client_ip, tried, Instant::now())
+            }),
+            // The port is held closed, or capture drops: only a flow that raced with the change gets here.
+            Verdict::Refuse => None,
+            Verdict::Silent => {
+                if attempts.made() == 0 {
+                    last = DialError::Policy;
+                }
+                None
+            }
+        };
+        let Some((backend, patience)) = picked else {
+            return Err(last);
+        };
         let addr = backend.addr();
-        let failure = match connect(addr, patience).await {
+        let connecting = connect(addr, patience, &wanted.header, wanted.client);
+        let failure = match connecting.await {
             Ok(stream) => return Ok((stream, backend)),
-            Err(error) => error,
+            Err(Stopped::ClientGone) => return Err(DialError::ClientGone),
+            Err(Stopped::Failed(error)) => error,
         };
         let why = Failure::of(&failure);
-        metrics
-            .dial_failures
-            .with_label_values(&[why.as_str()])
-            .inc();
-        tracing::debug!(service = %route.key, backend = %addr, error = %failure, attempt, "dial failed");
-        match why {
-            Failure::Shortage => return Err(DialError::Shortage(failure)),
-            // Local ports run out per backend address: another one may still be reached.
-            Failure::NoLocalPort => refused.push(addr),
-            Failure::Refused | Failure::Unreachable | Failure::Other => {
-                backend.failed();
-                refused.push(addr);
-            }
-            Failure::Timeout => backend.failed(),
+        let failures = &shared.metrics.dial_failures;
+        failures.with_label_values(&[why.as_str()]).inc();
+        tracing::debug!(service = %route.key, backend = %addr, error = %failure, attempt = attempts.made(), "dial failed");
+        if why.blames_backend() {
+            backend.failed();
         }
-        tried.push(addr);
-        last = DialError::Exhausted {
-            attempts: attempt + 1,
-            backend: addr,
-            error: failure,
+        attempts.failed(addr, why);
+        last = match why {
+            Failure::Shortage => DialError::Shortage(failure),
+            Failure::Refused
+            | Failure::Unreachable
+            | Failure::Timeout
+            | Failure::NoLocalPort
+            | Failure::Other => DialError::Exhausted {
+                attempts: attempts.made(),
+                backend: addr,
+                error: failure,
+            },
         };
+        // A Service that was deleted meanwhile had accepted this connection before.
+        if let Some(newest) = shared.table.load().route(&route.key) {
+            route = newest.clone();
+        }
     }
-    Err(last)
 }
 
-async fn connect(addr: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let mut connecting = pin!(dialling(addr)?.connect(addr));
+/// Why an attempt ended without a connection.
+enum Stopped {
+    Failed(io::Error),
+    ClientGone,
+}
+
+async fn connect(
+    addr: SocketAddr,
+    patience: Duration,
+    header: &[u8],
+    client: &TcpStream,
+) -> Result<TcpStream, Stopped> {
+    let mut reaching = pin!(reach(addr, header));
     // A backend on this node has answered by the next look at the reactor. Then no timer is set, which would cost a
     // write to wake the reactor, and a round for having been woken.
     tokio::select! {
         biased;
-        outcome = &mut connecting => return outcome,
+        outcome = &mut reaching => return outcome.map_err(Stopped::Failed),
         () = yield_now() => {}
     }
-    match timeout(patience, connecting).await {
-        Ok(outcome) => outcome,
-        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+    tokio::select! {
+        biased;
+        outcome = timeout(patience, reaching) => match outcome {
+            Ok(outcome) => outcome.map_err(Stopped::Failed),
+            Err(_elapsed) => Err(Stopped::Failed(io::ErrorKind::TimedOut.into())),
+        },
+        // A reset. A client that has only ended its own direction may still wait for an answer.
+        _gone = client.ready(Interest::ERROR) => Err(Stopped::ClientGone),
     }
 }
 
-/// Kinds of failed attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    Refused,
-    Unreachable,
-    Timeout,
-    NoLocalPort,
-    Shortage,
-    Other,
-}
-
-impl Failure {
-    fn of(error: &io::Error) -> Self {
-        if is_shortage(error) {
-            return Self::Shortage;
-        }
-        match error.raw_os_error() {
-            // Our own patience has no error number.
-            None | Some(libc::ETIMEDOUT) => Self::Timeout,
-            Some(libc::ECONNREFUSED | libc::ECONNRESET) => Self::Refused,
-            // The last two: routes of the kinds "prohibit" and "blackhole".
-            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES | libc::EINVAL) => {
-                Self::Unreachable
-            }
-            Some(libc::EADDRNOTAVAIL) => Self::NoLocalPort,
-            Some(_other) => Self::Other,
-        }
+// A connection counts as reached once its backend has been told who the client is; the kernel has room for that at
+// once, or takes it piece by piece.
+async fn reach(addr: SocketAddr, header: &[u8]) -> io::Result<TcpStream> {
+    let stream = dialling(addr)?.connect(addr).await?;
+    let mut rest = header;
+    while !rest.is_empty() {
+        let write = || send(&stream, rest);
+        let written = stream.async_io(Interest::WRITABLE, write).await?;
+        rest = &rest[written..];
     }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Unreachable => "unreachable",
-            Self::Timeout => "timeout",
-            Self::NoLocalPort => "no_local_port",
-            Self::Shortage => "shortage",
-            Self::Other => "other",
-        }
-    }
+    Ok(stream)
 }

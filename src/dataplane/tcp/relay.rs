@@ -274,6 +274,7 @@ mod tests {
 
     use super::super::super::admission::{Admission, FlowKind};
     use super::super::super::{Listener, Metrics, Shared};
+    use super::super::attempts::Effort;
     use super::super::pipe_pool::{pooled_bytes, refuse_pipes};
     use super::*;
 
@@ -283,6 +284,7 @@ mod tests {
             metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
             admission: Admission::new(20_000, 1, 0, 0),
             udp_idle_timeout: Duration::from_secs(60),
+            effort: Effort::default(),
         };
         let route = ServicePortKey {
             service: ServiceName::new("default", "web"),

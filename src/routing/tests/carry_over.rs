@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::model::Endpoint;
-use crate::routing::NodeView;
-use crate::testkit::{EndpointWith, addr, ep, ip, node_name, port, slice, slice_key};
+use crate::model::{Endpoint, Protocol};
+use crate::routing::{NodeView, Route};
+use crate::testkit::{EndpointWith, addr, ep, ip, node_name, port, service_port, slice, slice_key};
 
 use super::*;
 
@@ -165,4 +165,40 @@ fn a_new_name_or_zone_of_the_node_reaches_every_service_and_other_news_do_not() 
     let built = builder.build();
     assert_eq!(built.changed, []);
     assert_eq!(built.table.node.local_addresses, node.local_addresses);
+}
+
+#[test]
+fn connections_are_counted_per_service_for_as_long_as_it_exists() {
+    let mut both = service("web", "10.96.0.10 fd00:96::10");
+    both.ports.push(service_port("admin", Protocol::Tcp, 81));
+    let (mut builder, table) = built([put(both.clone()), put(service("api", "10.96.0.11"))]);
+    let load = |table: &RoutingTable, name: &str| {
+        let entry = table.service(&service_name(name)).unwrap();
+        let same = |route: &Arc<Route>| Arc::ptr_eq(&route.load, &entry.load);
+        assert!(entry.routes.iter().all(same));
+        entry.load.clone()
+    };
+    assert_eq!(
+        table.routes().count(),
+        5,
+        "two ports in two families, and another"
+    );
+    let first = load(&table, "web");
+    assert!(!Arc::ptr_eq(&first, &load(&table, "api")));
+
+    let endpoints = put_slice(slice("web-1", "web", [ep("10.1.0.1")]));
+    let foreign = Service {
+        foreign_proxy: true,
+        ..both.clone()
+    };
+    for change in [endpoints, put(foreign), put(both.clone())] {
+        let table = apply(&mut builder, [change]);
+        assert!(Arc::ptr_eq(&first, &load(&table, "web")));
+    }
+    apply(&mut builder, [drop_service("web")]);
+    let table = apply(&mut builder, [put(both)]);
+    assert!(
+        !Arc::ptr_eq(&first, &load(&table, "web")),
+        "another Service"
+    );
 }

@@ -63,11 +63,20 @@ impl Rig {
     }
 
     pub(super) fn with(protocol: Protocol, backends: &[SocketAddr], config: Config) -> Self {
+        Self::balanced_by(Arc::new(Lowest), protocol, backends, config)
+    }
+
+    pub(super) fn balanced_by(
+        balancers: Arc<dyn BalancerFactory>,
+        protocol: Protocol,
+        backends: &[SocketAddr],
+        config: Config,
+    ) -> Self {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).unwrap());
         let published = Published::default();
         let plane = Dataplane::start(config, published.clone(), metrics).unwrap();
-        let mut builder = TableBuilder::new(Arc::new(Lowest), Algorithm::RoundRobin);
+        let mut builder = TableBuilder::new(balancers, Algorithm::RoundRobin);
         builder.set_node(NodeView::default());
         let mut rig = Self {
             plane,
@@ -86,7 +95,12 @@ impl Rig {
     }
 
     pub(super) fn apply_service(&mut self, knobs: Knobs) {
-        self.builder.apply(Event::ServiceApplied(Arc::new(Service {
+        self.apply_service_with(|service| service.knobs = knobs);
+    }
+
+    /// Publishes the Service with what `change` makes of it.
+    pub(super) fn apply_service_with(&mut self, change: impl FnOnce(&mut Service)) {
+        let mut service = Service {
             name: name(),
             kind: ServiceKind::ClusterIp,
             cluster_ips: vec![self.frontend().ip],
@@ -105,8 +119,10 @@ impl Rig {
             health_check_node_port: None,
             foreign_proxy: false,
             sctp_ports: vec![],
-            knobs,
-        })));
+            knobs: Knobs::default(),
+        };
+        change(&mut service);
+        self.builder.apply(Event::ServiceApplied(Arc::new(service)));
         self.publish();
     }
 
@@ -167,6 +183,14 @@ impl Rig {
             protocol: self.protocol,
             family: self.family,
         }
+    }
+
+    /// Of the backend at `addr`: flows at this moment, failed dials.
+    pub(super) fn figures(&self, addr: SocketAddr) -> (u64, u64) {
+        let table = self.published.load();
+        let route = table.route(&self.route()).unwrap();
+        let backend = route.cluster.iter().find(|b| b.addr == addr).unwrap();
+        (backend.live.active(), backend.live.failures_total())
     }
 
     fn frontend(&self) -> Frontend {
