@@ -20,6 +20,7 @@ use crate::capture::Mode;
 use crate::dns::PodMode;
 use crate::model::{Algorithm, Family, NodeName, ServiceName};
 use crate::routing::NodePortAddresses;
+use crate::sources::prober::ExecProbes;
 
 pub use settings::Settings;
 pub use values::{GoDuration, PortRange, Text, Upstream};
@@ -59,6 +60,8 @@ pub struct Config {
     pub data_threads: usize,
     /// The DNS server, if there is one.
     pub dns: DnsConfig,
+    /// Whether the commands of exec probes are run.
+    pub exec_probes: ExecProbes,
     /// The health server.
     pub healthz: Option<SocketAddr>,
     /// The metrics server.
@@ -182,6 +185,10 @@ impl Config {
             )?,
             localhost_node_ports: settings.iptables_localhost_nodeports.unwrap_or(true),
             masquerade_all: settings.masquerade_all.unwrap_or(false),
+            exec_probes: match settings.exec_probes {
+                Some(false) => ExecProbes::Refused,
+                Some(true) | None => ExecProbes::Allowed,
+            },
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,

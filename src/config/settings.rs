@@ -155,6 +155,17 @@ pub struct Settings {
     #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub dns_hide_empty: Option<bool>,
 
+    /// Whether the commands of exec probes are run: on this machine, as the user of this process [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_EXEC_PROBES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub exec_probes: Option<bool>,
+
     /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256; dev: 127.0.0.1:10256]
     #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_HEALTHZ_BIND_ADDRESS")]
     pub healthz_bind_address: Option<String>,
@@ -240,6 +251,7 @@ impl Settings {
             dns_pods,
             dns_service,
             dns_hide_empty,
+            exec_probes,
             healthz_bind_address,
             metrics_bind_address,
             admin_socket,
@@ -287,6 +299,7 @@ impl Settings {
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),
+            exec_probes: Some(true),
             healthz_bind_address: Some(
                 if dev {
                     "127.0.0.1:10256"
