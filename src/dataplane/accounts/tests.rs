@@ -74,7 +74,7 @@ fn two_threads_add_up_by_service_and_backend() {
         .iter();
     let web = web
         .map(prometheus::proto::Metric::get_histogram)
-        .last()
+        .next_back()
         .unwrap();
     let counts: Vec<u64> = web
         .get_bucket()
