@@ -124,6 +124,10 @@ impl App {
             dataplane::Config {
                 threads: config.data_threads,
                 udp_idle_timeout: config.udp_idle_timeout,
+                effort: dataplane::Effort {
+                    connect_timeout: config.connect_timeout,
+                    retries: config.retries,
+                },
                 ..dataplane::Config::default()
             },
             table.clone(),

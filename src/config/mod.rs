@@ -18,7 +18,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
-use crate::model::{Algorithm, Family, NodeName, ServiceName};
+use crate::model::{Algorithm, Family, Knobs, NodeName, ServiceName};
 use crate::routing::NodePortAddresses;
 use crate::sources::prober::ExecProbes;
 
@@ -56,6 +56,10 @@ pub struct Config {
     pub sync_period: Duration,
     /// Idle end of a UDP flow.
     pub udp_idle_timeout: Duration,
+    /// How long the first attempt to reach a backend may take.
+    pub connect_timeout: Duration,
+    /// How many attempts may follow the first.
+    pub retries: u8,
     /// Data threads; 0 = one per core.
     pub data_threads: usize,
     /// The DNS server, if there is one.
@@ -192,6 +196,8 @@ impl Config {
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
+            connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
+            retries: retries(settings.retries)?,
             data_threads: settings.data_threads.unwrap_or(0),
             dns: dns(&settings)?,
             healthz: bind_address(
@@ -311,6 +317,15 @@ fn positive(flag: &'static str, given: Option<GoDuration>) -> Result<Duration, C
         Some(GoDuration(duration)) if !duration.is_zero() => Ok(duration),
         Some(_) | None => Err(value_error(flag, "must be longer than 0")),
     }
+}
+
+fn retries(given: Option<u8>) -> Result<u8, ConfigError> {
+    let given = given.unwrap_or(3);
+    if given > Knobs::MAX_RETRIES {
+        let message = format!("{given} is no number from 0 to {}", Knobs::MAX_RETRIES);
+        return Err(value_error("retries", message));
+    }
+    Ok(given)
 }
 
 // As kube-proxy: an address without a port gets the default port, and an empty one switches the server off.

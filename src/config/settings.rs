@@ -117,6 +117,14 @@ pub struct Settings {
     #[arg(skip)]
     pub udp_idle_timeout: Option<Text<GoDuration>>,
 
+    /// How long the first attempt to reach a backend may take [default: 250ms]
+    #[arg(skip)]
+    pub connect_timeout: Option<Text<GoDuration>>,
+
+    /// Attempts that may follow the first [default: 3]
+    #[arg(skip)]
+    pub retries: Option<u8>,
+
     /// Data threads [default: one per core]
     #[arg(skip)]
     pub data_threads: Option<usize>,
@@ -244,6 +252,8 @@ impl Settings {
             lb_algorithm,
             iptables_sync_period,
             udp_idle_timeout,
+            connect_timeout,
+            retries,
             data_threads,
             dns_listen,
             dns_upstream,
@@ -288,6 +298,8 @@ impl Settings {
             lb_algorithm: Some("round-robin".to_owned()),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),
+            connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
+            retries: Some(3),
             data_threads: Some(0),
             dns_listen: Some(if dev {
                 vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
