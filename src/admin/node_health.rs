@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -49,6 +50,8 @@ pub struct MetricsServer {
     pub registry: Registry,
     /// The capture mode's name.
     pub mode: &'static str,
+    /// The running configuration, keyed by component config group.
+    pub configz: Arc<ArcSwap<Value>>,
 }
 
 /// Serves health on `listener`, or on `address` as soon as it can be bound, until `stop`.
@@ -76,6 +79,7 @@ pub async fn serve_metrics(
     let router = Router::new()
         .route("/metrics", any(metrics))
         .route("/healthz", any(async || "ok"))
+        .route("/configz", any(configz))
         .route(
             "/proxyMode",
             any(async |State(server): State<Arc<MetricsServer>>| server.mode),
@@ -212,6 +216,10 @@ fn rfc3339(time: SystemTime) -> String {
 async fn metrics(State(server): State<Arc<MetricsServer>>) -> Response {
     let text = crate::telemetry::render(&server.registry);
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
+}
+
+async fn configz(State(server): State<Arc<MetricsServer>>) -> Response {
+    Json(server.configz.load().as_ref()).into_response()
 }
 
 #[cfg(test)]

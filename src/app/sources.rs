@@ -12,7 +12,7 @@ use crate::config::{self, Config};
 use crate::control::{self, ControlPlane, OwnNode};
 use crate::dns::PodMode;
 use crate::readiness::Readiness;
-use crate::reconciler::{Inputs, Manifests, Source};
+use crate::reconciler::{Inputs, Manifests, Source, Tuning};
 use crate::routing::Published;
 use crate::sources::interfaces;
 use crate::sources::kube::{self, Contact, DnsNeeds};
@@ -32,6 +32,7 @@ pub(super) struct SourceParts<'a> {
     pub(super) table: &'a Published,
     pub(super) contact: &'a Contact,
     pub(super) registry: &'a Registry,
+    pub(super) tuning: watch::Receiver<Tuning>,
 }
 
 /// Starts the sources. The second value ends when there is nothing to serve at all.
@@ -53,7 +54,12 @@ pub(super) fn start_sources(
         }
         config::Source::Cluster(access) => Source::Cluster(follow_cluster(parts, access.clone())?),
     };
-    Ok((Inputs { source, addresses }, failed))
+    let inputs = Inputs {
+        source,
+        addresses,
+        tuning: parts.tuning.clone(),
+    };
+    Ok((inputs, failed))
 }
 
 fn follow_manifests(

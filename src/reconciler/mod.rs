@@ -61,12 +61,6 @@ pub use verify::verify;
 pub struct Parts {
     /// The node's name.
     pub node_name: NodeName,
-    /// CIDRs of this node's Pods.
-    pub pod_cidrs: Vec<IpNet>,
-    /// Which local addresses answer node ports.
-    pub node_port_addresses: NodePortAddresses,
-    /// Whether 127.0.0.0/8 does, if it is among these.
-    pub localhost_node_ports: bool,
     /// The table's builder.
     pub builder: TableBuilder,
     /// Where the table is published.
@@ -95,6 +89,21 @@ pub struct Inputs {
     pub source: Source,
     /// The node's interface addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// What the operator may change while it runs.
+    pub tuning: watch::Receiver<Tuning>,
+}
+
+/// What the operator may change while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    /// CIDRs of this node's Pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Which local addresses answer node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether 127.0.0.0/8 does, if it is among these.
+    pub localhost_node_ports: bool,
+    /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
+    pub min_sync_period: Duration,
 }
 
 /// The task's state.
@@ -107,9 +116,6 @@ pub struct Reconciler {
     health: Health,
     node: Option<Node>,
     node_name: NodeName,
-    pod_cidrs: Vec<IpNet>,
-    node_port_addresses: NodePortAddresses,
-    localhost_node_ports: bool,
 }
 
 /// What flows still need while they drain.
@@ -145,9 +151,6 @@ impl Reconciler {
             health: parts.health,
             node: None,
             node_name: parts.node_name,
-            pod_cidrs: parts.pod_cidrs,
-            node_port_addresses: parts.node_port_addresses,
-            localhost_node_ports: parts.localhost_node_ports,
         }
     }
 
@@ -162,13 +165,15 @@ impl Reconciler {
         let Inputs {
             source,
             mut addresses,
+            mut tuning,
         } = inputs;
         let mut facts = Facts::of(source, self.node_name.clone());
         let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
-        let local = addresses.borrow_and_update().clone();
-        self.view_node(&local);
+        self.view_node(&addresses.borrow_and_update(), &tuning.borrow_and_update());
+        self.programmer
+            .set_min_sync_period(tuning.borrow().min_sync_period);
         loop {
             tokio::select! {
                 biased;
@@ -179,12 +184,18 @@ impl Reconciler {
                         continue;
                     };
                     self.objects.publish(facts.objects().clone());
-                    let addresses = addresses.borrow().clone();
-                    self.take(outcome, &addresses).await;
+                    if self.take(outcome).await {
+                        self.view_node(&addresses.borrow(), &tuning.borrow());
+                    }
+                    self.program().await;
                 }
                 Ok(()) = addresses.changed() => {
-                    let addresses = addresses.borrow_and_update().clone();
-                    self.view_node(&addresses);
+                    self.view_node(&addresses.borrow_and_update(), &tuning.borrow());
+                    self.program().await;
+                }
+                Ok(()) = tuning.changed() => {
+                    self.view_node(&addresses.borrow(), &tuning.borrow_and_update());
+                    self.programmer.set_min_sync_period(tuning.borrow().min_sync_period);
                     self.program().await;
                 }
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -204,7 +215,8 @@ impl Reconciler {
         }
     }
 
-    async fn take(&mut self, outcome: Outcome, addresses: &BTreeSet<IpAddr>) {
+    // Takes over what has changed; it is in effect once it is programmed. True if the node is among it.
+    async fn take(&mut self, outcome: Outcome) -> bool {
         let Outcome {
             events,
             simulated,
@@ -247,14 +259,11 @@ impl Reconciler {
                 | Event::NamespaceDeleted(_) => self.builder.apply(event),
             }
         }
-        if node_changed {
-            self.view_node(addresses);
-        }
         if synced && !self.builder.is_synced() {
             self.builder.set_synced();
             info!("initial state is complete");
         }
-        self.program().await;
+        node_changed
     }
 
     // Before the initial state is complete nothing is programmed, and nothing old removed.
@@ -268,16 +277,16 @@ impl Reconciler {
     }
 
     // What routing knows of the node: its object joined with what the interfaces say.
-    fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
+    fn view_node(&mut self, addresses: &BTreeSet<IpAddr>, tuning: &Tuning) {
         let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
-        let mut chosen = self.node_port_addresses.select(addresses, primary);
-        let health_check_addresses = self.node_port_addresses.select_binds(&chosen);
+        let mut chosen = tuning.node_port_addresses.select(addresses, primary);
+        let health_check_addresses = tuning.node_port_addresses.select_binds(&chosen);
         // kube-proxy's flag is about node ports alone.
-        chosen.retain(|ip| self.localhost_node_ports || !ip.is_loopback());
+        chosen.retain(|ip| tuning.localhost_node_ports || !ip.is_loopback());
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
-            pod_cidrs: self.pod_cidrs.clone(),
+            pod_cidrs: tuning.pod_cidrs.clone(),
             local_addresses: addresses.clone(),
             health_check_addresses,
             node_port_addresses: chosen,

@@ -96,6 +96,11 @@ impl<E: Effects> Programmer<E> {
         }
     }
 
+    /// At least so much time lies between two writes to the kernel from now on.
+    pub(super) fn set_min_sync_period(&mut self, min_period: Duration) {
+        self.rules.set_min_period(min_period);
+    }
+
     /// Brings listeners and the published table in line with what `builder` knows by now; rules follow in
     /// [`Self::write`].
     pub(super) async fn program(&mut self, builder: &mut TableBuilder, now: Instant) {

@@ -51,6 +51,13 @@ impl KernelRules {
         }
     }
 
+    /// At least so much time lies between two writes of a family from now on.
+    pub(super) fn set_min_period(&mut self, min_period: Duration) {
+        for state in self.families.values_mut() {
+            state.pace.set_min_period(min_period);
+        }
+    }
+
     /// Whether the family is captured.
     pub(super) fn has(&self, family: Family) -> bool {
         self.families.contains_key(&family)

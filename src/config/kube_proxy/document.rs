@@ -6,7 +6,7 @@
 
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-pub(super) use lenient::{ClientConnection, Conntrack, DetectLocal, Iptables, KubeProxyConfiguration};
+pub(super) use lenient::{Conntrack, Iptables, KubeProxyConfiguration};
 
 /// The only version there is.
 pub(crate) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -112,9 +112,16 @@ document!(lenient);
 /// # Errors
 ///
 /// What a lenient reader cannot read either.
-pub(super) fn parse(text: &str) -> Result<(KubeProxyConfiguration, Option<String>), serde_saphyr::Error> {
+pub(super) fn parse(
+    text: &str,
+) -> Result<(KubeProxyConfiguration, Option<String>), serde_saphyr::Error> {
     let strictly = serde_saphyr::from_str::<strict::KubeProxyConfiguration>(text);
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
     let document = serde_saphyr::from_str_with_options(text, options)?;
-    Ok((document, strictly.err().map(|error| error.without_snippet().to_string())))
+    Ok((
+        document,
+        strictly
+            .err()
+            .map(|error| error.without_snippet().to_string()),
+    ))
 }

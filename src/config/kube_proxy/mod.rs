@@ -4,28 +4,26 @@
 //! that is empty or zero says nothing, as in kube-proxy, which then fills in its default.
 
 mod document;
+mod fields;
 mod flags;
 #[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::str::FromStr;
 
-use ipnet::IpNet;
-use serde_json::Value;
-
-use crate::capture::Mode;
-use crate::model::Family;
-
-use super::values::{GoDuration, Text};
+use super::values::Text;
 use super::{ConfigError, Settings};
 
-use document::{ClientConnection, Conntrack, Iptables, KubeProxyConfiguration};
+use document::{Conntrack, Iptables, KubeProxyConfiguration};
+use fields::{
+    Interfaces, Invalid, Servers, check_detect_local, cidrs, duration, host_port, in_range,
+    is_zero, mode, said, says_something,
+};
 
 pub use flags::KubeProxyFlags;
 
-pub(super) use document::KIND;
+pub(super) use document::{API_VERSION, KIND};
 
 /// What was read, and what there is to say about it.
 #[derive(Debug, Default)]
@@ -36,21 +34,6 @@ pub(super) struct Taken {
     pub(super) without_meaning: Vec<String>,
     /// What a strict reader would have refused, with line and column.
     pub(super) loose: Option<String>,
-}
-
-/// A field whose value does not do.
-#[derive(Debug, thiserror::Error)]
-#[error("{field}: {message}")]
-struct Invalid {
-    field: &'static str,
-    message: String,
-}
-
-fn invalid(field: &'static str, message: impl Into<String>) -> Invalid {
-    Invalid {
-        field,
-        message: message.into(),
-    }
 }
 
 /// Takes over the document `text` of the file `path`.
@@ -65,8 +48,8 @@ pub(super) fn take(path: &Path, text: &str) -> Result<Taken, ConfigError> {
     };
     let (document, loose) = document::parse(text).map_err(|error| failed(error.to_string()))?;
     let version = document.api_version.as_deref().unwrap_or("nothing");
-    if version != document::API_VERSION {
-        let wanted = document::API_VERSION;
+    if version != API_VERSION {
+        let wanted = API_VERSION;
         return Err(failed(format!("apiVersion: {version} is not {wanted}")));
     }
     let without_meaning = without_meaning(&document);
@@ -79,51 +62,39 @@ pub(super) fn take(path: &Path, text: &str) -> Result<Taken, ConfigError> {
 
 fn settings(document: KubeProxyConfiguration) -> Result<Settings, Invalid> {
     let mode = mode("mode", document.mode.as_deref())?;
-    let rules = Rules::of(&document)?;
+    let rules = rules(&document)?;
     let client = document.client_connection.unwrap_or_default();
-    let conntrack = document.conntrack.unwrap_or_default();
     let servers = Servers::beside("bindAddress", document.bind_address.as_deref())?;
-    detect_local(
-        "detectLocalMode",
-        document.detect_local_mode.as_deref(),
-        &document.detect_local.unwrap_or_default(),
-    )?;
+    let local = document.detect_local.unwrap_or_default();
+    check_detect_local(&Interfaces {
+        mode: ("detectLocalMode", document.detect_local_mode.as_deref()),
+        bridge: (
+            "detectLocal.bridgeInterface",
+            local.bridge_interface.as_deref(),
+        ),
+        prefix: (
+            "detectLocal.interfaceNamePrefix",
+            local.interface_name_prefix.as_deref(),
+        ),
+    })?;
     duration("configSyncPeriod", document.config_sync_period.as_deref())?;
+    check_conntrack(&document.conntrack.clone().unwrap_or_default())?;
     Ok(Settings {
         kubeconfig: said(client.kubeconfig).map(Into::into),
         capture: mode.map(Text),
         hostname_override: said(document.hostname_override),
         cluster_cidr: cidrs("clusterCIDR", document.cluster_cidr.as_deref())?,
         nodeport_addresses: document.node_port_addresses.filter(|list| !list.is_empty()),
-        iptables_localhost_nodeports: rules.localhost_node_ports,
+        iptables_localhost_nodeports: rules.iptables_localhost_nodeports,
         masquerade_all: rules.masquerade_all,
-        iptables_sync_period: rules.sync_period,
-        iptables_min_sync_period: rules.min_sync_period,
+        iptables_sync_period: rules.iptables_sync_period,
+        iptables_min_sync_period: rules.iptables_min_sync_period,
         udp_idle_timeout: duration("udpIdleTimeout", document.udp_idle_timeout.as_deref())?,
         healthz_bind_address: host_port("healthzBindAddress", document.healthz_bind_address)?
             .or(servers.healthz),
         metrics_bind_address: host_port("metricsBindAddress", document.metrics_bind_address)?
             .or(servers.metrics),
-        oom_score_adj: document.oom_score_adj,
-        conntrack_max_per_core: count("conntrack.maxPerCore", conntrack.max_per_core)?,
-        conntrack_min: count("conntrack.min", conntrack.min)?,
-        conntrack_tcp_timeout_established: duration(
-            "conntrack.tcpEstablishedTimeout",
-            conntrack.tcp_established_timeout.as_deref(),
-        )?,
-        conntrack_tcp_timeout_close_wait: duration(
-            "conntrack.tcpCloseWaitTimeout",
-            conntrack.tcp_close_wait_timeout.as_deref(),
-        )?,
-        conntrack_tcp_be_liberal: conntrack.tcp_be_liberal.filter(|liberal| *liberal),
-        conntrack_udp_timeout: duration(
-            "conntrack.udpTimeout",
-            conntrack.udp_timeout.as_deref(),
-        )?,
-        conntrack_udp_timeout_stream: duration(
-            "conntrack.udpStreamTimeout",
-            conntrack.udp_stream_timeout.as_deref(),
-        )?,
+        oom_score_adj: in_range("oomScoreAdj", document.oom_score_adj, -1000..=1000)?,
         ..Settings::default()
     })
 }
@@ -134,26 +105,135 @@ fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
         let section = section.as_ref();
         section.is_some_and(|section| section.masquerade_bit.is_some())
     };
-    let address = document.bind_address.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
+    let address = document.bind_address.as_deref();
+    let address = address.and_then(|ip| ip.parse::<IpAddr>().ok());
     let given = [
-        ("featureGates", document.feature_gates.as_ref().is_some_and(|gates| !gates.is_empty())),
-        ("clientConnection.acceptContentTypes", client.accept_content_types.is_some_and(|types| !types.is_empty())),
-        ("clientConnection.contentType", client.content_type.is_some_and(|types| !types.is_empty())),
-        ("clientConnection.qps", client.qps.is_some_and(|qps| qps != 0.0)),
-        ("clientConnection.burst", client.burst.is_some_and(|burst| burst != 0)),
-        ("logging", document.logging.as_ref().is_some_and(says_something)),
-        ("bindAddress", address.is_some_and(|ip| !ip.is_unspecified())),
-        ("bindAddressHardFail", document.bind_address_hard_fail == Some(true)),
+        (
+            "featureGates",
+            document
+                .feature_gates
+                .as_ref()
+                .is_some_and(|gates| !gates.is_empty()),
+        ),
+        (
+            "clientConnection.acceptContentTypes",
+            client
+                .accept_content_types
+                .is_some_and(|types| !types.is_empty()),
+        ),
+        (
+            "clientConnection.contentType",
+            client.content_type.is_some_and(|types| !types.is_empty()),
+        ),
+        (
+            "clientConnection.qps",
+            client.qps.is_some_and(|qps| qps != 0.0),
+        ),
+        (
+            "clientConnection.burst",
+            client.burst.is_some_and(|burst| burst != 0),
+        ),
+        (
+            "logging",
+            document.logging.as_ref().is_some_and(says_something),
+        ),
+        (
+            "bindAddress",
+            address.is_some_and(|ip| !ip.is_unspecified()),
+        ),
+        (
+            "bindAddressHardFail",
+            document.bind_address_hard_fail == Some(true),
+        ),
         ("enableProfiling", document.enable_profiling == Some(true)),
-        ("showHiddenMetricsForVersion", said(document.show_hidden_metrics_for_version.clone()).is_some()),
+        (
+            "showHiddenMetricsForVersion",
+            said(document.show_hidden_metrics_for_version.clone()).is_some(),
+        ),
         ("iptables.masqueradeBit", masquerade_bit(&document.iptables)),
         ("nftables.masqueradeBit", masquerade_bit(&document.nftables)),
         ("ipvs", document.ipvs.as_ref().is_some_and(says_something)),
-        ("winkernel", document.winkernel.as_ref().is_some_and(says_something)),
-        ("configSyncPeriod", !is_zero(document.config_sync_period.as_deref())),
+        (
+            "winkernel",
+            document.winkernel.as_ref().is_some_and(says_something),
+        ),
+        (
+            "conntrack",
+            document
+                .conntrack
+                .as_ref()
+                .is_some_and(Conntrack::says_something),
+        ),
+        (
+            "configSyncPeriod",
+            !is_zero(document.config_sync_period.as_deref()),
+        ),
         ("portRange", said(document.port_range.clone()).is_some()),
-        ("windowsRunAsService", document.windows_run_as_service == Some(true)),
+        (
+            "windowsRunAsService",
+            document.windows_run_as_service == Some(true),
+        ),
     ];
     let named = given.into_iter().filter(|(_, given)| *given);
     named.map(|(name, _)| name.to_owned()).collect()
+}
+
+fn check_conntrack(given: &Conntrack) -> Result<(), Invalid> {
+    in_range("conntrack.maxPerCore", given.max_per_core, 0..=i32::MAX)?;
+    in_range("conntrack.min", given.min, 0..=i32::MAX)?;
+    let durations = [
+        (
+            "conntrack.tcpEstablishedTimeout",
+            &given.tcp_established_timeout,
+        ),
+        (
+            "conntrack.tcpCloseWaitTimeout",
+            &given.tcp_close_wait_timeout,
+        ),
+        ("conntrack.udpTimeout", &given.udp_timeout),
+        ("conntrack.udpStreamTimeout", &given.udp_stream_timeout),
+    ];
+    for (field, given) in durations {
+        duration(field, given.as_deref())?;
+    }
+    Ok(())
+}
+
+impl Conntrack {
+    fn says_something(&self) -> bool {
+        serde_json::to_value(self).is_ok_and(|value| says_something(&value))
+    }
+}
+
+// kube-proxy reads the section of its mode; both say the same things here.
+fn rules(document: &KubeProxyConfiguration) -> Result<Settings, Invalid> {
+    let nftables = document.mode.as_deref() == Some("nftables");
+    let (names, section) = if nftables {
+        (
+            [
+                "nftables.syncPeriod",
+                "nftables.minSyncPeriod",
+                "nftables.masqueradeBit",
+            ],
+            &document.nftables,
+        )
+    } else {
+        (
+            [
+                "iptables.syncPeriod",
+                "iptables.minSyncPeriod",
+                "iptables.masqueradeBit",
+            ],
+            &document.iptables,
+        )
+    };
+    let section = section.clone().unwrap_or_default();
+    in_range(names[2], section.masquerade_bit, 0..=31)?;
+    Ok(Settings {
+        iptables_localhost_nodeports: section.localhost_node_ports,
+        masquerade_all: section.masquerade_all.filter(|all| *all),
+        iptables_sync_period: duration(names[0], section.sync_period.as_deref())?,
+        iptables_min_sync_period: duration(names[1], section.min_sync_period.as_deref())?,
+        ..Settings::default()
+    })
 }
