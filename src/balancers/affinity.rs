@@ -63,10 +63,11 @@ impl ClientIp {
     }
 
     fn remembered(&self, pin: &Pin, choice: &Choice<'_>) -> Option<usize> {
-        if self.is_expired(pin, choice.now) || choice.tried.contains(&pin.backend) {
+        if self.is_expired(pin, choice.now) {
             return None;
         }
-        choice.backends.iter().position(|b| b.addr == pin.backend)
+        let index = choice.backends.iter().position(|b| b.addr == pin.backend)?;
+        choice.is_open(index).then_some(index)
     }
 
     // Takes one of the places; false if there is none.
@@ -197,6 +198,8 @@ mod tests {
             client: client(who),
             backends,
             tried,
+            passed_over: &[],
+            warming: None,
             now: start() + Duration::from_millis(at),
         };
         balancer
@@ -225,6 +228,8 @@ mod tests {
             client: "::ffff:10.0.0.1".parse().unwrap(),
             backends: &backends,
             tried: &[],
+            passed_over: &[],
+            warming: None,
             now: start(),
         };
         let index = balancer.pick(&mapped).unwrap();

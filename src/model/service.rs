@@ -126,13 +126,19 @@ pub enum Algorithm {
     RoundRobin,
     /// The backend with the fewest flows at this moment.
     LeastConnection,
+    /// Of two backends at random the one with fewer flows.
+    RandomTwoChoices,
+    /// The backend that a hash of the client's address names; few clients move when backends come or go.
+    Maglev,
 }
 
 impl Algorithm {
     /// All of them, by the name that users write.
-    pub const ALL: [(&'static str, Self); 2] = [
+    pub const ALL: [(&'static str, Self); 4] = [
         ("round-robin", Self::RoundRobin),
         ("least-connection", Self::LeastConnection),
+        ("random-two-choices", Self::RandomTwoChoices),
+        ("maglev", Self::Maglev),
     ];
 
     /// The name that users write.
@@ -183,7 +189,8 @@ pub enum ProxyProtocol {
     V2,
 }
 
-/// When a backend that fails is left out for a while.
+/// When a backend that fails is left out for a while. By default after three failed dials in a row: one may be a lost
+/// packet, and a backend that is gone costs three clients a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutlierEjection {
     /// Never.
@@ -199,5 +206,11 @@ impl Service {
             .iter()
             .copied()
             .find(|ip| Family::of(*ip) == family)
+    }
+}
+
+impl Default for OutlierEjection {
+    fn default() -> Self {
+        Self::After(const { NonZeroU32::new(3).expect("a literal above 0") })
     }
 }

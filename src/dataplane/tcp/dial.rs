@@ -101,7 +101,10 @@ pub(super) async fn dial(
         let addr = backend.addr();
         let connecting = connect(addr, patience, &wanted.header, wanted.client);
         let failure = match connecting.await {
-            Ok(stream) => return Ok((stream, backend)),
+            Ok(stream) => {
+                backend.succeeded();
+                return Ok((stream, backend));
+            }
             Err(Stopped::ClientGone) => return Err(DialError::ClientGone),
             Err(Stopped::Failed(error)) => error,
         };
@@ -110,7 +113,7 @@ pub(super) async fn dial(
         failures.with_label_values(&[why.as_str()]).inc();
         tracing::debug!(service = %route.key, backend = %addr, error = %failure, attempt = attempts.made(), "dial failed");
         if why.blames_backend() {
-            backend.failed();
+            backend.failed(&route.key, &shared.metrics);
         }
         attempts.failed(addr, why);
         last = match why {

@@ -178,6 +178,9 @@ impl Session {
         self.bytes_to_client += bytes;
         // It speaks: whoever refused before may be tried again next time.
         self.tried.clear();
+        if let Some(link) = &self.link {
+            link.backend.succeeded();
+        }
     }
 
     /// Reading from the backend failed: if it refused, the link ends once it has been drained.
@@ -209,7 +212,9 @@ impl Session {
     }
 
     fn refused(&mut self, link: Link) {
-        link.backend.failed();
+        let listener = &self.flow.listener;
+        link.backend
+            .failed(&listener.id.route, &listener.shared.metrics);
         tracing::debug!(listener = %self.flow.listener.id, backend = %link.backend.addr(), "backend refused a datagram");
         if self.tried.len() < ATTEMPTS {
             self.tried.push(link.backend.addr());
