@@ -32,6 +32,7 @@ use crate::reconciler::{Draining, Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
 use crate::sources::interfaces;
 use crate::sources::manifests::{self, WatchError};
+use crate::sources::prober::{self, ProbeReport, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
@@ -130,6 +131,8 @@ impl App {
         );
         let dataplane = Arc::new(dataplane.context("starting the data threads")?);
         let dns = start_dns(&config, &table, &registry).await?;
+        let probe_metrics = prober::Metrics::new(&registry).context("registering metrics")?;
+        let (prober, reports) = Prober::new(config.exec_probes, probe_metrics);
 
         let mut addresses = Addresses {
             admin: config.admin_socket.clone(),
@@ -150,7 +153,7 @@ impl App {
         addresses.healthz = start_health(&config, probes, &servers).await;
         addresses.metrics = start_metrics(&config, registry, &servers).await;
 
-        let (inputs, failed) = start_sources(&config, &control, readiness.clone())
+        let (inputs, failed) = start_sources(&config, &control, readiness.clone(), reports)
             .context("reading the node's addresses")?;
         let local = inputs.addresses.borrow().clone();
         let local = local.into_iter().filter(|ip| !ip.is_loopback());
@@ -166,13 +169,15 @@ impl App {
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
             localhost_node_ports: config.localhost_node_ports,
-            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
+            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
+                .ejecting(config.outlier_ejection),
             table,
             objects,
             dataplane: dataplane.clone(),
             captures,
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(),
+            prober,
             health,
             sync_period: config.sync_period,
         };
@@ -346,6 +351,7 @@ fn start_sources(
     config: &Config,
     part: &Part,
     readiness: Readiness,
+    probes: mpsc::Receiver<ProbeReport>,
 ) -> std::io::Result<(Inputs, oneshot::Receiver<WatchError>)> {
     let (updates, manifests) = mpsc::channel(MANIFEST_BATCHES);
     let (failure, failed) = oneshot::channel();
@@ -380,6 +386,7 @@ fn start_sources(
     }
     let inputs = Inputs {
         manifests,
+        probes,
         addresses,
     };
     Ok((inputs, failed))

@@ -248,6 +248,25 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_that_is_passed_over_is_replaced_for_good() {
+        let balancer = affinity(10);
+        let backends = backends(2);
+        let first = pick(&balancer, &backends, &[], 1, 0).unwrap();
+        let passed_over: Vec<bool> = backends.iter().map(|b| b.addr == first).collect();
+        let choice = Choice {
+            client: client(1),
+            backends: &backends,
+            tried: &[],
+            passed_over: &passed_over,
+            warming: None,
+            now: start(),
+        };
+        let second = backends[balancer.pick(&choice).unwrap()].addr;
+        assert_ne!(second, first);
+        assert_eq!(pick(&balancer, &backends, &[], 1, 1), Some(second));
+    }
+
+    #[test]
     fn a_client_whose_every_backend_failed_keeps_its_last_one() {
         let balancer = affinity(10);
         let backends = backends(1);

@@ -18,8 +18,9 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
-use crate::model::{Algorithm, Family, NodeName, ServiceName};
+use crate::model::{Algorithm, Family, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
+use crate::sources::prober::ExecProbes;
 
 pub use settings::Settings;
 pub use values::{GoDuration, PortRange, Text, Upstream};
@@ -51,6 +52,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// The algorithm of Services that name none.
     pub algorithm: Algorithm,
+    /// When failing backends of Services that do not say are left out.
+    pub outlier_ejection: OutlierEjection,
     /// How often rules are checked and failures tried again.
     pub sync_period: Duration,
     /// Idle end of a UDP flow.
@@ -59,6 +62,8 @@ pub struct Config {
     pub data_threads: usize,
     /// The DNS server, if there is one.
     pub dns: DnsConfig,
+    /// Whether the commands of exec probes are run.
+    pub exec_probes: ExecProbes,
     /// The health server.
     pub healthz: Option<SocketAddr>,
     /// The metrics server.
@@ -182,7 +187,15 @@ impl Config {
             )?,
             localhost_node_ports: settings.iptables_localhost_nodeports.unwrap_or(true),
             masquerade_all: settings.masquerade_all.unwrap_or(false),
+            exec_probes: match settings.exec_probes {
+                Some(false) => ExecProbes::Refused,
+                Some(true) | None => ExecProbes::Allowed,
+            },
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
+            outlier_ejection: settings
+                .outlier_ejection
+                .map(|Text(rule)| rule)
+                .unwrap_or_default(),
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             data_threads: settings.data_threads.unwrap_or(0),

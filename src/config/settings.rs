@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
+use crate::model::OutlierEjection;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
 use super::{ConfigError, Profile, paths};
@@ -109,6 +110,10 @@ pub struct Settings {
     #[arg(skip)]
     pub lb_algorithm: Option<String>,
 
+    /// Failed dials in a row after which a backend is left out for a while, or off [default: 3]
+    #[arg(skip)]
+    pub outlier_ejection: Option<Text<OutlierEjection>>,
+
     /// Rules are checked, and failed ones tried again, this often [default: 30s]
     #[arg(long, value_name = "DURATION", env = "VIADUCT_IPTABLES_SYNC_PERIOD")]
     pub iptables_sync_period: Option<Text<GoDuration>>,
@@ -154,6 +159,17 @@ pub struct Settings {
     /// Hide cluster-IP Services without a ready endpoint from DNS
     #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub dns_hide_empty: Option<bool>,
+
+    /// Whether the commands of exec probes are run: on this machine, as the user of this process [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_EXEC_PROBES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub exec_probes: Option<bool>,
 
     /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256; dev: 127.0.0.1:10256]
     #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_HEALTHZ_BIND_ADDRESS")]
@@ -231,6 +247,7 @@ impl Settings {
             iptables_localhost_nodeports,
             masquerade_all,
             lb_algorithm,
+            outlier_ejection,
             iptables_sync_period,
             udp_idle_timeout,
             data_threads,
@@ -240,6 +257,7 @@ impl Settings {
             dns_pods,
             dns_service,
             dns_hide_empty,
+            exec_probes,
             healthz_bind_address,
             metrics_bind_address,
             admin_socket,
@@ -274,6 +292,7 @@ impl Settings {
             iptables_localhost_nodeports: Some(true),
             masquerade_all: Some(false),
             lb_algorithm: Some("round-robin".to_owned()),
+            outlier_ejection: Some(Text(OutlierEjection::default())),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),
             data_threads: Some(0),
@@ -287,6 +306,7 @@ impl Settings {
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),
+            exec_probes: Some(true),
             healthz_bind_address: Some(
                 if dev {
                     "127.0.0.1:10256"

@@ -12,7 +12,8 @@ use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState};
 use crate::model::Protocol;
 use crate::net::sockets::{Bound, Held, Sharing, Transport};
 
-use super::thread::{DataThread, Period, Socket};
+use super::mailbox::{Period, Socket};
+use super::thread::DataThread;
 use super::{Listener, Shared};
 
 /// How far above its own number a port that may not be bound is served: 80 → 8080, 443 → 8443.

@@ -11,8 +11,10 @@
 
 mod admission;
 mod backend;
+mod engine;
 mod flow_log;
 mod listeners;
+mod mailbox;
 mod metrics;
 mod tcp;
 mod thread;
@@ -29,6 +31,7 @@ use tokio::sync::Mutex;
 use crate::capture::plan::{ListenerId, ListenerSpec};
 use crate::model::ServicePortKey;
 use crate::net::descriptors::raise_limit;
+use crate::net::streams::Liveness;
 use crate::routing::Published;
 
 use admission::Admission;
@@ -46,12 +49,14 @@ pub struct Config {
     pub threads: usize,
     /// After how long without a datagram a UDP flow ends, where its Service does not say.
     pub udp_idle_timeout: Duration,
-    /// How a TCP connection tries to reach a backend, where its Service does not say.
-    pub effort: Effort,
     /// TCP connections at a time; 0 = as many as there are descriptors for.
     pub max_flows: usize,
     /// UDP flows at a time; 0 = as many as half of the descriptors allow.
     pub max_udp_flows: usize,
+    /// How much effort a new TCP connection is worth, where its Service does not say.
+    pub effort: Effort,
+    /// How TCP connections notice a peer that is gone without a word.
+    pub liveness: Liveness,
 }
 
 impl Default for Config {
@@ -60,9 +65,10 @@ impl Default for Config {
             threads: 0,
             // Twice what kernel connection tracking grants a flow without replies.
             udp_idle_timeout: Duration::from_secs(60),
-            effort: Effort::default(),
             max_flows: 0,
             max_udp_flows: 0,
+            effort: Effort::default(),
+            liveness: Liveness::default(),
         }
     }
 }
@@ -102,6 +108,7 @@ impl Dataplane {
             admission,
             udp_idle_timeout: config.udp_idle_timeout,
             effort: config.effort,
+            liveness: config.liveness,
         });
         let threads = (0..threads)
             .map(DataThread::start)
@@ -175,6 +182,7 @@ struct Shared {
     admission: Admission,
     udp_idle_timeout: Duration,
     effort: Effort,
+    liveness: Liveness,
 }
 
 /// A listener, as its flows see it. Each data thread has its own.

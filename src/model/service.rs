@@ -1,7 +1,9 @@
 //! A Service, reduced to what routing and DNS need.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,5 +214,33 @@ impl Service {
 impl Default for OutlierEjection {
     fn default() -> Self {
         Self::After(const { NonZeroU32::new(3).expect("a literal above 0") })
+    }
+}
+
+/// A text that is no rule of ejection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither off nor a number of failures from 1")]
+pub struct InvalidEjection(String);
+
+impl FromStr for OutlierEjection {
+    type Err = InvalidEjection;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEjection> {
+        match text {
+            "off" => Ok(Self::Off),
+            failures => failures
+                .parse()
+                .map(Self::After)
+                .map_err(|_| InvalidEjection(failures.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for OutlierEjection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::After(failures) => failures.fmt(f),
+        }
     }
 }

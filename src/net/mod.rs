@@ -1,7 +1,7 @@
 //! The kernel's network interface, as far as std and tokio do not wrap it: socket options, shared binds, batches of
 //! datagrams, pipes, descriptor limits. A leaf: knows nothing of Services.
 //!
-//! The only place of `unsafe` (in `batches`, `message_addresses` and `readable`) and of `setsockopt`. Nothing here decides; callers do.
+//! The only place of `unsafe` (in `batches`, `message_addresses`, `readable` and `streams`) and of `setsockopt`. Nothing here decides; callers do.
 
 pub mod batches;
 pub mod connections;
@@ -13,3 +13,4 @@ pub mod pipes;
 pub mod poller;
 pub mod readable;
 pub mod sockets;
+pub mod streams;

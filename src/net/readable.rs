@@ -5,26 +5,20 @@
 )]
 
 use std::io;
-use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::pace_timer::AlarmClock;
-use super::poller::Poller;
 
 /// Types that own one descriptor, the same from birth to drop.
 pub trait OwnsDescriptor: AsRawFd + owned::Sealed {}
 
-impl OwnsDescriptor for UdpSocket {}
-impl OwnsDescriptor for Poller {}
 impl OwnsDescriptor for AlarmClock {}
 
 mod owned {
     pub trait Sealed {}
-    impl Sealed for super::UdpSocket {}
-    impl Sealed for super::Poller {}
     impl Sealed for super::AlarmClock {}
 }
 

@@ -176,7 +176,7 @@ pub fn listen_in_both_families(port: u16) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// A TCP socket to dial `addr` with: `TCP_NODELAY`, keepalive with the kernel's timing.
+/// A TCP socket to dial `addr` with from a task: `TCP_NODELAY`, keepalive with the kernel's timing.
 ///
 /// # Errors
 /// Those of `socket(2)`, above all shortages.

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! It reacts at once to what a source says, publishes a new table, and drives capture and listeners in a fixed order
-//! (`program`). Nothing downstream writes to it.
+//! (`program`). Nothing downstream writes to it, but for the one loop: it tells the prober what to probe, and hears what
+//! came of it as from any source.
 
 mod effects;
 mod health_checks;
@@ -43,6 +44,7 @@ use crate::model::{Event, Node, NodeName};
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
 use crate::sources::manifests::Update;
+use crate::sources::prober::{ProbeReport, Prober};
 use crate::telemetry::Health;
 use crate::workload::Simulator;
 
@@ -55,6 +57,9 @@ use store::Outcome;
 
 pub use remark::Remark;
 pub use verify::verify;
+
+/// Reports of probes that are taken at once, so that manifests wait for no more than these.
+const MAX_REPORTS: usize = 1024;
 
 /// What the reconciler is given. Everything it owns, it owns alone.
 pub struct Parts {
@@ -86,6 +91,8 @@ pub struct Parts {
     pub health_checks: HealthCheckPorts,
     /// Simulated Pods.
     pub simulator: Simulator,
+    /// Runs the probes of Pods.
+    pub prober: Prober,
     /// Where the loop reports that it keeps up.
     pub health: Health,
     /// How often rules are checked.
@@ -96,6 +103,8 @@ pub struct Parts {
 pub struct Inputs {
     /// Batches of the manifest directory; the first is the initial scan.
     pub manifests: mpsc::Receiver<Vec<Update>>,
+    /// What probes find out.
+    pub probes: mpsc::Receiver<ProbeReport>,
     /// The node's interface addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
 }
@@ -106,6 +115,7 @@ pub struct Reconciler {
     builder: TableBuilder,
     programmer: Programmer<Live>,
     simulator: Simulator,
+    prober: Prober,
     objects: PublishedObjects,
     health: Health,
     node: Option<Node>,
@@ -146,6 +156,7 @@ impl Reconciler {
             builder: parts.builder,
             programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
             simulator: parts.simulator,
+            prober: parts.prober,
             objects: parts.objects,
             health: parts.health,
             node: None,
@@ -184,6 +195,16 @@ impl Reconciler {
                     let addresses = inputs.addresses.borrow().clone();
                     self.take(updates, &addresses).await;
                 }
+                Some(report) = inputs.probes.recv() => {
+                    let mut reports = vec![report];
+                    while reports.len() < MAX_REPORTS && let Ok(more) = inputs.probes.try_recv() {
+                        reports.push(more);
+                    }
+                    let outcome = self.standalone.hear(reports, Timestamp::now());
+                    let addresses = inputs.addresses.borrow().clone();
+                    self.follow(outcome, &addresses).await;
+                    self.program().await;
+                }
                 Ok(()) = inputs.addresses.changed() => {
                     let addresses = inputs.addresses.borrow_and_update().clone();
                     self.view_node(&addresses);
@@ -199,6 +220,7 @@ impl Reconciler {
                 synced.take();
             }
         }
+        self.prober.shutdown().await;
         Draining {
             captures: self.programmer.into_effects().stop_capturing().await,
             simulator: self.simulator,
@@ -207,12 +229,24 @@ impl Reconciler {
 
     async fn take(&mut self, updates: Vec<Update>, addresses: &BTreeSet<IpAddr>) {
         let n_updates = updates.len();
+        let outcome = self.standalone.take(updates, Timestamp::now());
+        self.follow(outcome, addresses).await;
+        if !self.builder.is_synced() {
+            self.builder.set_synced();
+            info!(updates = n_updates, "initial state is complete");
+        }
+        self.program().await;
+    }
+
+    // Takes over what has changed; it is in effect once it is programmed.
+    async fn follow(&mut self, outcome: Outcome, addresses: &BTreeSet<IpAddr>) {
         let Outcome {
             events,
             simulated,
             node_eligible,
+            probes,
             remarks,
-        } = self.standalone.take(updates, Timestamp::now());
+        } = outcome;
         for remark in remarks {
             remark.log();
         }
@@ -222,6 +256,8 @@ impl Reconciler {
                 warn!(error = %failure, "simulated Pod cannot answer");
             }
         }
+        // After simulated Pods answer, so that their first probe meets somebody.
+        self.prober.apply(probes);
         if let Some(eligible) = node_eligible {
             self.health.set_node_eligible(eligible);
         }
@@ -249,11 +285,6 @@ impl Reconciler {
         if node_changed {
             self.view_node(addresses);
         }
-        if !self.builder.is_synced() {
-            self.builder.set_synced();
-            info!(updates = n_updates, "initial state is complete");
-        }
-        self.program().await;
     }
 
     // Before the initial state is complete nothing is programmed, and nothing old removed.

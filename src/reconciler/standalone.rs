@@ -4,10 +4,11 @@
 
 use jiff::Timestamp;
 
-use crate::control::{ObjectKey, Objects};
+use crate::control::{Change, ObjectKey, Objects};
 use crate::model::NodeName;
 use crate::sources::convert::Note;
 use crate::sources::manifests::Update;
+use crate::sources::prober::ProbeReport;
 
 use super::intake::Intake;
 use super::kept::KeptAllocations;
@@ -44,12 +45,23 @@ impl Standalone {
     /// Takes a batch of updates through the control plane.
     pub(super) fn take(&mut self, updates: Vec<Update>, now: Timestamp) -> Outcome {
         let (changes, remarks) = self.intake.take(updates, now);
+        self.outcome(&changes, remarks)
+    }
+
+    /// Takes what probes have found out through the control plane.
+    pub(super) fn hear(&mut self, reports: Vec<ProbeReport>, now: Timestamp) -> Outcome {
+        let (changes, remarks) = self.intake.hear(reports, now);
+        self.outcome(&changes, remarks)
+    }
+
+    fn outcome(&mut self, changes: &[Change], remarks: Vec<Remark>) -> Outcome {
         let mut outcome = Outcome {
             remarks,
+            probes: self.intake.take_probe_changes(),
             ..Outcome::default()
         };
         let remark = |key: &ObjectKey, note: &Note| self.intake.remark(key, note);
-        self.store.take(&changes, &remark, &mut outcome);
+        self.store.take(changes, &remark, &mut outcome);
         if let Some(kept) = &mut self.kept {
             kept.keep(self.intake.allocations());
         }

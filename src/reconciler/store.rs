@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::control::{Change, Kind, Object, ObjectKey, Objects};
+use crate::control::{Change, Kind, Object, ObjectKey, Objects, ProbeChange};
 use crate::model::{Event, NodeName, ServiceName, SliceKey};
 use crate::sources::convert::{self, Note};
 use crate::workload::SimulatedPod;
@@ -30,6 +30,8 @@ pub(super) struct Outcome {
     pub(super) simulated: Option<Vec<SimulatedPod>>,
     /// Whether our own Node is there and stays, if a Node changed.
     pub(super) node_eligible: Option<bool>,
+    /// What is to be probed from now on.
+    pub(super) probes: Vec<ProbeChange>,
     /// For the authors of objects, in the order in which it came up.
     pub(super) remarks: Vec<Remark>,
 }

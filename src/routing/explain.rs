@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::model::{Family, Frontend, Protocol, TrafficPolicy};
 
@@ -13,7 +14,7 @@ use super::explanation::{
     ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort, Explanation, Outcome,
 };
 use super::judge::{Judged, Judgement, judge};
-use super::remarks::{ports_of, why_not_proxied};
+use super::remarks::{about_held_back, ports_of, why_not_proxied};
 use super::target::{Target, UnknownTarget};
 use super::{FrontendKind, Origin, Route, RoutingTable, ServiceEntry, Verdict};
 
@@ -25,11 +26,11 @@ struct Asked<'a> {
 }
 
 impl RoutingTable {
-    /// Where traffic to `target` goes, and why.
+    /// Where traffic to `target` goes at `now`, and why.
     ///
     /// # Errors
     /// There is no such Service, port or address here.
-    pub fn explain(&self, target: &Target) -> Result<Explanation, UnknownTarget> {
+    pub fn explain(&self, target: &Target, now: Instant) -> Result<Explanation, UnknownTarget> {
         let mut remarks = Vec::new();
         if !self.synced {
             remarks.push("the initial state is not complete yet".to_owned());
@@ -42,7 +43,10 @@ impl RoutingTable {
             }
             Target::Address(address) => self.ask_address(*address)?,
         };
-        let service_ports: Vec<_> = asked.into_iter().map(|a| self.explain_port(a)).collect();
+        let service_ports: Vec<_> = asked
+            .into_iter()
+            .map(|a| self.explain_port(a, now))
+            .collect();
         Ok(Explanation {
             target: target.to_string(),
             served: are_served(&service_ports),
@@ -201,7 +205,7 @@ impl RoutingTable {
         }
     }
 
-    fn explain_port(&self, asked: Asked<'_>) -> ExplainedPort {
+    fn explain_port(&self, asked: Asked<'_>, now: Instant) -> ExplainedPort {
         let Asked {
             entry,
             route,
@@ -215,7 +219,8 @@ impl RoutingTable {
             mut endpoints,
             topology,
         } = judge(&found.unwrap_or_default(), &self.node);
-        let remarks = self.remarks_on(entry, route, port, topology, &endpoints);
+        let mut remarks = self.remarks_on(entry, route, port, topology, &endpoints);
+        remarks.extend(about_held_back(route, now));
         endpoints.sort_by_key(|judgement| judgement.addr);
         ExplainedPort {
             service_port: key.to_string(),

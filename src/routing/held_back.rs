@@ -187,9 +187,22 @@ impl Backend {
 
     /// Whether it has failed too often and its time is not over. It may serve all the same, see `held_back`.
     pub fn is_ejected(&self, now: Instant) -> bool {
-        let conduct = &self.live.conduct;
-        conduct.ejected_until.load(Ordering::Relaxed) > 0
-            && conduct.is_ejected(self.held_back.moment(now))
+        self.ejected_for(now).is_some()
+    }
+
+    /// For how long it is still ejected.
+    pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
+        let until = self.live.conduct.ejected_until.load(Ordering::Relaxed);
+        if until == 0 {
+            return None;
+        }
+        let left = until.checked_sub(self.held_back.moment(now))?;
+        (left > 0).then(|| Duration::from_millis(left))
+    }
+
+    /// Whether it is new and its share of new flows still grows.
+    pub fn is_warming(&self) -> bool {
+        self.live.conduct.warming_since.load(Ordering::Relaxed) > 0
     }
 
     /// It joins others that served before it.

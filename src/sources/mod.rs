@@ -7,5 +7,6 @@ pub mod convert;
 pub mod go_duration;
 pub mod interfaces;
 pub mod manifests;
+pub mod prober;
 
 pub use go_duration::parse_go_duration;

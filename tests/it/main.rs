@@ -17,4 +17,5 @@ mod get;
 mod health;
 mod house_rules;
 mod load;
+mod readiness;
 mod scenarios;

@@ -1,123 +1,272 @@
 //! The life of one TCP connection: where it wanted to go, a backend for it, the relay, the log line.
 //!
-//! Runs in a task of its own from the moment of accept, so that nothing slow here delays another client.
+//! Nothing in it waits: each event takes it as far as the kernel allows. Idle connections are many, and their number is
+//! what memory limits, so what only dialling needs is kept apart and goes when a backend is reached.
 
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
-
-use tokio::net::TcpStream;
 
 use crate::capture::plan::Entry;
 use crate::model::{Frontend, Protocol};
-use crate::net::sockets::{original_destination, reset_on_close};
+use crate::net::poller::{Interest, Readiness};
+use crate::net::sockets::original_destination;
 use crate::routing::{CountedConnection, Destination, RoutingTable};
 
 use super::super::Listener;
 use super::super::admission::Admitted;
 use super::super::backend::InUse;
+use super::super::engine::{Key, Reactor, Token};
 use super::super::flow_log::Closed;
-use super::dial::{DialError, Wanted, dial};
-use super::exchange::Side;
+use super::dial::{Dial, DialError, Progress, Wanted};
+use super::exchange::{Outcome, Side};
 use super::proxy_header::proxy_header;
-use super::relay::{End, Relay};
+use super::relay::Relay;
+use super::stream::Stream;
 
-/// An accepted connection, served until its end. A future written by hand, because an `async` one would keep room for
-/// both stages: idle connections are many, and their number is what memory limits.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large variant is the one that lasts"
-)]
-pub(super) enum Connection {
-    /// On the way to a backend.
-    Reaching(Pin<Box<dyn Future<Output = Option<Served>> + Send>>),
-    Relaying(Served),
+/// A connection. Dropped before its end, it resets both sides.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stage: Stage,
+    flow: Admitted,
+    _counted: CountedConnection,
+    peer: SocketAddr,
+    opened: Instant,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Dialling(Box<Dialling>),
+    Relaying { relay: Relay, backend: InUse },
+    Over,
+}
+
+#[derive(Debug)]
+struct Dialling {
+    client: Unserved,
+    dial: Dial,
+    // It is no longer young, but has no socket yet whose options could be set.
+    settled: bool,
+}
+
+/// What an event has led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It waits for the next event.
+    GoesOn,
+    /// It could go on at once, but lets others have their turn.
+    Yields,
+    /// It has ended.
+    Over,
 }
 
 impl Connection {
-    pub(super) fn new(client: TcpStream, peer: SocketAddr, flow: Admitted) -> Self {
-        Self::Reaching(Box::pin(connect(client, peer, flow)))
-    }
-}
-
-impl Future for Connection {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        if let Self::Reaching(reaching) = this {
-            match ready!(reaching.as_mut().poll(cx)) {
-                Some(served) => *this = Self::Relaying(served),
-                None => return Poll::Ready(()),
+    /// Finds where `client` wanted to go and begins to dial; `None` if it is refused, which has been counted by then.
+    pub(super) fn begin(
+        client: TcpStream,
+        peer: SocketAddr,
+        flow: Admitted,
+        key: Key,
+        reactor: &mut Reactor,
+    ) -> Option<Self> {
+        let opened = reactor.now();
+        let client = Unserved(Some(Stream::accepted(client)));
+        match Dialling::begin(client, peer, &flow.listener, key, reactor) {
+            Ok((dialling, counted)) => Some(Self {
+                stage: Stage::Dialling(Box::new(dialling)),
+                flow,
+                _counted: counted,
+                peer,
+                opened,
+            }),
+            Err(refusal) => {
+                refusal.report(&flow.listener, peer, opened);
+                None
             }
         }
-        match this {
-            Self::Relaying(served) => served.poll(cx),
-            Self::Reaching(_) => Poll::Pending,
+    }
+
+    /// Something has become possible on the client side.
+    pub(super) fn client_ready(&mut self, ready: Readiness, buffer: &mut [u8]) -> Fate {
+        match &mut self.stage {
+            Stage::Dialling(dialling) => {
+                // What it says waits for the backend. That it ends is no reason not to dial, a reset is.
+                if dialling.client.note(ready) {
+                    return self.refuse(DialError::ClientGone);
+                }
+                Fate::GoesOn
+            }
+            Stage::Relaying { relay, .. } => {
+                relay.client.note(ready);
+                self.pump(buffer)
+            }
+            Stage::Over => Fate::Over,
         }
     }
-}
 
-/// A connection that has its backend.
-pub(super) struct Served {
-    relay: Relay,
-    backend: InUse,
-    peer: SocketAddr,
-    opened: Instant,
-    _counted: CountedConnection,
-}
+    /// Something has become possible on the backend side.
+    pub(super) fn backend_ready(
+        &mut self,
+        ready: Readiness,
+        key: Key,
+        buffer: &mut [u8],
+        reactor: &mut Reactor,
+    ) -> Fate {
+        match &mut self.stage {
+            Stage::Dialling(dialling) => {
+                let shared = &self.flow.listener.shared;
+                let progress = dialling.dial.ready(ready, key, shared, reactor);
+                self.take(progress, buffer)
+            }
+            Stage::Relaying { relay, .. } => {
+                relay.backend.note(ready);
+                self.pump(buffer)
+            }
+            Stage::Over => Fate::Over,
+        }
+    }
 
-impl Served {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let end = ready!(Pin::new(&mut self.relay).poll(cx));
-        let (bytes_to_backend, bytes_to_client) = self.relay.moved();
+    /// A dial attempt may have lasted too long.
+    pub(super) fn dial_due(&mut self, key: Key, buffer: &mut [u8], reactor: &mut Reactor) -> Fate {
+        match &mut self.stage {
+            Stage::Dialling(dialling) => {
+                let shared = &self.flow.listener.shared;
+                let progress = dialling.dial.due(key, shared, reactor);
+                self.take(progress, buffer)
+            }
+            Stage::Relaying { .. } => Fate::GoesOn,
+            Stage::Over => Fate::Over,
+        }
+    }
+
+    /// Goes on after others had their turn.
+    pub(super) fn go_on(&mut self, buffer: &mut [u8]) -> Fate {
+        self.pump(buffer)
+    }
+
+    /// It is no longer young: the backend side gets the options of a long life.
+    pub(super) fn settle(&mut self) {
+        match &mut self.stage {
+            Stage::Dialling(dialling) => dialling.settled = true,
+            Stage::Relaying { relay, .. } => {
+                relay.backend.tune(self.flow.listener.shared.liveness);
+            }
+            Stage::Over => {}
+        }
+    }
+
+    fn take(&mut self, progress: Progress, buffer: &mut [u8]) -> Fate {
+        match progress {
+            Progress::Waiting => Fate::GoesOn,
+            Progress::Failed(error) => self.refuse(error),
+            Progress::Reached(stream, backend) => {
+                self.reached(stream, backend);
+                self.pump(buffer)
+            }
+        }
+    }
+
+    fn reached(&mut self, mut stream: Stream, backend: InUse) {
+        if let Stage::Dialling(mut dialling) = std::mem::replace(&mut self.stage, Stage::Over)
+            && let Some(client) = dialling.client.0.take()
+        {
+            if dialling.settled {
+                stream.tune(self.flow.listener.shared.liveness);
+            }
+            let relay = Relay::new(client, stream);
+            self.stage = Stage::Relaying { relay, backend };
+        }
+    }
+
+    fn refuse(&mut self, error: DialError) -> Fate {
+        self.stage = Stage::Over;
+        Refusal::Dial(error).report(&self.flow.listener, self.peer, self.opened);
+        Fate::Over
+    }
+
+    fn pump(&mut self, buffer: &mut [u8]) -> Fate {
+        let Stage::Relaying { relay, backend } = &mut self.stage else {
+            return Fate::GoesOn;
+        };
+        let shared = &self.flow.listener.shared;
+        let before = relay.moved();
+        let outcome = relay.pump(buffer, shared.liveness);
+        let after = relay.moved();
+        if after.0 > before.0 {
+            let counter = &shared.metrics.tcp_bytes_to_backends;
+            counter.inc_by(after.0 - before.0);
+        }
+        if after.1 > before.1 {
+            let counter = &shared.metrics.tcp_bytes_to_clients;
+            counter.inc_by(after.1 - before.1);
+        }
+        let reason = match outcome {
+            Outcome::Blocked => return Fate::GoesOn,
+            Outcome::Yield => return Fate::Yields,
+            Outcome::Finished => "finished",
+            Outcome::Reset(Side::Client) => "client_reset",
+            Outcome::Reset(Side::Backend) => "backend_reset",
+        };
         let closed = Closed {
-            service: &self.relay.flow().listener.id.route,
+            service: &self.flow.listener.id.route,
             client: self.peer,
-            backend: Some(self.backend.addr()),
-            bytes_to_backend,
-            bytes_to_client,
+            backend: Some(backend.addr()),
+            bytes_to_backend: after.0,
+            bytes_to_client: after.1,
             opened: self.opened,
-            reason: match end {
-                End::Finished => "finished",
-                End::Reset(Side::Client) => "client_reset",
-                End::Reset(Side::Backend) => "backend_reset",
-            },
+            reason,
         };
         closed.log();
-        Poll::Ready(())
+        Fate::Over
     }
 }
 
 // A client without a backend. Dropped (refusal, abort, panic), it is reset.
-struct Unserved(Option<TcpStream>);
+#[derive(Debug)]
+struct Unserved(Option<Stream>);
+
+impl Unserved {
+    // Notes what the reactor says; true if the client is gone.
+    fn note(&mut self, ready: Readiness) -> bool {
+        let Some(stream) = &mut self.0 else {
+            return false;
+        };
+        stream.note(ready);
+        stream.is_broken()
+    }
+}
 
 impl Drop for Unserved {
     fn drop(&mut self) {
         if let Some(stream) = &self.0 {
-            reset_on_close(stream);
+            stream.reset_on_close();
         }
     }
 }
 
-// Connects to a backend, or resets the client.
-async fn connect(client: TcpStream, peer: SocketAddr, flow: Admitted) -> Option<Served> {
-    let opened = Instant::now();
-    let mut client = Unserved(Some(client));
-    let stream = client.0.as_ref()?;
-    match reach(stream, peer, &flow.listener).await {
-        Ok((stream, backend, counted)) => Some(Served {
-            relay: Relay::new(client.0.take()?, stream, flow),
-            backend,
-            peer,
-            opened,
-            _counted: counted,
-        }),
-        Err(refusal) => {
-            refusal.report(&flow.listener, peer, opened);
-            None
-        }
+impl Dialling {
+    fn begin(
+        client: Unserved,
+        peer: SocketAddr,
+        listener: &Listener,
+        key: Key,
+        reactor: &mut Reactor,
+    ) -> Result<(Self, CountedConnection), Refusal> {
+        let Some(stream) = &client.0 else {
+            return Err(DialError::ClientGone.into());
+        };
+        let socket = stream.socket();
+        let (wanted, counted) = wanted(socket, peer, listener)?;
+        let dial = Dial::begin(wanted, key, &listener.shared, reactor)?;
+        // Watched from here on, so that what it says or that it goes is known when the backend answers.
+        reactor
+            .watch(socket, Interest::Stream, Token::Client(key))
+            .map_err(DialError::Shortage)?;
+        let dialling = Self {
+            client,
+            dial,
+            settled: false,
+        };
+        Ok((dialling, counted))
     }
 }
 
@@ -167,57 +316,53 @@ impl Refusal {
     }
 }
 
-// Finds the route and connects to a backend of it.
-async fn reach(
+// Finds the route, and what its Service allows and asks for.
+fn wanted(
     client: &TcpStream,
     peer: SocketAddr,
     listener: &Listener,
-) -> Result<(TcpStream, InUse, CountedConnection), Refusal> {
-    let (Destination { kind, route }, used, origin) = {
-        let table = listener.shared.table.load();
-        let (destination, used) = destination(client, peer, listener, &table)?;
-        (destination, used, table.node.origin(peer.ip()))
-    };
+) -> Result<(Wanted, CountedConnection), Refusal> {
+    let table = listener.shared.table.load();
+    let (Destination { kind, route }, used) = destination(client, peer, listener, &table)?;
     let counted = route.load.admit(route.knobs.max_connections);
     let counted = counted.ok_or(Refusal::MaxConnections)?;
     let header = match route.knobs.proxy_protocol {
-        Some(version) => proxy_header(version, peer, used),
         None => Vec::new(),
+        Some(version) => {
+            let used = used.map_or_else(|| client.local_addr(), Ok);
+            let used = used.map_err(|_reset| DialError::ClientGone)?;
+            proxy_header(version, peer, used)
+        }
     };
     let wanted = Wanted {
-        client,
         client_ip: peer.ip().to_canonical(),
-        origin,
+        origin: table.node.origin(peer.ip()),
         kind,
         route,
         header,
     };
-    let (stream, backend) = dial(wanted, &listener.shared).await?;
-    Ok((stream, backend, counted))
+    Ok((wanted, counted))
 }
 
-// What the client wanted, and the address that it used. A redirected connection must have been going to the service port
-// of this listener; that it arrived proves nothing.
+// What the client wanted, and the address that it used where that is not the socket's own. A redirected connection must
+// have been going to the service port of this listener; that it arrived proves nothing.
 fn destination(
     client: &TcpStream,
     peer: SocketAddr,
     listener: &Listener,
     table: &RoutingTable,
-) -> Result<(Destination, SocketAddr), Refusal> {
+) -> Result<(Destination, Option<SocketAddr>), Refusal> {
     match listener.id.entry {
         Entry::At(_, kind) => {
             let route = table.route(&listener.id.route).ok_or(Refusal::NoService)?;
-            let used = client
-                .local_addr()
-                .map_err(|_reset| DialError::ClientGone)?;
             let route = route.clone();
-            Ok((Destination { kind, route }, used))
+            Ok((Destination { kind, route }, None))
         }
         Entry::All | Entry::ClusterIp | Entry::External => original_destination(client, &peer)
             .ok()
             .and_then(|used| {
                 let frontend = Frontend::new(used, Protocol::Tcp);
-                Some((table.destination(&frontend)?, used))
+                Some((table.destination(&frontend)?, Some(used)))
             })
             .filter(|(destination, _)| destination.route.key == listener.id.route)
             .ok_or(Refusal::Uncaptured),
@@ -230,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_connection_takes_little_memory() {
-        // Beside it, tokio keeps some 700 bytes per connection: a task header and two registrations.
+        // All that an idle one has on the heap, beside 16 bytes for its place.
         assert!(
             size_of::<Connection>() <= 272,
             "{}",

@@ -1,28 +1,26 @@
 //! Reaching a backend for a new connection: several attempts, each with another backend while there is one, so that
-//! the client does not notice a dead backend. Whom to try and for how long is decided by [`Attempts`].
+//! the client does not notice a dead backend. Whom to try and for how long is decided by [`Attempts`]; this makes the
+//! sockets and reads what became of them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-use tokio::task::yield_now;
-use tokio::time::timeout;
-
-use crate::net::sockets::{dialling, send};
+use crate::net::poller::{Interest, Readiness};
+use crate::net::sockets::send;
+use crate::net::streams::{dial, error_of};
 use crate::routing::{FrontendKind, Origin, Route, Verdict};
 
 use super::super::Shared;
 use super::super::backend::InUse;
+use super::super::engine::{Key, Reactor, Token};
 use super::attempts::{Attempts, Failure};
+use super::stream::Stream;
 
 /// A connection that needs a backend.
-pub(super) struct Wanted<'a> {
-    /// Its client's socket, watched for a reset.
-    pub(super) client: &'a TcpStream,
+#[derive(Debug)]
+pub(super) struct Wanted {
     /// Its client's address, for affinity.
     pub(super) client_ip: IpAddr,
     /// Where its client is.
@@ -72,109 +70,191 @@ impl DialError {
     }
 }
 
-/// Connects to a backend and tells it the header. Every attempt chooses among the backends of the newest table: who did
-/// not answer may have been replaced meanwhile.
-pub(super) async fn dial(
-    wanted: Wanted<'_>,
-    shared: &Shared,
-) -> Result<(TcpStream, InUse), DialError> {
-    let mut route = wanted.route;
-    let mut attempts = Attempts::new(shared.effort.asked_by(&route.knobs));
-    let mut last = DialError::NoBackend;
-    loop {
-        let picked = match route.verdict(wanted.kind, wanted.origin) {
-            Verdict::Serve(backends) => attempts.next(|tried| {
-                InUse::pick(&route, backends, wanted.client_ip, tried, Instant::now())
-            }),
+/// The way to a backend. One socket at a time.
+#[derive(Debug)]
+pub(super) struct Dial {
+    wanted: Wanted,
+    attempts: Attempts,
+    last: DialError,
+    current: Option<Attempt>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    stream: Stream,
+    backend: InUse,
+    until: Instant,
+}
+
+/// How a dial stands.
+pub(super) enum Progress {
+    /// Waiting for the present attempt.
+    Waiting,
+    /// Connected, and told the header.
+    Reached(Stream, InUse),
+    /// No backend could be reached.
+    Failed(DialError),
+}
+
+impl Dial {
+    /// Makes the first attempt.
+    pub(super) fn begin(
+        wanted: Wanted,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Result<Self, DialError> {
+        let attempts = Attempts::new(shared.effort.asked_by(&wanted.route.knobs));
+        let mut dial = Self {
+            wanted,
+            attempts,
+            last: DialError::NoBackend,
+            current: None,
+        };
+        dial.next(key, shared, reactor)?;
+        Ok(dial)
+    }
+
+    /// Something has become of the present attempt.
+    pub(super) fn ready(
+        &mut self,
+        ready: Readiness,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Progress {
+        let Some(mut attempt) = self.current.take() else {
+            return Progress::Waiting;
+        };
+        attempt.stream.note(ready);
+        if !ready.writable() {
+            self.current = Some(attempt);
+            return Progress::Waiting;
+        }
+        match self.greet(&attempt.stream) {
+            Ok(()) => {
+                attempt.backend.succeeded();
+                Progress::Reached(attempt.stream, attempt.backend)
+            }
+            Err(error) => self.go_on(attempt, error, key, shared, reactor),
+        }
+    }
+
+    /// The present attempt may have lasted too long.
+    pub(super) fn due(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Progress {
+        match self
+            .current
+            .take_if(|attempt| attempt.until <= reactor.now())
+        {
+            Some(attempt) => {
+                let error = io::ErrorKind::TimedOut.into();
+                self.go_on(attempt, error, key, shared, reactor)
+            }
+            None => Progress::Waiting,
+        }
+    }
+
+    // It is connected if it is not broken; then it is told the header, which a fresh socket takes whole.
+    fn greet(&self, stream: &Stream) -> io::Result<()> {
+        if stream.is_broken() {
+            return Err(error_of(stream.socket()).unwrap_or(io::ErrorKind::ConnectionReset.into()));
+        }
+        let header = &self.wanted.header;
+        if !header.is_empty() && send(stream.socket(), header)? < header.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok(())
+    }
+
+    fn go_on(
+        &mut self,
+        failed: Attempt,
+        error: io::Error,
+        key: Key,
+        shared: &Shared,
+        reactor: &mut Reactor,
+    ) -> Progress {
+        self.note(&failed.backend, error, shared);
+        drop(failed);
+        match self.next(key, shared, reactor) {
+            Ok(()) => Progress::Waiting,
+            Err(error) => Progress::Failed(error),
+        }
+    }
+
+    // Makes attempts until one is under way. Each chooses among the backends of the newest table: who did not answer may
+    // have been replaced meanwhile.
+    fn next(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Result<(), DialError> {
+        let now = reactor.now();
+        loop {
+            if self.attempts.made() > 0
+                && let Some(newest) = shared.table.load().route(&self.wanted.route.key)
+            {
+                // A Service that was deleted meanwhile had accepted this connection before.
+                self.wanted.route = newest.clone();
+            }
+            let Some((backend, patience)) = self.pick(now) else {
+                return Err(std::mem::replace(&mut self.last, DialError::NoBackend));
+            };
+            let until = now + patience;
+            match connect(backend.addr(), key, reactor) {
+                Ok(stream) => {
+                    reactor.call_at(until, Token::Client(key));
+                    self.current = Some(Attempt {
+                        stream,
+                        backend,
+                        until,
+                    });
+                    return Ok(());
+                }
+                Err(error) => self.note(&backend, error, shared),
+            }
+        }
+    }
+
+    fn pick(&mut self, now: Instant) -> Option<(InUse, std::time::Duration)> {
+        let wanted = &self.wanted;
+        match wanted.route.verdict(wanted.kind, wanted.origin) {
+            Verdict::Serve(backends) => self
+                .attempts
+                .next(|tried| InUse::pick(&wanted.route, backends, wanted.client_ip, tried, now)),
             // The port is held closed, or capture drops: only a flow that raced with the change gets here.
             Verdict::Refuse => None,
             Verdict::Silent => {
-                if attempts.made() == 0 {
-                    last = DialError::Policy;
+                if self.attempts.made() == 0 {
+                    self.last = DialError::Policy;
                 }
                 None
             }
-        };
-        let Some((backend, patience)) = picked else {
-            return Err(last);
-        };
-        let addr = backend.addr();
-        let connecting = connect(addr, patience, &wanted.header, wanted.client);
-        let failure = match connecting.await {
-            Ok(stream) => {
-                backend.succeeded();
-                return Ok((stream, backend));
-            }
-            Err(Stopped::ClientGone) => return Err(DialError::ClientGone),
-            Err(Stopped::Failed(error)) => error,
-        };
-        let why = Failure::of(&failure);
+        }
+    }
+
+    fn note(&mut self, backend: &InUse, error: io::Error, shared: &Shared) {
+        let (why, addr) = (Failure::of(&error), backend.addr());
         let failures = &shared.metrics.dial_failures;
         failures.with_label_values(&[why.as_str()]).inc();
-        tracing::debug!(service = %route.key, backend = %addr, error = %failure, attempt = attempts.made(), "dial failed");
+        tracing::debug!(service = %self.wanted.route.key, backend = %addr, %error, attempt = self.attempts.made(), "dial failed");
         if why.blames_backend() {
-            backend.failed(&route.key, &shared.metrics);
+            backend.failed(&self.wanted.route.key, &shared.metrics);
         }
-        attempts.failed(addr, why);
-        last = match why {
-            Failure::Shortage => DialError::Shortage(failure),
+        self.attempts.failed(addr, why);
+        self.last = match why {
+            Failure::Shortage => DialError::Shortage(error),
             Failure::Refused
             | Failure::Unreachable
             | Failure::Timeout
             | Failure::NoLocalPort
             | Failure::Other => DialError::Exhausted {
-                attempts: attempts.made(),
+                attempts: self.attempts.made(),
                 backend: addr,
-                error: failure,
+                error,
             },
         };
-        // A Service that was deleted meanwhile had accepted this connection before.
-        if let Some(newest) = shared.table.load().route(&route.key) {
-            route = newest.clone();
-        }
     }
 }
 
-/// Why an attempt ended without a connection.
-enum Stopped {
-    Failed(io::Error),
-    ClientGone,
-}
-
-async fn connect(
-    addr: SocketAddr,
-    patience: Duration,
-    header: &[u8],
-    client: &TcpStream,
-) -> Result<TcpStream, Stopped> {
-    let mut reaching = pin!(reach(addr, header));
-    // A backend on this node has answered by the next look at the reactor. Then no timer is set, which would cost a
-    // write to wake the reactor, and a round for having been woken.
-    tokio::select! {
-        biased;
-        outcome = &mut reaching => return outcome.map_err(Stopped::Failed),
-        () = yield_now() => {}
-    }
-    tokio::select! {
-        biased;
-        outcome = timeout(patience, reaching) => match outcome {
-            Ok(outcome) => outcome.map_err(Stopped::Failed),
-            Err(_elapsed) => Err(Stopped::Failed(io::ErrorKind::TimedOut.into())),
-        },
-        // A reset. A client that has only ended its own direction may still wait for an answer.
-        _gone = client.ready(Interest::ERROR) => Err(Stopped::ClientGone),
-    }
-}
-
-// A connection counts as reached once its backend has been told who the client is; the kernel has room for that at
-// once, or takes it piece by piece.
-async fn reach(addr: SocketAddr, header: &[u8]) -> io::Result<TcpStream> {
-    let stream = dialling(addr)?.connect(addr).await?;
-    let mut rest = header;
-    while !rest.is_empty() {
-        let write = || send(&stream, rest);
-        let written = stream.async_io(Interest::WRITABLE, write).await?;
-        rest = &rest[written..];
-    }
-    Ok(stream)
+fn connect(addr: SocketAddr, key: Key, reactor: &Reactor) -> io::Result<Stream> {
+    let socket = dial(addr)?;
+    reactor.watch(&socket, Interest::Stream, Token::Backend(key))?;
+    Ok(Stream::dialled(socket))
 }

@@ -17,25 +17,10 @@ const EVICTION_LOOKS: usize = 16;
 
 /// A flow, as long as it lives; another flow in the same place has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FlowId {
-    place: u32,
-    turn: u32,
-}
-
-impl FlowId {
-    /// As a number, for event queues.
-    pub(super) fn to_token(self) -> u64 {
-        u64::from(self.place) << 32 | u64::from(self.turn)
-    }
-
-    /// The id of that number.
-    pub(super) fn from_token(token: u64) -> Self {
-        let low = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
-        Self {
-            place: low(token >> 32),
-            turn: low(token),
-        }
-    }
+pub(in super::super) struct FlowId {
+    /// Below 2^24: each place has had a descriptor of its own.
+    pub(in super::super) place: u32,
+    pub(in super::super) turn: u16,
 }
 
 /// What to do with a client's datagram.
@@ -60,7 +45,7 @@ pub(super) struct FlowTable<K, S> {
 
 #[derive(Debug)]
 struct Place<K, S> {
-    turn: u32,
+    turn: u16,
     queued: bool,
     flow: Option<Flow<K, S>>,
 }

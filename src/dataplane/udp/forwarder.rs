@@ -1,131 +1,162 @@
-//! The loop of one UDP listener on one data thread: takes what clients and backends have sent, a batch at a time, and
-//! passes it on.
+//! One UDP listener on one data thread: takes what clients and backends have sent, a batch at a time, and passes it on.
 //!
-//! All sockets to backends are in one epoll set, so a round costs two system calls however many flows are ready, plus
-//! one per flow. Within a flow nothing is reordered; what the kernel will not take is dropped and counted.
+//! However many flows are ready, a turn costs one call per flow and one for all replies. Within a flow nothing is
+//! reordered; what the kernel will not take is dropped and counted.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::io::unix::AsyncFd;
-use tokio::time::{Sleep, sleep_until};
-
+use crate::model::ServicePortKey;
 use crate::net::batches::{Batch, SLOTS};
 use crate::net::message_addresses::LocalAddress;
-use crate::net::readable::readable;
+use crate::net::poller::Interest;
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
-use super::super::thread::{Instruction, Orders};
-use super::backends::{Backends, receive_ready};
+use super::super::engine::{Key as ListenerKey, Reactor, Token};
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
-/// Rounds after which other tasks get their turn: at most 1024 datagrams each way.
+/// Rounds after which others get their turn: at most 1024 datagrams each way.
 const ROUNDS: usize = 16;
 
 /// A flow idle for less than this is not ended to make room for another: it may be waiting for its reply.
 const EVICTABLE: Duration = Duration::from_secs(5);
 
-thread_local! {
-    // Scratch space for all listeners of the thread: nothing stays in it from one round to the next.
-    static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
-}
-
 /// Tells the flows of a listener apart: the client, and the address it sent to where the listener has several.
 type Key = (SocketAddr, Option<LocalAddress>);
 
 /// One listener's datagrams on one thread.
-pub(in super::super) struct Forwarder {
+pub(super) struct Forwarder {
     listener: Arc<Listener>,
-    socket: AsyncFd<UdpSocket>,
+    socket: UdpSocket,
+    key: ListenerKey,
     flows: FlowTable<Key, Session>,
-    // There while there are flows: a cold listener costs one descriptor.
-    backends: Option<Backends>,
-    timer: Option<Timer>,
+    // Clients have sent something that has not been read.
+    readable: bool,
+    // Flows whose backends have.
+    ready: VecDeque<FlowId>,
+    has_asked_for_a_turn: bool,
+    // The earliest call that is under way.
+    called_at: Option<Instant>,
 }
 
-struct Timer {
-    at: Instant,
-    sleep: Pin<Box<Sleep>>,
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Everything that was there has been forwarded.
+    Idle,
+    /// There may be more.
+    Yields,
 }
 
 impl Forwarder {
-    /// Registers the socket with the thread's reactor.
-    pub(in super::super) fn new(listener: Arc<Listener>, socket: UdpSocket) -> io::Result<Self> {
-        let socket = readable(socket)?;
+    /// Begins to hear of datagrams.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub(super) fn new(
+        listener: Arc<Listener>,
+        socket: UdpSocket,
+        key: ListenerKey,
+        reactor: &Reactor,
+    ) -> io::Result<Self> {
+        reactor.watch(&socket, Interest::Read, Token::UdpListener(key))?;
         let flows = FlowTable::new(listener.shared.udp_idle_timeout);
         Ok(Self {
             listener,
             socket,
+            key,
             flows,
-            backends: None,
-            timer: None,
+            readable: false,
+            ready: VecDeque::new(),
+            has_asked_for_a_turn: false,
+            called_at: None,
         })
     }
 
-    /// Forwards until told to close; then all its flows end. A panic costs the flows that are open, not the listener.
-    pub(in super::super) async fn run(mut self, mut orders: Orders) {
-        poll_fn(|cx| {
-            let step = AssertUnwindSafe(|| self.poll(cx, &mut orders));
-            catch_unwind(step).unwrap_or_else(|_reported_by_the_panic_hook| {
-                self.flows = FlowTable::new(self.listener.shared.udp_idle_timeout);
-                self.backends = None;
-                self.timer = None;
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            })
-        })
-        .await;
+    /// What it forwards for.
+    pub(super) fn route(&self) -> &ServicePortKey {
+        &self.listener.id.route
+    }
+
+    /// Ends all flows and closes the socket.
+    pub(super) fn close(mut self) {
         self.end_flows("listener_closed");
-        drop(self);
-        orders.done();
+    }
+
+    /// Ends all flows without a word, after something went wrong with one of them.
+    pub(super) fn start_over(&mut self, reactor: &mut Reactor) {
+        self.flows = FlowTable::new(self.listener.shared.udp_idle_timeout);
+        self.ready.clear();
+        self.called_at = None;
+        self.clients_ready(reactor);
+    }
+
+    /// Clients have sent something.
+    pub(super) fn clients_ready(&mut self, reactor: &mut Reactor) {
+        self.readable = true;
+        self.ask_for_a_turn(reactor);
+    }
+
+    /// A backend has sent something.
+    pub(super) fn backend_ready(&mut self, flow: FlowId, reactor: &mut Reactor) {
+        self.ready.push_back(flow);
+        self.ask_for_a_turn(reactor);
+    }
+
+    fn ask_for_a_turn(&mut self, reactor: &mut Reactor) {
+        if !self.has_asked_for_a_turn {
+            self.has_asked_for_a_turn = true;
+            reactor.turn_again(Token::UdpListener(self.key));
+        }
     }
 
     fn end_flows(&mut self, reason: &'static str) {
         for (_, session) in self.flows.close_where(|_| true) {
             session.end(reason);
         }
-        self.backends = None;
+        self.ready.clear();
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, orders: &mut Orders) -> Poll<()> {
-        while let Poll::Ready(instruction) = orders.poll_next(cx) {
-            match instruction {
-                Instruction::Recheck => self.recheck(),
-                Instruction::Close => return Poll::Ready(()),
+    /// Forwards what is there.
+    pub(super) fn turn(&mut self, batch: &mut Batch, reactor: &mut Reactor) -> Turn {
+        self.has_asked_for_a_turn = false;
+        for _ in 0..ROUNDS {
+            if !self.readable && self.ready.is_empty() {
+                return Turn::Idle;
+            }
+            if self.readable {
+                self.take_from_clients(batch, reactor);
+            }
+            if !self.ready.is_empty() {
+                self.take_from_backends(batch, reactor.now());
             }
         }
-        BATCH.with_borrow_mut(|batch| {
-            for _ in 0..ROUNDS {
-                let now = Instant::now();
-                self.poll_timer(now, cx);
-                let clients = self.poll_clients(batch, now, cx);
-                let backends = self.poll_backends(batch, now, cx);
-                if clients.is_pending() && backends.is_pending() {
-                    return Poll::Pending;
-                }
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
+        self.has_asked_for_a_turn = true;
+        Turn::Yields
     }
 
     // One batch from clients to backends.
-    fn poll_clients(&mut self, batch: &mut Batch, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let Poll::Ready(received) = receive_ready(&self.socket, SLOTS, cx, |socket| {
-            batch.receive(socket, 0..SLOTS)
-        }) else {
-            return Poll::Pending;
+    fn take_from_clients(&mut self, batch: &mut Batch, reactor: &mut Reactor) {
+        let received = match batch.receive(&self.socket, 0..SLOTS) {
+            Ok(received) => received,
+            Err(error) => {
+                // Any other error was pending, such as the ICMP answer to a reply, and is gone with this report.
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    self.readable = false;
+                } else {
+                    tracing::debug!(listener = %self.listener.id, %error, "receive failed");
+                }
+                return;
+            }
         };
+        // Less than asked for has emptied it; the next arrival is a new event.
+        self.readable = received == SLOTS;
         let mut start = 0;
         while start < received {
             let key = key(batch, start);
@@ -134,39 +165,33 @@ impl Forwarder {
                 end += 1;
             }
             match key {
-                Some(key) => self.forward(batch, start..end, key, now, cx),
+                Some(key) => self.forward(batch, start..end, key, reactor),
                 None => self.count_drop(Loss::Malformed, end - start),
             }
             start = end;
         }
-        Poll::Ready(())
     }
 
     // A run of datagrams of one flow.
-    fn forward(
-        &mut self,
-        batch: &mut Batch,
-        slots: Range<usize>,
-        key: Key,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) {
+    fn forward(&mut self, batch: &mut Batch, slots: Range<usize>, key: Key, reactor: &mut Reactor) {
+        let now = reactor.now();
         let id = match self.flows.on_client_datagram(&key, now) {
             Action::Forward(id) => id,
-            Action::Open => match self.open(key, now, cx) {
+            Action::Open => match self.open(key, reactor) {
                 Ok(id) => id,
                 Err(reason) => return self.count_drop(reason, slots.len()),
             },
         };
-        let (Some(session), Some(backends)) = (self.flows.session(id), &self.backends) else {
+        let Some(session) = self.flows.session(id) else {
             return;
         };
+        let token = Token::UdpFlow(self.key.place, id);
         let drops = &self.listener.shared.metrics.udp_drops;
         session.forward(
             batch,
             slots,
             now,
-            &mut |socket| backends.watch(socket, id),
+            &mut |socket| reactor.watch(socket, Interest::Read, token),
             &mut |reason, n| drops.with_label_values(&[reason.reason()]).inc_by(n as u64),
         );
         if session.is_void() {
@@ -174,10 +199,8 @@ impl Forwarder {
         }
     }
 
-    fn open(&mut self, key: Key, now: Instant, cx: &mut Context<'_>) -> Result<FlowId, Loss> {
-        if self.backends.is_none() {
-            self.backends = Some(Backends::new(&self.listener).ok_or(Loss::Shortage)?);
-        }
+    fn open(&mut self, key: Key, reactor: &mut Reactor) -> Result<FlowId, Loss> {
+        let now = reactor.now();
         let timeout = {
             let table = self.listener.shared.table.load();
             let route = table
@@ -188,7 +211,7 @@ impl Forwarder {
         let flow = self.admit(now).ok_or(Loss::Limit)?;
         self.flows.set_idle_timeout(timeout);
         let id = self.flows.open(key, Session::new(flow, key.0, now), now);
-        self.arm(now + timeout, cx);
+        self.call_at(now + timeout, reactor);
         Ok(id)
     }
 
@@ -208,16 +231,10 @@ impl Forwarder {
     }
 
     // One batch from backends to clients, gathered from as many flows as fit.
-    fn poll_backends(&mut self, batch: &mut Batch, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(backends) = &mut self.backends else {
-            return Poll::Pending;
-        };
-        if backends.ready.is_empty() && backends.poll_ready(cx).is_pending() {
-            return Poll::Pending;
-        }
+    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant) {
         let mut filled = 0;
         while filled < SLOTS
-            && let Some(id) = backends.ready.pop_front()
+            && let Some(id) = self.ready.pop_front()
         {
             let Some((key, session)) = self.flows.on_backend_datagram(id, now) else {
                 continue;
@@ -236,7 +253,7 @@ impl Forwarder {
                     filled += n;
                     if filled == SLOTS {
                         // It filled what was left: there may be more. Others first.
-                        backends.ready.push_back(id);
+                        self.ready.push_back(id);
                     } else {
                         session.drained();
                     }
@@ -245,12 +262,11 @@ impl Forwarder {
                 // Reported once, and ahead of what had arrived before it.
                 Err(error) => {
                     session.receive_failed(&error);
-                    backends.ready.push_front(id);
+                    self.ready.push_front(id);
                 }
             }
         }
         self.reply(batch, filled);
-        Poll::Ready(())
     }
 
     // Sends gathered replies from the listener's own address.
@@ -258,7 +274,7 @@ impl Forwarder {
         let metrics = &self.listener.shared.metrics;
         let mut next = 0;
         while next < filled {
-            match batch.send(self.socket.get_ref(), next..filled) {
+            match batch.send(&self.socket, next..filled) {
                 Ok(n) => {
                     let bytes = (next..next + n).map(|slot| batch.len(slot) as u64).sum();
                     metrics.udp_datagrams_to_clients.inc_by(n as u64);
@@ -273,8 +289,8 @@ impl Forwarder {
         }
     }
 
-    // Ends flows that the newest table does not want any more.
-    fn recheck(&mut self) {
+    /// Ends flows that the newest table does not want any more.
+    pub(super) fn recheck(&mut self, reactor: &mut Reactor) {
         let table = self.listener.shared.table.load();
         let Some(route) = table.route(&self.listener.id.route) else {
             drop(table);
@@ -291,41 +307,34 @@ impl Forwarder {
         for (_, session) in self.flows.close_where(gone) {
             session.end("backend_gone");
         }
-        // A new timeout may be shorter than what the timer is set to.
-        self.timer = None;
+        drop(table);
+        // A new timeout may be shorter than what the next call is for.
+        self.called_at = None;
+        self.expire(reactor);
     }
 
-    fn poll_timer(&mut self, now: Instant, cx: &mut Context<'_>) {
-        let due = match &mut self.timer {
-            Some(timer) => timer.sleep.as_mut().poll(cx).is_ready(),
-            None => self.flows.len() > 0,
-        };
-        if due {
-            self.timer = None;
-            let (expired, next) = self.flows.expire(now);
-            for (_, session) in expired {
-                session.end("idle");
-            }
-            if let Some(next) = next {
-                self.arm(next, cx);
-            }
-            if self.flows.len() == 0 {
-                self.backends = None;
-            }
-        }
-    }
-
-    // Wakes the task at that time, or before.
-    fn arm(&mut self, at: Instant, cx: &mut Context<'_>) {
-        if self.timer.as_ref().is_some_and(|timer| timer.at <= at) {
+    /// Ends flows that have been idle for long enough.
+    pub(super) fn expire(&mut self, reactor: &mut Reactor) {
+        let now = reactor.now();
+        if self.called_at.is_some_and(|at| at > now) {
             return;
         }
-        let mut sleep = Box::pin(sleep_until(at.into()));
-        // Polled once, so that it knows whom to wake. If it is due already, the next round sees it.
-        if sleep.as_mut().poll(cx).is_ready() {
-            cx.waker().wake_by_ref();
+        self.called_at = None;
+        let (expired, next) = self.flows.expire(now);
+        for (_, session) in expired {
+            session.end("idle");
         }
-        self.timer = Some(Timer { at, sleep });
+        if let Some(next) = next {
+            self.call_at(next, reactor);
+        }
+    }
+
+    // Is called at that time, or before.
+    fn call_at(&mut self, at: Instant, reactor: &mut Reactor) {
+        if self.called_at.is_none_or(|earlier| earlier > at) {
+            self.called_at = Some(at);
+            reactor.call_at(at, Token::UdpListener(self.key));
+        }
     }
 
     fn count_drop(&self, reason: Loss, n: usize) {
