@@ -140,7 +140,7 @@ impl Snapshot {
                     "READY",
                     "AGE",
                 ],
-                &["SELECTOR"],
+                &["SELECTOR", "CONNECTIONS"],
             ),
             Resource::EndpointSlices => (
                 &[
