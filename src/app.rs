@@ -184,7 +184,8 @@ impl App {
 
         let parts = Parts {
             node_name: config.node_name.clone(),
-            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
+            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
+                .ejecting(config.outlier_ejection),
             table,
             objects,
             dataplane: dataplane.clone(),

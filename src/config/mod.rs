@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
-use crate::model::{Algorithm, Family, Knobs, NodeName, ServiceName};
+use crate::model::{Algorithm, Family, Knobs, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
@@ -66,6 +66,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// The algorithm of Services that name none.
     pub algorithm: Algorithm,
+    /// When failing backends of Services that do not say are left out.
+    pub outlier_ejection: OutlierEjection,
     /// How often rules are checked and failures tried again.
     pub sync_period: Duration,
     /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
@@ -223,6 +225,10 @@ impl Config {
                 Some(true) | None => ExecProbes::Allowed,
             },
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
+            outlier_ejection: settings
+                .outlier_ejection
+                .map(|Text(rule)| rule)
+                .unwrap_or_default(),
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             min_sync_period: min_sync_period(&settings)?,
             oom_score_adj: oom_score_adj(settings.oom_score_adj)?,

@@ -11,6 +11,7 @@ mod api_server;
 mod check;
 mod cluster;
 mod command_line;
+mod configuration;
 mod dataplane;
 mod dev;
 mod dns;
