@@ -32,7 +32,7 @@ use crate::dataplane::{self, Dataplane};
 use crate::dns;
 use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
-use crate::reconciler::{Draining, Parts, Reconciler, Tuning};
+use crate::reconciler::{self, Draining, Parts, Reconciler, Tuning};
 use crate::routing::{Published, TableBuilder};
 use crate::sources::kube::Contact;
 use crate::sources::manifests::WatchError;
@@ -161,6 +161,7 @@ impl App {
             health: health.clone(),
             readiness: readiness.clone(),
             timeout: health_timeout,
+            answers: admin::Answers::new(&registry).context("registering metrics")?,
         };
         let (tuning, tuned) = watch::channel(tuning_of(&config));
         let source_parts = SourceParts {
@@ -173,6 +174,7 @@ impl App {
             registry: &registry,
         };
         let (inputs, failed) = start_sources(&source_parts, reports)?;
+        let loop_metrics = reconciler::Metrics::new(&registry).context("registering metrics")?;
         let configz = Arc::new(ArcSwap::from_pointee(config::configz(&config)));
         let metrics_server = MetricsServer {
             registry,
@@ -183,6 +185,7 @@ impl App {
         addresses.metrics = start_metrics(&config, metrics_server, &servers).await;
 
         let parts = Parts {
+            metrics: loop_metrics,
             node_name: config.node_name.clone(),
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
                 .ejecting(config.outlier_ejection),
@@ -190,6 +193,10 @@ impl App {
             objects,
             dataplane: dataplane.clone(),
             captures,
+            rules_owner: match config.capture {
+                Mode::Nftables | Mode::Iptables => Some(config.data_dir.join("rules-owner")),
+                Mode::Loopback | Mode::None => None,
+            },
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(),
             prober,

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use jiff::Timestamp;
-use prometheus::Registry;
+use prometheus::{IntCounterVec, Opts, Registry};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,40 @@ pub struct HealthServer {
     pub readiness: Readiness,
     /// A change may wait for this long: twice the sync period.
     pub timeout: Duration,
+    /// How it was answered.
+    pub answers: Answers,
+}
+
+/// How often probes were answered with which status. Source: kube-proxy's metrics of that name.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    healthz: IntCounterVec,
+    livez: IntCounterVec,
+}
+
+impl Answers {
+    /// Registers the figures.
+    ///
+    /// # Errors
+    ///
+    /// A name that is taken.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["code"])?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        Ok(Self {
+            healthz: counter(
+                "kubeproxy_proxy_healthz_total",
+                "Answers of /healthz by status.",
+            )?,
+            livez: counter(
+                "kubeproxy_proxy_livez_total",
+                "Answers of /livez by status.",
+            )?,
+        })
+    }
 }
 
 /// What the metrics server reports.
@@ -143,12 +177,16 @@ async fn healthz(State(server): State<Arc<HealthServer>>) -> Response {
     let report = server.health.report(Instant::now(), server.timeout);
     let mut body = body(&report);
     body.insert("nodeEligible".to_owned(), report.node_eligible.into());
-    respond(report.healthy && report.node_eligible, body)
+    respond(
+        report.healthy && report.node_eligible,
+        body,
+        &server.answers.healthz,
+    )
 }
 
 async fn livez(State(server): State<Arc<HealthServer>>) -> Response {
     let report = server.health.report(Instant::now(), server.timeout);
-    respond(report.healthy, body(&report))
+    respond(report.healthy, body(&report), &server.answers.livez)
 }
 
 // Names what start-up still waits for.
@@ -166,12 +204,13 @@ async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
         .into_response()
 }
 
-fn respond(good: bool, body: Map<String, Value>) -> Response {
+fn respond(good: bool, body: Map<String, Value>, answers: &IntCounterVec) -> Response {
     let status = if good {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
+    answers.with_label_values(&[status.as_str()]).inc();
     (
         status,
         [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")],
@@ -237,6 +276,7 @@ mod tests {
             health: health.clone(),
             readiness: Readiness::default(),
             timeout: TIMEOUT,
+            answers: Answers::new(&Registry::new()).unwrap(),
         }))
     }
 

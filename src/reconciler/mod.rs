@@ -13,9 +13,11 @@
 mod cluster;
 mod effects;
 mod facts;
+mod handover;
 mod health_checks;
 mod intake;
 mod kept;
+mod metrics;
 mod pace;
 mod program;
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod verify;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,12 +51,13 @@ use crate::sources::prober::Prober;
 use crate::telemetry::Health;
 use crate::workload::Simulator;
 
-use effects::Live;
+use effects::{Captured, Live};
 use facts::Facts;
 use program::Programmer;
 use store::Outcome;
 
 pub use facts::{Manifests, Source};
+pub use metrics::Metrics;
 pub use remark::Remark;
 pub use verify::verify;
 
@@ -71,6 +75,8 @@ pub struct Parts {
     pub dataplane: Arc<Dataplane>,
     /// One capture per family that can be captured; empty with capture `none`.
     pub captures: Vec<Box<dyn Capture>>,
+    /// Where the process that owns the node's rules is named; `None` if these are no rules of the kernel.
+    pub rules_owner: Option<PathBuf>,
     /// Health-check node ports.
     pub health_checks: HealthCheckPorts,
     /// Simulated Pods.
@@ -79,6 +85,8 @@ pub struct Parts {
     pub prober: Prober,
     /// Where the loop reports that it keeps up.
     pub health: Health,
+    /// What the loop counts.
+    pub metrics: Metrics,
     /// How often rules are checked.
     pub sync_period: Duration,
 }
@@ -120,14 +128,14 @@ pub struct Reconciler {
 
 /// What flows still need while they drain.
 pub struct Draining {
-    captures: Vec<Box<dyn Capture>>,
+    captures: Captured,
     simulator: Simulator,
 }
 
 impl Draining {
     /// The flows are over: removes our rules from the kernel and ends simulated Pods.
     pub async fn finish(self) {
-        effects::release(self.captures).await;
+        self.captures.release().await;
         self.simulator.shutdown().await;
     }
 }
@@ -137,14 +145,20 @@ impl Reconciler {
     pub fn new(parts: Parts) -> Self {
         let effects = Live::new(
             parts.dataplane,
-            parts.captures,
+            Captured::new(parts.captures, parts.rules_owner),
             parts.table,
             parts.health_checks,
         );
         let now = Instant::now();
         Self {
             builder: parts.builder,
-            programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
+            programmer: Programmer::new(
+                effects,
+                parts.health.clone(),
+                parts.metrics,
+                parts.sync_period,
+                now,
+            ),
             simulator: parts.simulator,
             prober: parts.prober,
             objects: parts.objects,
@@ -240,6 +254,7 @@ impl Reconciler {
         }
         let mut node_changed = false;
         for event in events {
+            self.programmer.metrics().changed(&event);
             match event {
                 Event::NodeApplied(node) => {
                     self.node = Some(node);

@@ -63,7 +63,7 @@ impl Running {
     /// The next line of the log with these words; the log ends with the process.
     fn wait_for(&mut self, words: &str) -> String {
         let mut seen = Vec::new();
-        while let Some(line) = self.log.next() {
+        for line in self.log.by_ref() {
             let line = line.unwrap();
             if line.contains(words) {
                 return line;

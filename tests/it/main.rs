@@ -21,5 +21,6 @@ mod health;
 mod house_rules;
 mod kube;
 mod load;
+mod manifests;
 mod readiness;
 mod scenarios;
