@@ -140,7 +140,7 @@ fn kube_proxys_file_is_taken_with_one_warning_for_each_kind_of_surplus() {
     assert_eq!(oom_score(running.child.id()), "6", "the file wins");
     running.signal(Signal::SIGHUP);
     let line = running.wait_for("leniently");
-    assert!(line.contains("colour") && line.contains("line 5"), "{line}");
+    assert!(line.contains("colour") && line.contains("line 6"), "{line}");
     let line = running.wait_for("without a meaning here");
     for name in ["featureGates", "ipvs", "--logtostderr"] {
         assert!(line.contains(name), "{line}");
