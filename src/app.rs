@@ -115,9 +115,11 @@ impl App {
         // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
         let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
+        let contact = Contact::default();
         let sources = Sources {
             objects: objects.clone(),
             table: table.clone(),
+            contact: contact.clone(),
         };
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
@@ -155,6 +157,7 @@ impl App {
         let probes = HealthServer {
             health: health.clone(),
             readiness: readiness.clone(),
+            contact: contact.clone(),
             timeout: health_timeout,
         };
         let source_parts = SourceParts {
@@ -162,7 +165,8 @@ impl App {
             part: &control,
             readiness: &readiness,
             table: &table,
-            contact: &Contact::default(),
+            objects: &objects,
+            contact: &contact,
             registry: &registry,
         };
         let (inputs, failed) = start_sources(&source_parts, reports)?;

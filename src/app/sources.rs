@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use prometheus::Registry;
@@ -9,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
 use crate::config::{self, Config};
-use crate::control::{self, ControlPlane, OwnNode};
+use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dns::PodMode;
 use crate::readiness::Readiness;
 use crate::reconciler::{Inputs, Manifests, Source};
@@ -24,12 +25,17 @@ use super::Part;
 /// Batches of manifest updates that may wait for the reconciler; past it the directory is simply read later.
 const MANIFEST_BATCHES: usize = 16;
 
+/// How often the state of a cluster is written to disk, if it has changed: seldom enough that steady change costs little,
+/// and what is missed is what has changed within the last half minute before a crash.
+const KEEP_PERIOD: Duration = Duration::from_secs(30);
+
 /// What starts sources.
 pub(super) struct SourceParts<'a> {
     pub(super) config: &'a Config,
     pub(super) part: &'a Part,
     pub(super) readiness: &'a Readiness,
     pub(super) table: &'a Published,
+    pub(super) objects: &'a PublishedObjects,
     pub(super) contact: &'a Contact,
     pub(super) registry: &'a Registry,
 }
@@ -106,6 +112,11 @@ fn follow_cluster(
         node: parts.config.node_name.clone(),
         dns,
         patience: kube::Patience::default(),
+        keep: Some(kube::Keep {
+            file: parts.config.data_dir.join("cluster.json"),
+            objects: parts.objects.clone(),
+            period: KEEP_PERIOD,
+        }),
     };
     let (sender, updates) = mpsc::channel(kube::BATCHES);
     parts.part.tasks.spawn(kube::watch(

@@ -200,7 +200,7 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
 
-    /// Where allocations are kept across restarts [default: /var/lib/viaduct, or below $XDG_STATE_HOME]
+    /// Where allocations, or the last state of a cluster, are kept across restarts [default: /var/lib/viaduct, or below $XDG_STATE_HOME]
     #[arg(long, value_name = "DIR", env = "VIADUCT_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 

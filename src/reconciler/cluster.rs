@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::control::{Change, Kind, ObjectKey, Objects};
+use crate::control::{Change, Kind, Object, ObjectKey, Objects};
 use crate::model::NodeName;
 use crate::sources::convert::Note;
 use crate::sources::kube::Update;
@@ -16,6 +16,8 @@ use super::store::{LoopbackEndpoints, Outcome, Store};
 /// The store behind an API server.
 pub(super) struct Cluster {
     store: Store,
+    /// Kinds that a server has listed: what was kept of them counts no more.
+    listed: HashSet<Kind>,
     synced: bool,
 }
 
@@ -24,6 +26,7 @@ impl Cluster {
     pub(super) fn new(node_name: NodeName) -> Self {
         Self {
             store: Store::new(node_name, LoopbackEndpoints::Refused),
+            listed: HashSet::new(),
             synced: false,
         }
     }
@@ -45,7 +48,11 @@ impl Cluster {
                     }
                 }
                 Update::Deleted(key) => self.change(Change::Deleted(key), &mut outcome),
-                Update::Listed(kind, keys) => self.remove_others(kind, &keys, &mut outcome),
+                Update::Listed(kind, keys) => {
+                    self.listed.insert(kind);
+                    self.remove_others(kind, &keys, &mut outcome);
+                }
+                Update::Kept(objects) => self.recall(objects, &mut outcome),
                 Update::Synced => self.synced = true,
             }
         }
@@ -66,6 +73,16 @@ impl Cluster {
         }
     }
 
+    // What a server has said already is newer.
+    fn recall(&mut self, objects: Vec<Object>, outcome: &mut Outcome) {
+        for object in objects {
+            let key = object.key();
+            if !self.listed.contains(&key.kind) && self.store.objects().get(&key).is_none() {
+                self.change(Change::Applied(object), outcome);
+            }
+        }
+    }
+
     fn change(&mut self, change: Change, outcome: &mut Outcome) {
         let remark = |key: &ObjectKey, note: &Note| Remark::Derived(key.clone(), note.clone());
         self.store.take(&[change], &remark, outcome);
@@ -77,7 +94,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::control::{Object, UnknownFields, decode};
+    use crate::control::{UnknownFields, decode};
     use crate::model::Event;
 
     fn cluster() -> Cluster {
@@ -146,6 +163,20 @@ mod tests {
         assert!(cluster.objects().get(&service("web", 80).key()).is_none());
         // Of another kind it says nothing.
         let outcome = cluster.take(vec![Update::Listed(Kind::Pod, HashSet::new())]);
+        assert_eq!(words(&outcome), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_kept_fills_the_gaps_until_a_list_says_more() {
+        let mut cluster = cluster();
+        cluster.take(vec![Update::Applied(service("web", 81))]);
+        let kept = vec![service("web", 80), service("gone", 80), slice("10.1.0.1")];
+        let outcome = cluster.take(vec![Update::Kept(kept.clone())]);
+        assert_eq!(words(&outcome), ["+gone", "+web-1 2"]);
+        let keys = HashSet::from([service("web", 81).key()]);
+        let outcome = cluster.take(vec![Update::Listed(Kind::Service, keys)]);
+        assert_eq!(words(&outcome), ["-gone"]);
+        let outcome = cluster.take(vec![Update::Kept(kept)]);
         assert_eq!(words(&outcome), [""; 0]);
     }
 
