@@ -38,7 +38,7 @@ use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
-use sources::{SourceParts, start_sources};
+use sources::{SourceParts, local_pods, start_sources};
 
 pub use sources::control_plane;
 
@@ -175,7 +175,7 @@ impl App {
 
         let parts = Parts {
             node_name: config.node_name.clone(),
-            pod_cidrs: config.pod_cidrs.clone(),
+            local_pods: local_pods(&config),
             node_port_addresses: config.node_port_addresses.clone(),
             localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
