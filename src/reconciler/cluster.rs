@@ -25,7 +25,7 @@ impl Cluster {
     /// Nothing is known yet.
     pub(super) fn new(node_name: NodeName) -> Self {
         Self {
-            store: Store::new(node_name, LoopbackEndpoints::Refused),
+            store: Store::new(node_name, LoopbackEndpoints::Refused, Objects::packed()),
             listed: HashSet::new(),
             synced: false,
         }
@@ -42,8 +42,7 @@ impl Cluster {
         for update in updates {
             match update {
                 Update::Applied(object) => {
-                    let known = self.store.objects().get(&object.key());
-                    if known.is_none_or(|known| **known != object) {
+                    if !self.store.objects().holds(&object) {
                         self.change(Change::Applied(object), &mut outcome);
                     }
                 }
@@ -62,12 +61,8 @@ impl Cluster {
 
     // What vanished while nobody was watching.
     fn remove_others(&mut self, kind: Kind, keys: &HashSet<ObjectKey>, outcome: &mut Outcome) {
-        let known = self.store.objects().list(kind);
-        let vanished: Vec<ObjectKey> = known
-            .into_iter()
-            .map(|object| object.key())
-            .filter(|key| !keys.contains(key))
-            .collect();
+        let known = self.store.objects().keys(kind).into_iter();
+        let vanished: Vec<ObjectKey> = known.filter(|key| !keys.contains(key)).cloned().collect();
         for key in vanished {
             self.change(Change::Deleted(key), outcome);
         }
@@ -77,7 +72,7 @@ impl Cluster {
     fn recall(&mut self, objects: Vec<Object>, outcome: &mut Outcome) {
         for object in objects {
             let key = object.key();
-            if !self.listed.contains(&key.kind) && self.store.objects().get(&key).is_none() {
+            if !self.listed.contains(&key.kind) && !self.store.objects().contains(&key) {
                 self.change(Change::Applied(object), outcome);
             }
         }
@@ -160,7 +155,7 @@ mod tests {
         let keys = HashSet::from([service("api", 80).key()]);
         let outcome = cluster.take(vec![Update::Listed(Kind::Service, keys)]);
         assert_eq!(words(&outcome), ["-web"]);
-        assert!(cluster.objects().get(&service("web", 80).key()).is_none());
+        assert!(!cluster.objects().contains(&service("web", 80).key()));
         // Of another kind it says nothing.
         let outcome = cluster.take(vec![Update::Listed(Kind::Pod, HashSet::new())]);
         assert_eq!(words(&outcome), [""; 0]);
