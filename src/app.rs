@@ -178,7 +178,8 @@ impl App {
             local_pods: local_pods(&config),
             node_port_addresses: config.node_port_addresses.clone(),
             localhost_node_ports: config.localhost_node_ports,
-            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
+            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
+                .ejecting(config.outlier_ejection),
             table,
             objects,
             dataplane: dataplane.clone(),

@@ -46,6 +46,7 @@ impl Sources {
             objects: self.objects.load_full(),
             table: self.table.load_full(),
             now: Timestamp::now(),
+            instant: Instant::now(),
         }
     }
 }
@@ -195,7 +196,7 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
         Ok(target) => target,
         Err(invalid) => return (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
     };
-    match sources.table.load_full().explain(&target) {
+    match sources.table.load_full().explain(&target, Instant::now()) {
         Ok(explanation) => Json(explanation).into_response(),
         Err(unknown) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
     }
