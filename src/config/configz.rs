@@ -9,7 +9,8 @@ use super::{Config, kube_proxy};
 /// The configuration, keyed by component config group as in kube-proxy.
 pub fn configz(config: &Config) -> Value {
     let settings = &config.settings;
-    let cidrs = config.pod_cidrs.iter().map(ToString::to_string);
+    let cidrs = settings.cluster_cidr.iter().flatten();
+    let cidrs = cidrs.map(|cidr| cidr.0.to_string());
     let seconds = |duration: std::time::Duration| format!("{}s", duration.as_secs_f64());
     let iptables = json!({
         "localhostNodePorts": config.localhost_node_ports,
@@ -25,6 +26,11 @@ pub fn configz(config: &Config) -> Value {
             "clientConnection": { "kubeconfig": settings.kubeconfig },
             "mode": config.capture.as_str(),
             "clusterCIDR": cidrs.collect::<Vec<_>>().join(","),
+            "detectLocalMode": settings.detect_local_mode,
+            "detectLocal": {
+                "bridgeInterface": settings.pod_bridge_interface,
+                "interfaceNamePrefix": settings.pod_interface_name_prefix,
+            },
             "nodePortAddresses": settings.nodeport_addresses,
             "healthzBindAddress": address(config.healthz),
             "metricsBindAddress": address(config.metrics),

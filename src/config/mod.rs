@@ -4,6 +4,7 @@
 //! the outcome, narrowed once. `config/viaduct.yaml` shows every key with its default; a test holds the two together.
 
 mod configz;
+mod detect_local;
 mod file;
 mod follow;
 mod kube_proxy;
@@ -30,6 +31,7 @@ use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
 
 pub use configz::configz;
+pub use detect_local::{DetectLocal, DetectLocalMode};
 pub use file::{Given, ReadSettings};
 pub use follow::FileChanges;
 pub use kube_proxy::KubeProxyFlags;
@@ -48,8 +50,8 @@ pub struct Config {
     pub capture: Mode,
     /// The node's name.
     pub node_name: NodeName,
-    /// CIDRs of this node's Pods.
-    pub pod_cidrs: Vec<IpNet>,
+    /// Who counts as a Pod of this node.
+    pub detect_local: DetectLocal,
     /// One or two service CIDRs, primary first.
     pub service_cidrs: Vec<IpNet>,
     /// Node ports to allocate from.
@@ -101,8 +103,7 @@ pub struct Config {
 }
 
 /// Keys that a running process takes over as they change. Any other makes it restart itself.
-pub const LIVE_KEYS: [&str; 7] = [
-    "clusterCidr",
+pub const LIVE_KEYS: [&str; 6] = [
     "drainTimeout",
     "iptablesLocalhostNodeports",
     "iptablesMinSyncPeriod",
@@ -205,7 +206,7 @@ impl Config {
             source,
             capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
-            pod_cidrs: plain_list(settings.cluster_cidr.clone()),
+            detect_local: detect_local::detect_local(&settings)?,
             service_cidrs: service_cidrs(
                 plain_list(settings.service_cluster_ip_range.clone()),
                 capture,

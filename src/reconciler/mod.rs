@@ -65,6 +65,8 @@ pub use verify::verify;
 pub struct Parts {
     /// The node's name.
     pub node_name: NodeName,
+    /// Who counts as a Pod of this node.
+    pub local_pods: LocalPods,
     /// The table's builder.
     pub builder: TableBuilder,
     /// Where the table is published.
@@ -97,6 +99,8 @@ pub struct Inputs {
     pub source: Source,
     /// The node's interface addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Networks that Pods of this node are in.
+    pub pod_networks: watch::Receiver<BTreeSet<IpNet>>,
     /// What the operator may change while it runs.
     pub tuning: watch::Receiver<Tuning>,
 }
@@ -104,14 +108,21 @@ pub struct Inputs {
 /// What the operator may change while it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tuning {
-    /// CIDRs of this node's Pods.
-    pub pod_cidrs: Vec<IpNet>,
     /// Which local addresses answer node ports.
     pub node_port_addresses: NodePortAddresses,
     /// Whether 127.0.0.0/8 does, if it is among these.
     pub localhost_node_ports: bool,
     /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
     pub min_sync_period: Duration,
+}
+
+/// Who counts as a Pod of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalPods {
+    /// Who is in [`Inputs::pod_networks`].
+    InNetworks,
+    /// Who is in the Pod CIDRs of our Node object.
+    OfNode,
 }
 
 /// The task's state.
@@ -124,6 +135,8 @@ pub struct Reconciler {
     health: Health,
     node: Option<Node>,
     node_name: NodeName,
+    local_pods: LocalPods,
+    pod_networks: BTreeSet<IpNet>,
 }
 
 /// What flows still need while they drain.
@@ -165,6 +178,8 @@ impl Reconciler {
             health: parts.health,
             node: None,
             node_name: parts.node_name,
+            local_pods: parts.local_pods,
+            pod_networks: BTreeSet::new(),
         }
     }
 
@@ -180,11 +195,13 @@ impl Reconciler {
             source,
             mut addresses,
             mut tuning,
+            mut pod_networks,
         } = inputs;
         let mut facts = Facts::of(source, self.node_name.clone());
         let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
+        self.pod_networks = pod_networks.borrow_and_update().clone();
         self.view_node(&addresses.borrow_and_update(), &tuning.borrow_and_update());
         self.programmer
             .set_min_sync_period(tuning.borrow().min_sync_period);
@@ -210,6 +227,11 @@ impl Reconciler {
                 Ok(()) = tuning.changed() => {
                     self.view_node(&addresses.borrow(), &tuning.borrow_and_update());
                     self.programmer.set_min_sync_period(tuning.borrow().min_sync_period);
+                    self.program().await;
+                }
+                Ok(()) = pod_networks.changed() => {
+                    self.pod_networks = pod_networks.borrow_and_update().clone();
+                    self.view_node(&addresses.borrow(), &tuning.borrow());
                     self.program().await;
                 }
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -301,10 +323,20 @@ impl Reconciler {
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
-            pod_cidrs: tuning.pod_cidrs.clone(),
+            pod_cidrs: self.pod_cidrs(),
             local_addresses: addresses.clone(),
             health_check_addresses,
             node_port_addresses: chosen,
         });
+    }
+
+    fn pod_cidrs(&self) -> Vec<IpNet> {
+        match self.local_pods {
+            LocalPods::InNetworks => self.pod_networks.iter().copied().collect(),
+            LocalPods::OfNode => {
+                let node = self.node.as_ref();
+                node.map_or_else(Vec::new, |node| node.pod_cidrs.clone())
+            }
+        }
     }
 }

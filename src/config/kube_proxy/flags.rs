@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use crate::config::values::{GoDuration, Text};
 use crate::config::{ConfigError, Settings};
 
-use super::fields::{Interfaces, Invalid, Servers, check_detect_local, mode};
+use super::fields::{Invalid, Servers, mode};
 
 /// What kube-proxy understands beyond our own settings.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -23,18 +23,6 @@ pub struct KubeProxyFlags {
     /// Verbosity as in kube-proxy: 4 = debug, 6 = trace; --log wins
     #[arg(short, long = "v", value_name = "N", allow_hyphen_values = true)]
     pub v: Option<i32>,
-
-    /// How Pods are told from others: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
-    #[arg(long, value_name = "MODE", hide = true)]
-    detect_local_mode: Option<String>,
-
-    /// The bridge of BridgeInterface
-    #[arg(long, value_name = "NAME", hide = true)]
-    pod_bridge_interface: Option<String>,
-
-    /// The prefix of InterfaceNamePrefix
-    #[arg(long, value_name = "PREFIX", hide = true)]
-    pod_interface_name_prefix: Option<String>,
 
     /// Remove every rule that viaduct owns, and exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -71,14 +59,6 @@ impl KubeProxyFlags {
     }
 
     fn checked(&self) -> Result<Settings, Invalid> {
-        check_detect_local(&Interfaces {
-            mode: ("detect-local-mode", self.detect_local_mode.as_deref()),
-            bridge: ("pod-bridge-interface", self.pod_bridge_interface.as_deref()),
-            prefix: (
-                "pod-interface-name-prefix",
-                self.pod_interface_name_prefix.as_deref(),
-            ),
-        })?;
         let servers = Servers::beside("bind-address", self.bind_address.as_deref())?;
         Ok(Settings {
             capture: mode("proxy-mode", self.proxy_mode.as_deref())?.map(Text),

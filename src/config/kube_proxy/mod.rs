@@ -82,6 +82,9 @@ fn settings(document: KubeProxyConfiguration) -> Result<Settings, Invalid> {
     Ok(Settings {
         kubeconfig: said(client.kubeconfig).map(Into::into),
         capture: mode.map(Text),
+        detect_local_mode: said(document.detect_local_mode).and_then(|mode| mode.parse().ok()),
+        pod_bridge_interface: said(local.bridge_interface),
+        pod_interface_name_prefix: said(local.interface_name_prefix),
         hostname_override: said(document.hostname_override),
         cluster_cidr: cidrs("clusterCIDR", document.cluster_cidr.as_deref())?,
         nodeport_addresses: document.node_port_addresses.filter(|list| !list.is_empty()),

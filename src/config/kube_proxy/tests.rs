@@ -287,10 +287,6 @@ fn a_flag_that_kube_proxy_refuses_is_refused_by_name() {
     for (line, message) in [
         ("p --proxy-mode magic", "--proxy-mode: magic is unknown"),
         ("p --bind-address here", "--bind-address: here is not"),
-        (
-            "p --detect-local-mode BridgeInterface",
-            "--pod-bridge-interface: required",
-        ),
     ] {
         let error = given(line).read().unwrap_err().to_string();
         assert!(error.starts_with(message), "{error}");
