@@ -143,8 +143,8 @@ impl Following {
         if live.is_empty() {
             info!("nothing has changed in the configuration");
         } else {
-            info!(keys = ?live, "configuration taken over");
             app.take_over(&config);
+            info!(keys = ?live, "configuration taken over");
         }
         self.config = config;
         Ended::Done
