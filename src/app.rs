@@ -27,6 +27,7 @@ use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
 use crate::health_checks::HealthCheckPorts;
+use crate::net::streams::Liveness;
 use crate::readiness::Readiness;
 use crate::reconciler::{Draining, Inputs, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
@@ -127,6 +128,10 @@ impl App {
                 effort: dataplane::Effort {
                     connect_timeout: config.connect_timeout,
                     retries: config.retries,
+                },
+                liveness: Liveness {
+                    keepalive: config.tcp_keepalive,
+                    user_timeout: config.tcp_user_timeout,
                 },
                 ..dataplane::Config::default()
             },

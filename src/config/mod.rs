@@ -60,6 +60,10 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How many attempts may follow the first.
     pub retries: u8,
+    /// After how long of silence a TCP peer is probed; `None` = as the kernel does.
+    pub tcp_keepalive: Option<Duration>,
+    /// How long sent bytes may stay unacknowledged; `None` = as the kernel does.
+    pub tcp_user_timeout: Option<Duration>,
     /// Data threads; 0 = one per core.
     pub data_threads: usize,
     /// The DNS server, if there is one.
@@ -198,6 +202,8 @@ impl Config {
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
             retries: retries(settings.retries)?,
+            tcp_keepalive: seconds("tcp-keepalive", plain(settings.tcp_keepalive))?,
+            tcp_user_timeout: seconds("tcp-user-timeout", plain(settings.tcp_user_timeout))?,
             data_threads: settings.data_threads.unwrap_or(0),
             dns: dns(&settings)?,
             healthz: bind_address(
@@ -316,6 +322,16 @@ fn positive(flag: &'static str, given: Option<GoDuration>) -> Result<Duration, C
     match given {
         Some(GoDuration(duration)) if !duration.is_zero() => Ok(duration),
         Some(_) | None => Err(value_error(flag, "must be longer than 0")),
+    }
+}
+
+// The kernel counts keepalive in seconds.
+fn seconds(flag: &'static str, given: Option<GoDuration>) -> Result<Option<Duration>, ConfigError> {
+    match given {
+        Some(GoDuration(duration)) if duration < Duration::from_secs(1) => {
+            Err(value_error(flag, "must be at least 1s"))
+        }
+        given => Ok(given.map(|GoDuration(duration)| duration)),
     }
 }
 

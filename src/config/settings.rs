@@ -125,6 +125,14 @@ pub struct Settings {
     #[arg(skip)]
     pub retries: Option<u8>,
 
+    /// A TCP peer silent for so long is probed, and again after as long [default: the kernel's tcp_keepalive_time]
+    #[arg(skip)]
+    pub tcp_keepalive: Option<Text<GoDuration>>,
+
+    /// A TCP connection whose bytes stay unacknowledged for so long ends [default: as the kernel has it]
+    #[arg(skip)]
+    pub tcp_user_timeout: Option<Text<GoDuration>>,
+
     /// Data threads [default: one per core]
     #[arg(skip)]
     pub data_threads: Option<usize>,
@@ -254,6 +262,8 @@ impl Settings {
             udp_idle_timeout,
             connect_timeout,
             retries,
+            tcp_keepalive,
+            tcp_user_timeout,
             data_threads,
             dns_listen,
             dns_upstream,
@@ -300,6 +310,8 @@ impl Settings {
             udp_idle_timeout: duration(60),
             connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
             retries: Some(3),
+            tcp_keepalive: None,
+            tcp_user_timeout: None,
             data_threads: Some(0),
             dns_listen: Some(if dev {
                 vec![SocketAddr::from(([127, 0, 0, 1], 5353))]

@@ -101,6 +101,11 @@ fn a_bad_value_names_its_flag() {
         ..Settings::default()
     };
     assert_eq!(message(retries), "--retries: 11 is no number from 0 to 10");
+    let hasty = Settings {
+        tcp_keepalive: Some(Text(GoDuration(Duration::from_millis(999)))),
+        ..Settings::default()
+    };
+    assert_eq!(message(hasty), "--tcp-keepalive: must be at least 1s");
 }
 
 #[test]
