@@ -5,6 +5,7 @@
 
 mod paths;
 mod settings;
+mod source;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -20,16 +21,18 @@ use crate::capture::Mode;
 use crate::dns::PodMode;
 use crate::model::{Algorithm, Family, Knobs, NodeName, ServiceName};
 use crate::routing::NodePortAddresses;
+use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
 
 pub use settings::Settings;
+pub use source::Source;
 pub use values::{GoDuration, PortRange, Text, Upstream};
 
 /// What holds in the end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The manifest directory.
-    pub manifests: PathBuf,
+    /// Where the objects come from.
+    pub source: Source,
     /// The capture mode.
     pub capture: Mode,
     /// The node's name.
@@ -122,6 +125,9 @@ pub enum ConfigError {
         /// What is wrong, and where.
         message: String,
     },
+    /// There is no way to an API server.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// A value does not do.
     #[error("--{flag}: {message}")]
     Value {
@@ -162,20 +168,15 @@ impl Config {
             defaults.service_cluster_ip_range = dev.service_cluster_ip_range;
         }
         let settings = settings.or(defaults);
-        let Some(manifests) = settings.manifests.clone() else {
+        let source = source::source(&settings)?;
+        if capture == Mode::Loopback && source.manifests().is_none() {
             return Err(value_error(
-                "manifests",
-                "required: the directory of manifests to serve",
-            ));
-        };
-        if !manifests.is_dir() {
-            return Err(value_error(
-                "manifests",
-                format!("{} is not a directory", manifests.display()),
+                "capture",
+                "loopback serves manifests only: a cluster's addresses are not on loopback",
             ));
         }
         Ok(Self {
-            manifests,
+            source,
             capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
             pod_cidrs: plain_list(settings.cluster_cidr.clone()),
@@ -224,8 +225,11 @@ impl Config {
         })
     }
 
-    /// The families that Services can have here.
+    /// The families that Services can have here. A cluster may have both, whatever we are told of its ranges.
     pub fn families(&self) -> Vec<Family> {
+        if self.source.manifests().is_none() {
+            return Family::BOTH.to_vec();
+        }
         self.service_cidrs
             .iter()
             .map(|cidr| Family::of(cidr.addr()))

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
+use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
 use super::{ConfigError, Profile, paths};
@@ -31,6 +32,19 @@ pub struct Settings {
     /// Directory of manifests to serve; Viaduct is then its own control plane
     #[arg(long, value_name = "DIR", env = "VIADUCT_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+
+    /// Kubeconfig of the cluster to serve [default, without --manifests: the service account of the Pod we are in]
+    #[arg(long, value_name = "FILE", env = "VIADUCT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// URL of an API server, in place of the one in the kubeconfig; more than one are tried in turn
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "VIADUCT_MASTER",
+        value_delimiter = ','
+    )]
+    pub master: Option<Vec<Text<Master>>>,
 
     /// How traffic is captured: nftables, iptables, loopback or none [default: nftables; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
@@ -247,6 +261,8 @@ impl Settings {
             api_version,
             kind,
             manifests,
+            kubeconfig,
+            master,
             capture,
             hostname_override,
             cluster_cidr,
@@ -288,6 +304,7 @@ impl Settings {
         Self {
             api_version: Some(Self::API_VERSION.to_owned()),
             kind: Some(Self::KIND.to_owned()),
+            master: Some(Vec::new()),
             capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
             cluster_cidr: Some(Vec::new()),
             service_cluster_ip_range: Some(vec![net(if dev {
