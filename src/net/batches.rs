@@ -9,7 +9,7 @@
 )]
 
 use std::io;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
@@ -99,6 +99,51 @@ impl Slot {
     }
 }
 
+// Message headers for one call. On the stack, and only as many are ever written as are used: most calls are about one or
+// two datagrams, and 5 KiB of zeroes would cost more than they do.
+struct Headers {
+    messages: [MaybeUninit<libc::mmsghdr>; SLOTS],
+    parts: [MaybeUninit<libc::iovec>; SLOTS],
+}
+
+impl Headers {
+    fn new() -> Self {
+        Self {
+            messages: [const { MaybeUninit::uninit() }; SLOTS],
+            parts: [const { MaybeUninit::uninit() }; SLOTS],
+        }
+    }
+
+    // One piece of payload.
+    fn part(&mut self, at: usize, bytes: &mut [u8]) {
+        self.parts[at].write(libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        });
+    }
+
+    // A message of `n` parts from `part` on, with the addresses of `slot`.
+    fn message(&mut self, at: usize, part: usize, n: usize, slot: &mut Slot) {
+        // SAFETY: zeroes (null pointers, zero lengths) are a valid value of this C structure.
+        let header = self.messages[at].write(unsafe { mem::zeroed() });
+        let header = &mut header.msg_hdr;
+        header.msg_iov = self.parts[part..].as_mut_ptr().cast();
+        header.msg_iovlen = n;
+        (header.msg_name, header.msg_namelen) = slot.name.as_raw();
+        (header.msg_control, header.msg_controllen) = slot.control.as_raw();
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut libc::mmsghdr {
+        self.messages.as_mut_ptr().cast()
+    }
+
+    // A message that has been written before.
+    fn get(&self, at: usize) -> libc::mmsghdr {
+        // SAFETY: callers ask for messages that they have written, as the kernel left them.
+        unsafe { self.messages[at].assume_init() }
+    }
+}
+
 fn refuses_to_cut(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -134,31 +179,42 @@ impl Batch {
     /// # Errors
     /// `WouldBlock` if nothing is there; an error the socket had pending, such as `ConnectionRefused`.
     pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
-        for slot in &mut self.slots[slots.clone()] {
-            slot.len = SLOT_BYTES;
+        let fd = socket.as_fd().as_raw_fd();
+        let mut headers = Headers::new();
+        let mut n = 0;
+        for at in slots.clone() {
+            let slot = &mut self.slots[at];
             slot.name.make_room();
             slot.control.make_room();
+            let bytes = &mut self.bytes[at * SLOT_BYTES..(at + 1) * SLOT_BYTES];
+            headers.part(n, bytes);
+            headers.message(n, n, 1, slot);
+            n += 1;
         }
-        let (n, headers) = self.transfer(slots.clone(), |headers, n| {
-            // SAFETY: `transfer` hands over `n` valid headers whose pointers outlive the call.
-            unsafe {
-                libc::recvmmsg(
-                    socket.as_fd().as_raw_fd(),
-                    headers,
-                    n,
-                    libc::MSG_DONTWAIT,
-                    ptr::null_mut(),
-                )
-            }
-        })?;
-        for (slot, header) in self.slots[slots].iter_mut().zip(&headers[..n]) {
+        let wanted = libc::c_uint::try_from(n).unwrap_or(0);
+        // SAFETY: the first `n` headers are initialised; what they point to are parts of `headers`, and bytes, names and
+        // controls of slots, none of which moves before the call returns.
+        let received = unsafe {
+            libc::recvmmsg(
+                fd,
+                headers.as_mut_ptr(),
+                wanted,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        let Ok(received) = usize::try_from(received) else {
+            return Err(io::Error::last_os_error());
+        };
+        for (at, slot) in self.slots[slots].iter_mut().take(received).enumerate() {
+            let header = headers.get(at);
             slot.len = usize::try_from(header.msg_len)
                 .unwrap_or(SLOT_BYTES)
                 .min(SLOT_BYTES);
             slot.name.filled(header.msg_hdr.msg_namelen);
             slot.control.filled(header.msg_hdr.msg_controllen);
         }
-        Ok(n)
+        Ok(received)
     }
 
     /// Sends the datagrams in `slots`, in order, each where [`Batch::address_to`] says, or to the peer of a connected
@@ -189,22 +245,13 @@ impl Batch {
 
     fn send_runs(&mut self, socket: &impl AsFd, start: usize, runs: &Runs) -> io::Result<usize> {
         let fd = socket.as_fd().as_raw_fd();
-        // SAFETY: zeroes (null pointers, zero lengths) are valid values of these C structures.
-        let (mut headers, mut parts) = unsafe {
-            (
-                mem::zeroed::<[libc::mmsghdr; SLOTS]>(),
-                mem::zeroed::<[libc::iovec; SLOTS]>(),
-            )
-        };
+        let mut headers = Headers::new();
         let mut slot = start;
-        for (header, run) in headers.iter_mut().zip(runs.lengths()) {
-            let header = &mut header.msg_hdr;
-            header.msg_iov = &raw mut parts[slot - start];
-            header.msg_iovlen = run;
+        for (index, run) in runs.lengths().enumerate() {
             for at in slot..slot + run {
                 let len = self.slots[at].len;
-                parts[at - start].iov_base = self.bytes[at * SLOT_BYTES..].as_mut_ptr().cast();
-                parts[at - start].iov_len = len;
+                let bytes = &mut self.bytes[at * SLOT_BYTES..at * SLOT_BYTES + len];
+                headers.part(at - start, bytes);
             }
             let first = &mut self.slots[slot];
             let plain = first.control.len();
@@ -213,15 +260,13 @@ impl Batch {
                     .control
                     .cut_into(u16::try_from(first.len).unwrap_or(u16::MAX));
             }
-            (header.msg_name, header.msg_namelen) = first.name.as_raw();
-            (header.msg_control, header.msg_controllen) = first.control.as_raw();
+            headers.message(index, slot - start, run, first);
             first.control.uncut(plain);
             slot += run;
         }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let n = libc::c_uint::try_from(runs.n).unwrap_or(0);
-        // SAFETY: the first `n` headers are valid; what they point to are parts on this stack, and bytes, names and
-        // controls of slots, none of which moves before the call returns.
+        // SAFETY: as in `receive`.
         let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), n, flags) };
         match usize::try_from(sent) {
             Ok(sent) => Ok(runs.lengths().take(sent).sum()),
@@ -264,40 +309,6 @@ impl Batch {
         match from {
             Some(from) => slot.control.set(from),
             None => slot.control = Control::none(),
-        }
-    }
-
-    // Lays out the headers of `slots` for the kernel, calls it, and returns how many it handled and the headers as it
-    // left them. The headers live on the stack: 5 KiB that need no lifetime beyond the call.
-    fn transfer(
-        &mut self,
-        slots: Range<usize>,
-        call: impl FnOnce(*mut libc::mmsghdr, libc::c_uint) -> libc::c_int,
-    ) -> io::Result<(usize, [libc::mmsghdr; SLOTS])> {
-        // SAFETY: zeroes (null pointers, zero lengths) are valid values of these C structures.
-        let (mut headers, mut parts) = unsafe {
-            (
-                mem::zeroed::<[libc::mmsghdr; SLOTS]>(),
-                mem::zeroed::<[libc::iovec; SLOTS]>(),
-            )
-        };
-        let n = libc::c_uint::try_from(slots.len()).unwrap_or(0);
-        let bytes = &mut self.bytes[slots.start * SLOT_BYTES..slots.end * SLOT_BYTES];
-        let places = self.slots[slots]
-            .iter_mut()
-            .zip(bytes.chunks_exact_mut(SLOT_BYTES));
-        for ((slot, bytes), (header, part)) in places.zip(headers.iter_mut().zip(&mut parts)) {
-            part.iov_base = bytes.as_mut_ptr().cast();
-            part.iov_len = slot.len;
-            let header = &mut header.msg_hdr;
-            header.msg_iov = part;
-            header.msg_iovlen = 1;
-            (header.msg_name, header.msg_namelen) = slot.name.as_raw();
-            (header.msg_control, header.msg_controllen) = slot.control.as_raw();
-        }
-        match usize::try_from(call(headers.as_mut_ptr(), n)) {
-            Ok(handled) => Ok((handled, headers)),
-            Err(_negative) => Err(io::Error::last_os_error()),
         }
     }
 }
