@@ -62,6 +62,20 @@ impl Usage {
     }
 }
 
+// Until a process with nothing to do does nothing for a while.
+fn comes_to_rest(process: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = Usage::of(process).cpu_ticks;
+        std::thread::sleep(Duration::from_millis(300));
+        let ticks = Usage::of(process).cpu_ticks - before;
+        if ticks <= 1 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it never rests: {ticks} ticks");
+    }
+}
+
 // As many descriptors as this process may have.
 fn raise_limit() -> usize {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -106,10 +120,7 @@ fn listeners() {
             let _client = TcpStream::connect(at).unwrap();
             backend.accept().unwrap();
         }
-        let idle = Usage::of("self");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let ticks = Usage::of("self").cpu_ticks - idle.cpu_ticks;
-        assert!(ticks <= 2, "{ticks} hundredths of a second to do nothing");
+        comes_to_rest("self");
     });
 }
 
@@ -216,9 +227,7 @@ fn ends() {
     assert!(each <= 1000, "{each} bytes per idle connection");
     assert_eq!(during.descriptors - before.descriptors, 2 * IDLE);
 
-    std::thread::sleep(Duration::from_millis(500));
-    let ticks = proxy.usage().cpu_ticks - during.cpu_ticks;
-    assert!(ticks <= 2, "{ticks} hundredths of a second to do nothing");
+    comes_to_rest(&proxy.child.id().to_string());
 
     // All of them still carry; which client goes with which backend side is the kernel's choice.
     for (client, _) in &mut pairs {
