@@ -39,7 +39,7 @@ use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
-use sources::{SourceParts, start_sources};
+use sources::{SourceParts, local_pods, start_sources};
 
 pub use sources::control_plane;
 
@@ -116,9 +116,11 @@ impl App {
         // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
         let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
+        let contact = Contact::default();
         let sources = Sources {
             objects: objects.clone(),
             table: table.clone(),
+            contact: contact.clone(),
         };
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
@@ -160,6 +162,7 @@ impl App {
         let probes = HealthServer {
             health: health.clone(),
             readiness: readiness.clone(),
+            contact: contact.clone(),
             timeout: health_timeout,
         };
         let source_parts = SourceParts {
@@ -167,7 +170,8 @@ impl App {
             part: &control,
             readiness: &readiness,
             table: &table,
-            contact: &Contact::default(),
+            objects: &objects,
+            contact: &contact,
             registry: &registry,
         };
         let (inputs, failed) = start_sources(&source_parts, reports)?;
@@ -176,7 +180,7 @@ impl App {
 
         let parts = Parts {
             node_name: config.node_name.clone(),
-            pod_cidrs: config.pod_cidrs.clone(),
+            local_pods: local_pods(&config),
             node_port_addresses: config.node_port_addresses.clone(),
             localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)

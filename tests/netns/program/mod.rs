@@ -1,6 +1,7 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
 mod changes;
+mod detect_local;
 mod load;
 mod node;
 mod pods;
@@ -69,6 +70,10 @@ const CASES: &[Case] = &[
     (
         "load::a_dead_backend_is_not_noticed",
         load::a_dead_backend_is_not_noticed,
+    ),
+    (
+        "pods_are_recognised_by_their_interfaces",
+        detect_local::pods_are_recognised_by_their_interfaces,
     ),
     (
         "an_orderly_end_removes_every_rule",
