@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::control::{
-    Allocations, Change, ControlPlane, ControllerEvent, Object, ObjectKey, Rejection, Severity,
+    Allocations, Change, ControlPlane, ControllerEvent, Object, ObjectKey, Rejection, Saved,
+    Severity,
 };
 use crate::sources::convert::Note;
 use crate::sources::manifests::{Manifest, Origin, Update};
@@ -89,9 +90,9 @@ impl Intake {
         (changes, remarks)
     }
 
-    /// Everything allocated at this moment.
-    pub(super) fn allocations(&self) -> Allocations {
-        self.control.allocations()
+    /// What an object holds at this moment, see [`ControlPlane::allocation_of`].
+    pub(super) fn allocation_of(&self, key: &ObjectKey) -> Option<Saved> {
+        self.control.allocation_of(key)
     }
 
     /// A remark about a field of an object, at its place if a manifest describes it.

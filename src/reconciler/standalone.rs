@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 
-use crate::control::{ObjectKey, Objects};
+use crate::control::{Change, ObjectKey, Objects};
 use crate::model::NodeName;
 use crate::sources::convert::Note;
 use crate::sources::manifests::Update;
@@ -51,7 +51,15 @@ impl Standalone {
         let remark = |key: &ObjectKey, note: &Note| self.intake.remark(key, note);
         self.store.take(&changes, &remark, &mut outcome);
         if let Some(kept) = &mut self.kept {
-            kept.keep(self.intake.allocations());
+            for change in &changes {
+                let key = match change {
+                    Change::Applied(object) => object.key(),
+                    Change::Deleted(key) => key.clone(),
+                };
+                let holds = self.intake.allocation_of(&key);
+                kept.note(key, holds);
+            }
+            kept.save();
         }
         outcome
     }
