@@ -107,7 +107,12 @@ impl Check {
             service_node_port_range: self.service_node_port_range.clone(),
             ..Settings::default()
         };
-        Config::resolve(given.or(file), Profile::Run)
+        let settings = Settings {
+            kubeconfig: None,
+            master: None,
+            ..given.or(file)
+        };
+        Config::resolve(settings, Profile::Run)
     }
 }
 
@@ -130,7 +135,10 @@ fn in_reading_order(remarks: Vec<Remark>) -> Vec<(Severity, Finding)> {
             Remark::Warning(finding) => Some((Severity::Warning, finding)),
             // Said of an object without a file; what it was made from has been spoken of. The others tell of an earlier
             // state, and there is none.
-            Remark::Derived(..) | Remark::Healed(_) | Remark::Accepted(_) => None,
+            Remark::Derived(..)
+            | Remark::Healed(_)
+            | Remark::Accepted(_)
+            | Remark::Probed { .. } => None,
         })
         .collect();
     findings.sort_by(|(_, a), (_, b)| (&a.file, a.line).cmp(&(&b.file, b.line)));

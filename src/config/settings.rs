@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
+use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
 use super::{ConfigError, Profile, paths};
@@ -31,6 +32,19 @@ pub struct Settings {
     /// Directory of manifests to serve; Viaduct is then its own control plane
     #[arg(long, value_name = "DIR", env = "VIADUCT_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+
+    /// Kubeconfig of the cluster to serve [default, without --manifests: the service account of the Pod we are in]
+    #[arg(long, value_name = "FILE", env = "VIADUCT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// URL of an API server, in place of the one in the kubeconfig; more than one are tried in turn
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "VIADUCT_MASTER",
+        value_delimiter = ','
+    )]
+    pub master: Option<Vec<Text<Master>>>,
 
     /// How traffic is captured: nftables, iptables, loopback or none [default: nftables; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
@@ -117,6 +131,14 @@ pub struct Settings {
     #[arg(skip)]
     pub udp_idle_timeout: Option<Text<GoDuration>>,
 
+    /// How long the first attempt to reach a backend may take [default: 250ms]
+    #[arg(skip)]
+    pub connect_timeout: Option<Text<GoDuration>>,
+
+    /// Attempts that may follow the first [default: 3]
+    #[arg(skip)]
+    pub retries: Option<u8>,
+
     /// Data threads [default: one per core]
     #[arg(skip)]
     pub data_threads: Option<usize>,
@@ -154,6 +176,17 @@ pub struct Settings {
     /// Hide cluster-IP Services without a ready endpoint from DNS
     #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub dns_hide_empty: Option<bool>,
+
+    /// Whether the commands of exec probes are run: on this machine, as the user of this process [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_EXEC_PROBES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub exec_probes: Option<bool>,
 
     /// Address of /healthz, /livez and /readyz; empty = off [default: 0.0.0.0:10256; dev: 127.0.0.1:10256]
     #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_HEALTHZ_BIND_ADDRESS")]
@@ -220,6 +253,8 @@ impl Settings {
             api_version,
             kind,
             manifests,
+            kubeconfig,
+            master,
             capture,
             hostname_override,
             cluster_cidr,
@@ -233,6 +268,8 @@ impl Settings {
             lb_algorithm,
             iptables_sync_period,
             udp_idle_timeout,
+            connect_timeout,
+            retries,
             data_threads,
             dns_listen,
             dns_upstream,
@@ -240,6 +277,7 @@ impl Settings {
             dns_pods,
             dns_service,
             dns_hide_empty,
+            exec_probes,
             healthz_bind_address,
             metrics_bind_address,
             admin_socket,
@@ -256,6 +294,7 @@ impl Settings {
         Self {
             api_version: Some(Self::API_VERSION.to_owned()),
             kind: Some(Self::KIND.to_owned()),
+            master: Some(Vec::new()),
             capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
             cluster_cidr: Some(Vec::new()),
             service_cluster_ip_range: Some(vec![net(if dev {
@@ -276,6 +315,8 @@ impl Settings {
             lb_algorithm: Some("round-robin".to_owned()),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),
+            connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
+            retries: Some(3),
             data_threads: Some(0),
             dns_listen: Some(if dev {
                 vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
@@ -287,6 +328,7 @@ impl Settings {
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),
+            exec_probes: Some(true),
             healthz_bind_address: Some(
                 if dev {
                     "127.0.0.1:10256"

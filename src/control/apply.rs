@@ -50,10 +50,11 @@ impl ControlPlane {
     ) -> Result<Vec<Warning>, Rejection> {
         default_pod(&mut pod);
         let old = self.store.get(key).and_then(Object::as_pod).cloned();
-        self.run_pod(&mut pod, file, key, now)?;
+        let probes = self.run_pod(&mut pod, file, key, now)?;
         let attempt = pod.clone();
         match self.write(Object::Pod(pod), Writer::File, Intent::Put, now) {
             Ok((_, warnings)) => {
+                self.probe_pod(key, probes);
                 if let Some(old) = &old {
                     self.release_pod_addresses(key, old, Some(&attempt));
                 }
@@ -205,39 +206,6 @@ mod tests {
         assert_eq!(endpoint["conditions"]["ready"], true);
         assert_eq!(slices[0]["ports"][0]["port"], 8080);
         assert_eq!(plane.reconcile(now()), []);
-    }
-
-    #[test]
-    fn a_probe_decides_unless_the_file_does() {
-        let mut plane = plane();
-        plane
-            .apply(
-                service(json!({"selector": {"app": "web"}, "ports": [{"port": 80}]})),
-                now(),
-            )
-            .unwrap();
-        let spec =
-            json!({"containers": [{"name": "c", "readinessProbe": {"tcpSocket": {"port": 80}}}]});
-        plane.apply(pod("p", json!({"spec": spec})), now()).unwrap();
-        let says = json!({"conditions": [{"type": "Ready", "status": "True"}]});
-        plane
-            .apply(pod("q", json!({"spec": spec, "status": says})), now())
-            .unwrap();
-        let ready = |plane: &mut ControlPlane| {
-            plane.reconcile(now());
-            let slice = slices(plane).remove(0);
-            let endpoints = slice["endpoints"].as_array().unwrap().clone();
-            endpoints
-                .into_iter()
-                .map(|e| e["conditions"]["ready"].clone())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(ready(&mut plane), [json!(false), json!(true)]);
-        for (name, answer) in [("p", true), ("q", false)] {
-            let key = pod(name, json!({})).key();
-            plane.set_probe_ready(&key, answer);
-        }
-        assert_eq!(ready(&mut plane), [json!(true), json!(true)]);
     }
 
     #[test]

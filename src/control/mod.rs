@@ -19,6 +19,8 @@ mod endpoints;
 mod families;
 mod indexes;
 mod kubelet;
+#[cfg(test)]
+mod kubelet_tests;
 mod ledger;
 mod load_balancers;
 mod merge;
@@ -26,6 +28,8 @@ mod node_ports;
 mod object;
 mod plane;
 mod predicates;
+mod probe_state;
+mod probe_targets;
 mod published;
 mod rejection;
 mod service_ports;
@@ -41,6 +45,10 @@ pub use decode::{UnknownFields, decode};
 pub use endpoints::{ControllerEvent, Severity};
 pub use object::{Kind, Object, ObjectKey};
 pub use plane::ControlPlane;
+pub use probe_state::{Outcome, ProbeKind, ProbeState, Readiness, Step, Timing};
+pub use probe_targets::{
+    Handler, HttpGet, ProbeChange, ProbeId, ProbePlan, ProbeSpec, ProbeTarget,
+};
 pub use published::{Objects, PublishedObjects};
 pub use rejection::{Cause, Rejection, Warning};
 pub use store::Change;

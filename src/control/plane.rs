@@ -18,6 +18,7 @@ use super::endpoints::{ControllerEvent, Controllers, EndpointsObject};
 use super::ledger::Ledger;
 use super::object::{Kind, Object, ObjectKey};
 use super::predicates::spec_of;
+use super::probe_targets::{PodProbes, ProbeChange};
 use super::store::{Change, ServiceId, Store};
 use super::write::{Intent, Writer};
 
@@ -39,8 +40,12 @@ pub struct ControlPlane {
     pub(super) pod_addresses: Option<AddressPool>,
     /// What manifest files last said and was accepted: the base of the next three-way apply.
     pub(super) manifests: HashMap<ObjectKey, Object>,
-    /// What probes said of Pods, where they have said anything.
-    pub(super) probes: HashMap<ObjectKey, bool>,
+    /// What is probed, and what probes have found out, of the Pods that have any.
+    pub(super) probes: HashMap<ObjectKey, PodProbes>,
+    /// Changes of it since they were last taken; bounded by what one batch of manifests holds.
+    pub(super) probe_changes: Vec<ProbeChange>,
+    /// The number given out last.
+    pub(super) last_probe: u64,
     /// Pods whose probe has said something new.
     pub(super) probed: BTreeSet<ObjectKey>,
     /// When each Service was first accepted, over restarts too.
@@ -79,6 +84,8 @@ impl ControlPlane {
             pod_addresses: config.pod_cidr.map(AddressPool::of_single_addresses),
             manifests: HashMap::new(),
             probes: HashMap::new(),
+            probe_changes: Vec::new(),
+            last_probe: 0,
             probed: BTreeSet::new(),
             accepted: BTreeMap::new(),
             rng: seeds,
@@ -367,6 +374,19 @@ mod tests {
         plane.reconcile(now());
         assert_eq!(plane.get(&second), None);
         assert_eq!(plane.list(Kind::EndpointSlice).len(), 2);
+    }
+
+    #[test]
+    fn a_slice_of_the_controller_that_somebody_deletes_is_made_again() {
+        let mut plane = plane();
+        plane.apply(web(), now()).unwrap();
+        plane.reconcile(now());
+        let first = plane.list(Kind::EndpointSlice)[0].key();
+        plane.delete(&first, now());
+        plane.reconcile(now());
+        let again = plane.list(Kind::EndpointSlice);
+        assert_eq!(again.len(), 1);
+        assert_ne!(again[0].key(), first);
     }
 
     #[test]

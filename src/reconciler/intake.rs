@@ -11,11 +11,12 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::control::{
-    Allocations, Change, ControlPlane, ControllerEvent, Object, ObjectKey, Rejection, Saved,
-    Severity,
+    Allocations, Change, ControlPlane, ControllerEvent, Object, ObjectKey, ProbeChange, Readiness,
+    Rejection, Saved, Severity,
 };
 use crate::sources::convert::Note;
 use crate::sources::manifests::{Manifest, Origin, Update};
+use crate::sources::prober::ProbeReport;
 
 use super::remark::Remark;
 
@@ -84,10 +85,50 @@ impl Intake {
         for waiting in std::mem::take(&mut self.waiting).into_values() {
             self.apply(waiting, now, &mut remarks);
         }
+        let (changes, heard) = self.reconcile(now);
+        remarks.extend(heard);
+        (changes, remarks)
+    }
+
+    /// Takes what probes have found out: what changed by it, and what there is to tell.
+    pub(super) fn hear(
+        &mut self,
+        reports: Vec<ProbeReport>,
+        now: Timestamp,
+    ) -> (Vec<Change>, Vec<Remark>) {
+        let mut remarks = Vec::new();
+        for report in reports {
+            let target = &report.target;
+            let news = self.control.report_probe(target, report.readiness);
+            let ready = match report.readiness {
+                Readiness::Ready => true,
+                Readiness::NotReady => false,
+                Readiness::Undecided => continue,
+            };
+            if news {
+                remarks.push(Remark::Probed {
+                    pod: target.pod.clone(),
+                    container: target.container.clone(),
+                    ready,
+                    reason: report.reason,
+                });
+            }
+        }
+        let (changes, heard) = self.reconcile(now);
+        remarks.extend(heard);
+        (changes, remarks)
+    }
+
+    /// What has changed in what is to be probed since the last call.
+    pub(super) fn take_probe_changes(&mut self) -> Vec<ProbeChange> {
+        self.control.take_probe_changes()
+    }
+
+    fn reconcile(&mut self, now: Timestamp) -> (Vec<Change>, Vec<Remark>) {
         let changes = self.control.reconcile(now);
         let events = self.control.take_events();
-        remarks.extend(events.into_iter().filter_map(|event| self.heard(event)));
-        (changes, remarks)
+        let heard = events.into_iter().filter_map(|event| self.heard(event));
+        (changes, heard.collect())
     }
 
     /// What an object holds at this moment, see [`ControlPlane::allocation_of`].

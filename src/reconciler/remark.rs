@@ -22,6 +22,17 @@ pub enum Remark {
     Healed(Arc<Path>),
     /// An object that had been refused is accepted after all.
     Accepted(ObjectKey),
+    /// The probes of a container have come to another result.
+    Probed {
+        /// The Pod.
+        pod: ObjectKey,
+        /// The container.
+        container: Arc<str>,
+        /// What they say now.
+        ready: bool,
+        /// What the last one met; empty if all was well.
+        reason: String,
+    },
 }
 
 impl Remark {
@@ -38,6 +49,14 @@ impl Remark {
                 warn!(object = %key, field = note.field, "{}", note.message);
             }
             Self::Healed(file) => info!(file = %file.display(), "manifest is good again"),
+            Self::Probed {
+                pod,
+                container,
+                ready,
+                reason,
+            } => {
+                info!(object = %pod, container = &**container, ready, reason, "readiness changed");
+            }
             Self::Accepted(key) => info!(object = %key, "accepted after all"),
         }
     }

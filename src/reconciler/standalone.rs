@@ -8,11 +8,12 @@ use crate::control::{Change, ObjectKey, Objects};
 use crate::model::NodeName;
 use crate::sources::convert::Note;
 use crate::sources::manifests::Update;
+use crate::sources::prober::ProbeReport;
 
 use super::intake::Intake;
 use super::kept::KeptAllocations;
 use super::remark::Remark;
-use super::store::{Outcome, Store};
+use super::store::{LoopbackEndpoints, Outcome, Store};
 
 /// The store behind an [`Intake`].
 pub(super) struct Standalone {
@@ -26,7 +27,7 @@ impl Standalone {
     pub(super) fn new(intake: Intake, node_name: NodeName, kept: Option<KeptAllocations>) -> Self {
         Self {
             intake,
-            store: Store::new(node_name),
+            store: Store::new(node_name, LoopbackEndpoints::Allowed),
             kept,
         }
     }
@@ -44,12 +45,27 @@ impl Standalone {
     /// Takes a batch of updates through the control plane.
     pub(super) fn take(&mut self, updates: Vec<Update>, now: Timestamp) -> Outcome {
         let (changes, remarks) = self.intake.take(updates, now);
+        Outcome {
+            // The first batch is the initial scan.
+            synced: true,
+            ..self.outcome(&changes, remarks)
+        }
+    }
+
+    /// Takes what probes have found out through the control plane.
+    pub(super) fn hear(&mut self, reports: Vec<ProbeReport>, now: Timestamp) -> Outcome {
+        let (changes, remarks) = self.intake.hear(reports, now);
+        self.outcome(&changes, remarks)
+    }
+
+    fn outcome(&mut self, changes: &[Change], remarks: Vec<Remark>) -> Outcome {
         let mut outcome = Outcome {
             remarks,
+            probes: self.intake.take_probe_changes(),
             ..Outcome::default()
         };
         let remark = |key: &ObjectKey, note: &Note| self.intake.remark(key, note);
-        self.store.take(&changes, &remark, &mut outcome);
+        self.store.take(changes, &remark, &mut outcome);
         if let Some(kept) = &mut self.kept {
             for change in &changes {
                 let key = match change {

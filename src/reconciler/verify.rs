@@ -85,6 +85,7 @@ mod tests {
             Remark::Derived(key, note) => format!("derived {key}: {note}"),
             Remark::Healed(file) => format!("healed {}", file.display()),
             Remark::Accepted(key) => format!("accepted {key}"),
+            Remark::Probed { pod, .. } => format!("probed {pod}"),
         };
         let place = format!("{}/", directory.path().display());
         let lines = remarks.iter().map(line);

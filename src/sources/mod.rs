@@ -6,6 +6,8 @@
 pub mod convert;
 pub mod go_duration;
 pub mod interfaces;
+pub mod kube;
 pub mod manifests;
+pub mod prober;
 
 pub use go_duration::parse_go_duration;

@@ -49,6 +49,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts with these manifests, and waits for the greeting.
     pub(crate) fn start(manifests: &[(&str, &str)]) -> Self {
+        Self::start_with(manifests, &[])
+    }
+
+    /// The same with more flags, which a restart does not repeat.
+    pub(crate) fn start_with(manifests: &[(&str, &str)], flags: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("manifests");
         std::fs::create_dir(&directory).unwrap();
@@ -56,10 +61,10 @@ impl Cluster {
             std::fs::write(directory.join(name), text).unwrap();
         }
         // A third octet of its own, so that clusters of parallel tests do not meet.
-        Self::spawn(root, NEXT.fetch_add(1, Ordering::Relaxed))
+        Self::spawn(root, NEXT.fetch_add(1, Ordering::Relaxed), flags)
     }
 
-    fn spawn(root: tempfile::TempDir, third: u8) -> Self {
+    fn spawn(root: tempfile::TempDir, third: u8, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_viaduct"))
             .arg("dev")
             .arg(root.path().join("manifests"))
@@ -95,6 +100,7 @@ impl Cluster {
             .arg(root.path().join("admin.sock"))
             .arg("--data-dir")
             .arg(root.path().join("data"))
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -128,7 +134,7 @@ impl Cluster {
         let third = self.third;
         let (status, root) = self.end(Signal::SIGTERM);
         assert!(status.success(), "{status}");
-        Self::spawn(root, third)
+        Self::spawn(root, third, &[])
     }
 
     pub(crate) fn greeting(&self) -> &str {

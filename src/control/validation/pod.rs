@@ -3,11 +3,17 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::metadata::judge_metadata;
 use super::{each, ips, judge_port_number, judge_protocol, names};
 use crate::control::object::Kind;
 use crate::control::rejection::Cause;
+
+const SCHEMES: [&str; 2] = ["HTTP", "HTTPS"];
+
+/// `IsHTTPHeaderName` of the API server.
+const HEADER_NAME: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
 
 /// Judges `pod`.
 pub(in crate::control) fn judge_pod(pod: &Pod) -> Vec<Cause> {
@@ -66,7 +72,18 @@ fn judge_container(container: &Container, path: &str) -> Vec<Cause> {
         ("livenessProbe", &container.liveness_probe),
     ] {
         if let Some(probe) = probe {
-            wrong.extend(judge_probe(probe, &format!("{path}.{name}")));
+            let path = format!("{path}.{name}");
+            wrong.extend(judge_probe(probe, &path));
+            // Only readiness can wait for several successes.
+            if let Some(n) = probe.success_threshold.filter(|n| *n != 1)
+                && name != "readinessProbe"
+            {
+                wrong.push(Cause::invalid(
+                    format!("{path}.successThreshold"),
+                    &n,
+                    "must be 1",
+                ));
+            }
         }
     }
     wrong
@@ -103,5 +120,45 @@ fn judge_probe(probe: &Probe, path: &str) -> Vec<Cause> {
             ));
         }
     }
+    wrong.extend(judge_handler(probe, path));
     wrong
+}
+
+fn judge_handler(probe: &Probe, path: &str) -> Vec<Cause> {
+    let mut wrong = Vec::new();
+    if let Some(exec) = &probe.exec
+        && exec.command.as_ref().is_none_or(Vec::is_empty)
+    {
+        wrong.push(Cause::required(format!("{path}.exec.command"), ""));
+    }
+    if let Some(tcp) = &probe.tcp_socket {
+        wrong.extend(judge_port(&tcp.port, &format!("{path}.tcpSocket.port")));
+    }
+    if let Some(grpc) = &probe.grpc {
+        wrong.extend(judge_port_number(&format!("{path}.grpc.port"), grpc.port));
+    }
+    if let Some(http) = &probe.http_get {
+        let path = format!("{path}.httpGet");
+        wrong.extend(judge_port(&http.port, &format!("{path}.port")));
+        let scheme = http.scheme.as_deref().unwrap_or_default();
+        if !SCHEMES.contains(&scheme) {
+            let field = format!("{path}.scheme");
+            wrong.push(Cause::not_supported(field, scheme, &SCHEMES));
+        }
+        for (i, header) in http.http_headers.iter().flatten().enumerate() {
+            let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            if header.name.is_empty() || !header.name.bytes().all(known) {
+                let field = format!("{path}.httpHeaders[{i}].name");
+                wrong.push(Cause::invalid(field, &header.name, HEADER_NAME));
+            }
+        }
+    }
+    wrong
+}
+
+fn judge_port(port: &IntOrString, field: &str) -> Vec<Cause> {
+    match port {
+        IntOrString::Int(number) => judge_port_number(field, *number).into_iter().collect(),
+        IntOrString::String(name) => each(field, name, names::port_name(name)).collect(),
+    }
 }
