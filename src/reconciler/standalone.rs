@@ -67,7 +67,7 @@ impl Standalone {
         let remark = |key: &ObjectKey, note: &Note| self.intake.remark(key, note);
         self.store.take(changes, &remark, &mut outcome);
         if let Some(kept) = &mut self.kept {
-            for change in &changes {
+            for change in changes {
                 let key = match change {
                     Change::Applied(object) => object.key(),
                     Change::Deleted(key) => key.clone(),

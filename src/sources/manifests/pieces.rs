@@ -122,7 +122,9 @@ mod tests {
         let mut pieces = Pieces::default();
         let manifest_of = |document: &Document| match document {
             Document::Object(manifest) => Arc::clone(manifest),
-            other => panic!("{other:?}"),
+            Document::Refused(..) | Document::Unparsable(_) | Document::Ignored(_) => {
+                panic!("{document:?}")
+            }
         };
         let [a, b] = [service("a", "80"), service("b", "80")];
         let first = pieces.read(&file, &format!("---\n{a}---\n{b}"));

@@ -4,6 +4,8 @@ mod changes;
 mod load;
 mod node;
 mod pods;
+mod stickiness;
+mod two_nodes;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -69,6 +71,22 @@ const CASES: &[Case] = &[
     (
         "load::a_dead_backend_is_not_noticed",
         load::a_dead_backend_is_not_noticed,
+    ),
+    (
+        "a_pod_reaches_itself_through_its_service",
+        stickiness::a_pod_reaches_itself_through_its_service,
+    ),
+    (
+        "a_client_returns_to_its_backend_over_both_protocols",
+        stickiness::a_client_returns_to_its_backend_over_both_protocols,
+    ),
+    (
+        "local_policies_differ_from_node_to_node",
+        two_nodes::local_policies_differ_from_node_to_node,
+    ),
+    (
+        "hints_keep_each_zone_to_itself",
+        two_nodes::hints_keep_each_zone_to_itself,
     ),
     (
         "an_orderly_end_removes_every_rule",
