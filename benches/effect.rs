@@ -7,7 +7,10 @@
 //! so the kernel's rules are not part of it, and an endpoint does not change them. `cargo bench --bench effect`; the last figures are
 //! in README.md beside this file.
 
+#![allow(clippy::print_stdout, reason = "the figures are the point")]
+
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,12 +74,12 @@ fn measure(per_file: usize, endpoints: usize) {
         .map(|n| change(&manifests, &table, n, per_file, endpoints))
         .collect();
     times.sort_unstable();
-    let at = |share: f64| times[((CHANGES - 1) as f64 * share) as usize];
+    let at = |percent: usize| times[(CHANGES - 1) * percent / 100];
     println!(
-        "{per_file:13} {endpoints:9} {started:8.0?} {:11.2?} {:8.2?} {:8.2?} {:6.0} MB",
-        at(0.5),
-        at(0.99),
-        at(1.0),
+        "{per_file:13} {endpoints:9} {started:8.0?} {:11.2?} {:8.2?} {:8.2?} {:6} MB",
+        at(50),
+        at(99),
+        at(100),
         resident_megabytes()
     );
     runtime.block_on(app.stop());
@@ -109,7 +112,7 @@ fn change(dir: &Path, table: &Published, n: usize, per_file: usize, endpoints: u
         protocol: Protocol::Tcp,
         family: Family::V4,
     };
-    let wanted = [172, 31, (n / 250) as u8, (n % 250) as u8 + 1].into();
+    let wanted: IpAddr = new_address(n).parse().expect("an address");
     let fresh = path.with_extension("tmp");
     std::fs::write(&fresh, text).expect("a file");
     let began = Instant::now();
@@ -153,18 +156,16 @@ fn file(
 ) -> (PathBuf, String) {
     let mut text = String::new();
     for service in first..first + per_file {
-        let address = |endpoint: usize| match changed {
-            Some((of, n)) if of == service && endpoint == 0 => {
-                format!("172.31.{}.{}", n / 250, n % 250 + 1)
-            }
-            _ => {
-                let number = service * endpoints + endpoint;
-                format!(
+        let address = |endpoint: usize| {
+            let number = service * endpoints + endpoint;
+            match changed.filter(|(of, _)| *of == service && endpoint == 0) {
+                Some((_, n)) => new_address(n),
+                None => format!(
                     "10.{}.{}.{}",
                     128 + number / 62_500,
                     number / 250 % 250,
                     number % 250 + 1
-                )
+                ),
             }
         };
         let list: Vec<_> = (0..endpoints)
@@ -182,9 +183,14 @@ fn file(
     (dir.join(format!("services-{first:05}.yaml")), text)
 }
 
-fn resident_megabytes() -> f64 {
+/// The address that the `n`th change brings.
+fn new_address(n: usize) -> String {
+    format!("172.31.{}.{}", n / 250, n % 250 + 1)
+}
+
+fn resident_megabytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
-    kilobytes.unwrap_or_default() / 1024.0
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kilobytes.unwrap_or_default() / 1024
 }
