@@ -38,7 +38,7 @@ use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
-use sources::{SourceParts, start_sources};
+use sources::{SourceParts, local_pods, start_sources};
 
 pub use sources::control_plane;
 
@@ -115,9 +115,11 @@ impl App {
         // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
         let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
+        let contact = Contact::default();
         let sources = Sources {
             objects: objects.clone(),
             table: table.clone(),
+            contact: contact.clone(),
         };
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
@@ -155,6 +157,7 @@ impl App {
         let probes = HealthServer {
             health: health.clone(),
             readiness: readiness.clone(),
+            contact: contact.clone(),
             timeout: health_timeout,
         };
         let source_parts = SourceParts {
@@ -162,7 +165,8 @@ impl App {
             part: &control,
             readiness: &readiness,
             table: &table,
-            contact: &Contact::default(),
+            objects: &objects,
+            contact: &contact,
             registry: &registry,
         };
         let (inputs, failed) = start_sources(&source_parts, reports)?;
@@ -171,7 +175,7 @@ impl App {
 
         let parts = Parts {
             node_name: config.node_name.clone(),
-            pod_cidrs: config.pod_cidrs.clone(),
+            local_pods: local_pods(&config),
             node_port_addresses: config.node_port_addresses.clone(),
             localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)

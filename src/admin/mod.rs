@@ -9,5 +9,5 @@ mod server;
 mod views;
 
 pub use node_health::{HealthServer, MetricsServer, bind, serve_health, serve_metrics};
-pub use server::{AdminServer, BindError, Sources};
+pub use server::{AdminServer, BindError, OUT_OF_TOUCH, Sources};
 pub use views::{Resource, Selection, Snapshot, TableView};

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::net::sockets::listen_in_both_families;
 use crate::readiness::Readiness;
+use crate::sources::kube::Contact;
 use crate::telemetry::{Health, Report};
 
 use super::http;
@@ -38,6 +39,8 @@ pub struct HealthServer {
     pub health: Health,
     /// What start-up still waits for.
     pub readiness: Readiness,
+    /// Whether the API server is heard, where there is one.
+    pub contact: Contact,
     /// A change may wait for this long: twice the sync period.
     pub timeout: Duration,
 }
@@ -147,7 +150,7 @@ async fn livez(State(server): State<Arc<HealthServer>>) -> Response {
     respond(report.healthy, body(&report))
 }
 
-// Names what start-up still waits for.
+// Names what start-up still waits for. A lost API server keeps nobody from serving, so it is only told.
 async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
     let pending = server.readiness.pending();
     let status = if pending.is_empty() {
@@ -155,11 +158,12 @@ async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (
-        status,
-        Json(json!({ "ready": pending.is_empty(), "pending": pending })),
-    )
-        .into_response()
+    let mut body = json!({ "ready": pending.is_empty(), "pending": pending });
+    if let Some(told) = server.contact.out_of_touch(Instant::now()) {
+        body["apiServerOutOfTouch"] =
+            json!({ "seconds": told.age.as_secs(), "reason": &*told.reason });
+    }
+    (status, Json(body)).into_response()
 }
 
 fn respond(good: bool, body: Map<String, Value>) -> Response {
@@ -228,6 +232,7 @@ mod tests {
         State(Arc::new(HealthServer {
             health: health.clone(),
             readiness: Readiness::default(),
+            contact: Contact::default(),
             timeout: TIMEOUT,
         }))
     }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Path as UrlPath, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::map_response_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -22,6 +23,7 @@ use tracing::warn;
 
 use crate::control::PublishedObjects;
 use crate::routing::{Published, Target};
+use crate::sources::kube::Contact;
 
 use super::http;
 use super::views::{Resource, Selection, Snapshot};
@@ -33,6 +35,8 @@ pub struct Sources {
     pub objects: PublishedObjects,
     /// The routing table.
     pub table: Published,
+    /// Whether the API server is heard, where there is one.
+    pub contact: Contact,
 }
 
 impl Sources {
@@ -125,15 +129,36 @@ impl AdminServer {
 
     /// Answers until `stop`, then removes the socket.
     pub async fn serve(self, sources: Sources, stop: CancellationToken) {
+        let sources = Arc::new(sources);
         let router = Router::new()
             .route("/v1/explain", get(explain))
             .route("/v1/{resource}", get(answer))
-            .with_state(Arc::new(sources));
+            .layer(map_response_with_state(Arc::clone(&sources), marked))
+            .with_state(sources);
         http::serve(self.listener, router, stop).await;
         if let Err(error) = std::fs::remove_file(&self.path) {
             warn!(path = %self.path.display(), %error, "admin socket could not be removed");
         }
     }
+}
+
+/// The header of answers that may be out of date: for how long, and why.
+pub const OUT_OF_TOUCH: &str = "viaduct-out-of-touch";
+
+// What is told is no less true for being old, but who asks should know.
+async fn marked(State(sources): State<Arc<Sources>>, mut response: Response) -> Response {
+    let told = sources.contact.out_of_touch(Instant::now());
+    let mark = told.and_then(|told| HeaderValue::from_str(&plain(&told.to_string())).ok());
+    if let Some(mark) = mark {
+        response.headers_mut().insert(OUT_OF_TOUCH, mark);
+    }
+    response
+}
+
+// A header holds printable ASCII; a server's words may be anything.
+fn plain(words: &str) -> String {
+    let kept = |c: char| if c.is_ascii_graphic() { c } else { ' ' };
+    words.chars().take(300).map(kept).collect()
 }
 
 async fn answer(

@@ -1,22 +1,26 @@
 //! The composition's way in: starts the source that the configuration names, and follows the node's addresses.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use prometheus::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
-use crate::config::{self, Config};
-use crate::control::{self, ControlPlane, OwnNode};
+use crate::config::{self, Config, DetectLocal};
+use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dns::PodMode;
 use crate::readiness::Readiness;
-use crate::reconciler::{Inputs, Manifests, Source};
+use crate::reconciler::{Inputs, LocalPods, Manifests, Source};
 use crate::routing::Published;
 use crate::sources::interfaces;
 use crate::sources::kube::{self, Contact, DnsNeeds};
 use crate::sources::manifests::{self, WatchError};
+use crate::sources::pod_networks::watch_pod_networks;
 use crate::sources::prober::ProbeReport;
 
 use super::Part;
@@ -24,12 +28,17 @@ use super::Part;
 /// Batches of manifest updates that may wait for the reconciler; past it the directory is simply read later.
 const MANIFEST_BATCHES: usize = 16;
 
+/// How often the state of a cluster is written to disk, if it has changed: seldom enough that steady change costs little,
+/// and what is missed is what has changed within the last half minute before a crash.
+const KEEP_PERIOD: Duration = Duration::from_secs(30);
+
 /// What starts sources.
 pub(super) struct SourceParts<'a> {
     pub(super) config: &'a Config,
     pub(super) part: &'a Part,
     pub(super) readiness: &'a Readiness,
     pub(super) table: &'a Published,
+    pub(super) objects: &'a PublishedObjects,
     pub(super) contact: &'a Contact,
     pub(super) registry: &'a Registry,
 }
@@ -53,7 +62,36 @@ pub(super) fn start_sources(
         }
         config::Source::Cluster(access) => Source::Cluster(follow_cluster(parts, access.clone())?),
     };
-    Ok((Inputs { source, addresses }, failed))
+    let inputs = Inputs {
+        source,
+        addresses,
+        pod_networks: follow_pods(parts),
+    };
+    Ok((inputs, failed))
+}
+
+/// Who counts as a Pod of this node.
+pub(super) fn local_pods(config: &Config) -> LocalPods {
+    match config.detect_local {
+        DetectLocal::ClusterCidr(_) | DetectLocal::Interfaces(_) => LocalPods::InNetworks,
+        DetectLocal::NodeCidr => LocalPods::OfNode,
+    }
+}
+
+fn follow_pods(parts: &SourceParts<'_>) -> watch::Receiver<BTreeSet<IpNet>> {
+    let (sender, networks) = watch::channel(BTreeSet::new());
+    match &parts.config.detect_local {
+        DetectLocal::ClusterCidr(cidrs) => {
+            sender.send_replace(cidrs.iter().copied().collect());
+        }
+        DetectLocal::NodeCidr => {}
+        DetectLocal::Interfaces(interfaces) => {
+            let stop = parts.part.stop.clone();
+            let following = watch_pod_networks(interfaces.clone(), sender, stop);
+            parts.part.tasks.spawn(following);
+        }
+    }
+    networks
 }
 
 fn follow_manifests(
@@ -106,6 +144,11 @@ fn follow_cluster(
         node: parts.config.node_name.clone(),
         dns,
         patience: kube::Patience::default(),
+        keep: Some(kube::Keep {
+            file: parts.config.data_dir.join("cluster.json"),
+            objects: parts.objects.clone(),
+            period: KEEP_PERIOD,
+        }),
     };
     let (sender, updates) = mpsc::channel(kube::BATCHES);
     parts.part.tasks.spawn(kube::watch(
@@ -119,9 +162,7 @@ fn follow_cluster(
     Ok(updates)
 }
 
-fn follow_addresses(
-    parts: &SourceParts<'_>,
-) -> std::io::Result<watch::Receiver<std::collections::BTreeSet<IpAddr>>> {
+fn follow_addresses(parts: &SourceParts<'_>) -> std::io::Result<watch::Receiver<BTreeSet<IpAddr>>> {
     let (config, part) = (parts.config, parts.part);
     // `dev` answers on loopback alone, whatever else this machine is called.
     let mut now = interfaces::local_addresses()?;

@@ -9,6 +9,8 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::admin::OUT_OF_TOUCH;
+
 /// The body of `GET url` from the viaduct behind `socket`.
 ///
 /// # Errors
@@ -32,6 +34,10 @@ pub(super) async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
         .await
         .with_context(|| format!("asking {place}"))?;
     let status = response.status();
+    let mark = response.headers().get(OUT_OF_TOUCH);
+    if let Some(told) = mark.and_then(|mark| mark.to_str().ok()) {
+        eprintln!("warning: API server out of touch for {told}");
+    }
     let body = response
         .into_body()
         .collect()

@@ -3,6 +3,7 @@
 //! [`Settings`] are the flags, the environment and the file alike; flag > environment > file > default. [`Config`] is
 //! the outcome, narrowed once. `config/viaduct.yaml` shows every key with its default; a test holds the two together.
 
+mod detect_local;
 mod paths;
 mod settings;
 mod source;
@@ -24,6 +25,7 @@ use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
 
+pub use detect_local::{DetectLocal, DetectLocalMode};
 pub use settings::Settings;
 pub use source::Source;
 pub use values::{GoDuration, PortRange, Text, Upstream};
@@ -37,8 +39,8 @@ pub struct Config {
     pub capture: Mode,
     /// The node's name.
     pub node_name: NodeName,
-    /// CIDRs of this node's Pods.
-    pub pod_cidrs: Vec<IpNet>,
+    /// Who counts as a Pod of this node.
+    pub detect_local: DetectLocal,
     /// One or two service CIDRs, primary first.
     pub service_cidrs: Vec<IpNet>,
     /// Node ports to allocate from.
@@ -177,7 +179,7 @@ impl Config {
             source,
             capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
-            pod_cidrs: plain_list(settings.cluster_cidr.clone()),
+            detect_local: detect_local::detect_local(&settings)?,
             service_cidrs: service_cidrs(
                 plain_list(settings.service_cluster_ip_range.clone()),
                 capture,

@@ -16,7 +16,7 @@ use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
-use super::{ConfigError, Profile, paths};
+use super::{ConfigError, DetectLocalMode, Profile, paths};
 
 /// What can be set, by flag, environment variable (`VIADUCT_` and the flag's name) or key of the file. A field that is
 /// absent leaves the choice to the next place in line.
@@ -63,6 +63,18 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub cluster_cidr: Option<Vec<Text<IpNet>>>,
+
+    /// How Pods on this node are recognised: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix [default: ClusterCIDR]
+    #[arg(long, value_name = "MODE", env = "VIADUCT_DETECT_LOCAL_MODE")]
+    pub detect_local_mode: Option<Text<DetectLocalMode>>,
+
+    /// Bridge that Pods are attached to, for --detect-local-mode BridgeInterface
+    #[arg(long, value_name = "NAME", env = "VIADUCT_POD_BRIDGE_INTERFACE")]
+    pub pod_bridge_interface: Option<String>,
+
+    /// How the names of Pods' interfaces begin, for --detect-local-mode InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX", env = "VIADUCT_POD_INTERFACE_NAME_PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
 
     /// CIDRs that cluster IPs are allocated from; the first is the primary family [default: 10.96.0.0/16; loopback: 127.96.0.0/16]
     #[arg(
@@ -205,7 +217,7 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
 
-    /// Where allocations are kept across restarts [default: /var/lib/viaduct, or below $XDG_STATE_HOME]
+    /// Where allocations, or the last state of a cluster, are kept across restarts [default: /var/lib/viaduct, or below $XDG_STATE_HOME]
     #[arg(long, value_name = "DIR", env = "VIADUCT_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -263,6 +275,9 @@ impl Settings {
             capture,
             hostname_override,
             cluster_cidr,
+            detect_local_mode,
+            pod_bridge_interface,
+            pod_interface_name_prefix,
             service_cluster_ip_range,
             service_node_port_range,
             load_balancer_ip_range,
@@ -303,6 +318,7 @@ impl Settings {
             master: Some(Vec::new()),
             capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
             cluster_cidr: Some(Vec::new()),
+            detect_local_mode: Some(Text(DetectLocalMode::ClusterCidr)),
             service_cluster_ip_range: Some(vec![net(if dev {
                 "127.96.0.0/16"
             } else {

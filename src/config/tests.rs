@@ -1,6 +1,7 @@
 //! What may be written, what holds in the end, and what is refused by name.
 
 use super::*;
+use crate::sources::pod_networks::PodInterfaces;
 
 fn resolve(settings: Settings) -> Result<Config, ConfigError> {
     let settings = Settings {
@@ -101,6 +102,40 @@ fn a_bad_value_names_its_flag() {
         ..Settings::default()
     };
     assert_eq!(message(retries), "--retries: 11 is no number from 0 to 10");
+}
+
+#[test]
+fn pods_are_recognised_in_the_modes_of_kube_proxy() {
+    let mode = |mode: &str, name: Option<&str>| Settings {
+        detect_local_mode: Some(Text(mode.parse().unwrap())),
+        pod_bridge_interface: name.map(str::to_owned),
+        pod_interface_name_prefix: name.map(str::to_owned),
+        cluster_cidr: Some(vec![Text("10.244.0.0/16".parse().unwrap())]),
+        ..Settings::default()
+    };
+    let detected = |settings| resolve(settings).unwrap().detect_local;
+    let by_cidr = DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]);
+    assert_eq!(detected(mode("ClusterCIDR", None)), by_cidr);
+    assert_eq!(detected(mode("NodeCIDR", None)), DetectLocal::NodeCidr);
+    let bridge = PodInterfaces::Bridge("cni0".to_owned());
+    assert_eq!(
+        detected(mode("BridgeInterface", Some("cni0"))),
+        DetectLocal::Interfaces(bridge)
+    );
+    let prefix = PodInterfaces::Prefix("cali".to_owned());
+    assert_eq!(
+        detected(mode("InterfaceNamePrefix", Some("cali"))),
+        DetectLocal::Interfaces(prefix)
+    );
+    assert_eq!(
+        message(mode("BridgeInterface", None)),
+        "--pod-bridge-interface: required by --detect-local-mode BridgeInterface"
+    );
+    assert_eq!(
+        message(mode("InterfaceNamePrefix", Some(" "))),
+        "--pod-interface-name-prefix: required by --detect-local-mode InterfaceNamePrefix"
+    );
+    assert!("clustercidr".parse::<DetectLocalMode>().is_err());
 }
 
 #[test]

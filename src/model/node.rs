@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::NodeName;
 
 /// The node we run on.
@@ -14,4 +16,6 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// Addresses of the Node object (`InternalIP`, `ExternalIP`), first of a family = primary.
     pub addresses: Vec<IpAddr>,
+    /// CIDRs that its Pods get their addresses from (`spec.podCIDRs`).
+    pub pod_cidrs: Vec<IpNet>,
 }

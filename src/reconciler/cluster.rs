@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::control::{Change, Kind, ObjectKey, Objects};
+use crate::control::{Change, Kind, Object, ObjectKey, Objects};
 use crate::model::NodeName;
 use crate::sources::convert::Note;
 use crate::sources::kube::Update;
@@ -16,6 +16,8 @@ use super::store::{LoopbackEndpoints, Outcome, Store};
 /// The store behind an API server.
 pub(super) struct Cluster {
     store: Store,
+    /// Kinds that a server has listed: what was kept of them counts no more.
+    listed: HashSet<Kind>,
     synced: bool,
 }
 
@@ -23,7 +25,8 @@ impl Cluster {
     /// Nothing is known yet.
     pub(super) fn new(node_name: NodeName) -> Self {
         Self {
-            store: Store::new(node_name, LoopbackEndpoints::Refused),
+            store: Store::new(node_name, LoopbackEndpoints::Refused, Objects::packed()),
+            listed: HashSet::new(),
             synced: false,
         }
     }
@@ -39,13 +42,16 @@ impl Cluster {
         for update in updates {
             match update {
                 Update::Applied(object) => {
-                    let known = self.store.objects().get(&object.key());
-                    if known.is_none_or(|known| **known != object) {
+                    if !self.store.objects().holds(&object) {
                         self.change(Change::Applied(object), &mut outcome);
                     }
                 }
                 Update::Deleted(key) => self.change(Change::Deleted(key), &mut outcome),
-                Update::Listed(kind, keys) => self.remove_others(kind, &keys, &mut outcome),
+                Update::Listed(kind, keys) => {
+                    self.listed.insert(kind);
+                    self.remove_others(kind, &keys, &mut outcome);
+                }
+                Update::Kept(objects) => self.recall(objects, &mut outcome),
                 Update::Synced => self.synced = true,
             }
         }
@@ -55,14 +61,20 @@ impl Cluster {
 
     // What vanished while nobody was watching.
     fn remove_others(&mut self, kind: Kind, keys: &HashSet<ObjectKey>, outcome: &mut Outcome) {
-        let known = self.store.objects().list(kind);
-        let vanished: Vec<ObjectKey> = known
-            .into_iter()
-            .map(|object| object.key())
-            .filter(|key| !keys.contains(key))
-            .collect();
+        let known = self.store.objects().keys(kind).into_iter();
+        let vanished: Vec<ObjectKey> = known.filter(|key| !keys.contains(key)).cloned().collect();
         for key in vanished {
             self.change(Change::Deleted(key), outcome);
+        }
+    }
+
+    // What a server has said already is newer.
+    fn recall(&mut self, objects: Vec<Object>, outcome: &mut Outcome) {
+        for object in objects {
+            let key = object.key();
+            if !self.listed.contains(&key.kind) && !self.store.objects().contains(&key) {
+                self.change(Change::Applied(object), outcome);
+            }
         }
     }
 
@@ -77,7 +89,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::control::{Object, UnknownFields, decode};
+    use crate::control::{UnknownFields, decode};
     use crate::model::Event;
 
     fn cluster() -> Cluster {
@@ -143,9 +155,23 @@ mod tests {
         let keys = HashSet::from([service("api", 80).key()]);
         let outcome = cluster.take(vec![Update::Listed(Kind::Service, keys)]);
         assert_eq!(words(&outcome), ["-web"]);
-        assert!(cluster.objects().get(&service("web", 80).key()).is_none());
+        assert!(!cluster.objects().contains(&service("web", 80).key()));
         // Of another kind it says nothing.
         let outcome = cluster.take(vec![Update::Listed(Kind::Pod, HashSet::new())]);
+        assert_eq!(words(&outcome), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_kept_fills_the_gaps_until_a_list_says_more() {
+        let mut cluster = cluster();
+        cluster.take(vec![Update::Applied(service("web", 81))]);
+        let kept = vec![service("web", 80), service("gone", 80), slice("10.1.0.1")];
+        let outcome = cluster.take(vec![Update::Kept(kept.clone())]);
+        assert_eq!(words(&outcome), ["+gone", "+web-1 2"]);
+        let keys = HashSet::from([service("web", 81).key()]);
+        let outcome = cluster.take(vec![Update::Listed(Kind::Service, keys)]);
+        assert_eq!(words(&outcome), ["-gone"]);
+        let outcome = cluster.take(vec![Update::Kept(kept)]);
         assert_eq!(words(&outcome), [""; 0]);
     }
 

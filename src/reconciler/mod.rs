@@ -61,8 +61,8 @@ pub use verify::verify;
 pub struct Parts {
     /// The node's name.
     pub node_name: NodeName,
-    /// CIDRs of this node's Pods.
-    pub pod_cidrs: Vec<IpNet>,
+    /// Who counts as a Pod of this node.
+    pub local_pods: LocalPods,
     /// Which local addresses answer node ports.
     pub node_port_addresses: NodePortAddresses,
     /// Whether 127.0.0.0/8 does, if it is among these.
@@ -95,6 +95,17 @@ pub struct Inputs {
     pub source: Source,
     /// The node's interface addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Networks that Pods of this node are in.
+    pub pod_networks: watch::Receiver<BTreeSet<IpNet>>,
+}
+
+/// Who counts as a Pod of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalPods {
+    /// Who is in [`Inputs::pod_networks`].
+    InNetworks,
+    /// Who is in the Pod CIDRs of our Node object.
+    OfNode,
 }
 
 /// The task's state.
@@ -107,7 +118,8 @@ pub struct Reconciler {
     health: Health,
     node: Option<Node>,
     node_name: NodeName,
-    pod_cidrs: Vec<IpNet>,
+    local_pods: LocalPods,
+    pod_networks: BTreeSet<IpNet>,
     node_port_addresses: NodePortAddresses,
     localhost_node_ports: bool,
 }
@@ -145,7 +157,8 @@ impl Reconciler {
             health: parts.health,
             node: None,
             node_name: parts.node_name,
-            pod_cidrs: parts.pod_cidrs,
+            local_pods: parts.local_pods,
+            pod_networks: BTreeSet::new(),
             node_port_addresses: parts.node_port_addresses,
             localhost_node_ports: parts.localhost_node_ports,
         }
@@ -162,12 +175,14 @@ impl Reconciler {
         let Inputs {
             source,
             mut addresses,
+            mut pod_networks,
         } = inputs;
         let mut facts = Facts::of(source, self.node_name.clone());
         let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
         let local = addresses.borrow_and_update().clone();
+        self.pod_networks = pod_networks.borrow_and_update().clone();
         self.view_node(&local);
         loop {
             tokio::select! {
@@ -184,6 +199,12 @@ impl Reconciler {
                 }
                 Ok(()) = addresses.changed() => {
                     let addresses = addresses.borrow_and_update().clone();
+                    self.view_node(&addresses);
+                    self.program().await;
+                }
+                Ok(()) = pod_networks.changed() => {
+                    self.pod_networks = pod_networks.borrow_and_update().clone();
+                    let addresses = addresses.borrow().clone();
                     self.view_node(&addresses);
                     self.program().await;
                 }
@@ -277,10 +298,20 @@ impl Reconciler {
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
-            pod_cidrs: self.pod_cidrs.clone(),
+            pod_cidrs: self.pod_cidrs(),
             local_addresses: addresses.clone(),
             health_check_addresses,
             node_port_addresses: chosen,
         });
+    }
+
+    fn pod_cidrs(&self) -> Vec<IpNet> {
+        match self.local_pods {
+            LocalPods::InNetworks => self.pod_networks.iter().copied().collect(),
+            LocalPods::OfNode => {
+                let node = self.node.as_ref();
+                node.map_or_else(Vec::new, |node| node.pod_cidrs.clone())
+            }
+        }
     }
 }

@@ -27,7 +27,7 @@ impl Standalone {
     pub(super) fn new(intake: Intake, node_name: NodeName, kept: Option<KeptAllocations>) -> Self {
         Self {
             intake,
-            store: Store::new(node_name, LoopbackEndpoints::Allowed),
+            store: Store::new(node_name, LoopbackEndpoints::Allowed, Objects::default()),
             kept,
         }
     }

@@ -51,11 +51,13 @@ pub(super) enum LoopbackEndpoints {
 
 impl Store {
     /// Nothing is stored yet; of Nodes only the one of that name matters to routing.
-    pub(super) fn new(node_name: NodeName, loopback: LoopbackEndpoints) -> Self {
+    ///
+    /// `objects` says in which form they are stored.
+    pub(super) fn new(node_name: NodeName, loopback: LoopbackEndpoints, objects: Objects) -> Self {
         Self {
             node_name,
             loopback,
-            objects: Objects::default(),
+            objects,
             per_namespace: HashMap::new(),
         }
     }
@@ -77,12 +79,9 @@ impl Store {
                 Change::Applied(object) => (object.key(), Some(object)),
                 Change::Deleted(key) => (key.clone(), None),
             };
-            let existed = self.objects.get(&key).is_some();
-            let was_simulated = self
-                .objects
-                .get(&key)
-                .is_some_and(|object| is_simulated(object));
-            if was_simulated || object.is_some_and(is_simulated) {
+            let existed = self.objects.contains(&key);
+            let was_simulated = || self.objects.get(&key).is_some_and(|o| is_simulated(&o));
+            if (key.kind == Kind::Pod && was_simulated()) || object.is_some_and(is_simulated) {
                 outcome.simulated = Some(Vec::new());
             }
             self.count_namespace(&key, existed, object.is_some(), &mut outcome.events);
@@ -98,11 +97,7 @@ impl Store {
         }
         if outcome.simulated.is_some() {
             let pods = self.objects.list(Kind::Pod);
-            outcome.simulated = Some(
-                pods.into_iter()
-                    .filter_map(|object| simulated_pod(object))
-                    .collect(),
-            );
+            outcome.simulated = Some(pods.filter_map(|object| simulated_pod(&object)).collect());
         }
     }
 

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
 
 /// How often addresses are read if the kernel does not announce them.
-const POLL: Duration = Duration::from_secs(5);
+pub(super) const POLL: Duration = Duration::from_secs(5);
 
 /// Every address of every interface at this moment.
 ///
@@ -40,7 +40,7 @@ pub fn local_addresses() -> io::Result<BTreeSet<IpAddr>> {
 
 /// Sends the addresses whenever they differ from what `addresses` holds, until `stop`.
 pub async fn watch_addresses(addresses: watch::Sender<BTreeSet<IpAddr>>, stop: CancellationToken) {
-    let announcements = match announcements() {
+    let announcements = match announcements(ADDRESS_GROUPS) {
         Ok(socket) => Some(socket),
         Err(error) => {
             warn!(%error, "address changes are not announced here; reading them every {POLL:?}");
@@ -74,8 +74,13 @@ pub async fn watch_addresses(addresses: watch::Sender<BTreeSet<IpAddr>>, stop: C
     }
 }
 
+/// A socket that hears what the kernel announces to these groups.
+///
+/// # Errors
+///
+/// Netlink is refused, as in some containers.
 // Tokio has no netlink socket; `recv(2)`, all that is called here, is the same on any datagram socket.
-fn announcements() -> io::Result<UnixDatagram> {
+pub(super) fn announcements(groups: u32) -> io::Result<UnixDatagram> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(
         AddressFamily::Netlink,
@@ -83,13 +88,13 @@ fn announcements() -> io::Result<UnixDatagram> {
         flags,
         SockProtocol::NetlinkRoute,
     )?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     UnixDatagram::from_std(socket.into())
 }
 
-// Waits for an announcement and takes all that have come. What they say does not matter: an overrun (ENOBUFS) means
-// "something changed" as well.
-async fn drain(socket: &UnixDatagram) {
+/// Waits for an announcement and takes all that have come. What they say does not matter: an overrun (ENOBUFS) means
+/// "something changed" as well.
+pub(super) async fn drain(socket: &UnixDatagram) {
     let mut buffer = [0_u8; 8192];
     let first = socket.recv(&mut buffer).await;
     if first.is_err() {

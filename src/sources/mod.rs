@@ -8,6 +8,7 @@ pub mod go_duration;
 pub mod interfaces;
 pub mod kube;
 pub mod manifests;
+pub mod pod_networks;
 pub mod prober;
 
 pub use go_duration::parse_go_duration;

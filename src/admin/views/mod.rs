@@ -115,8 +115,7 @@ impl Snapshot {
         let items: Vec<Value> = match resource.kind() {
             Some(kind) => self
                 .selected(kind, selection)
-                .into_iter()
-                .map(|object| to_json(object))
+                .map(|object| to_json(&object))
                 .collect(),
             None => backend_rows(&self.table, selection)
                 .iter()
@@ -180,8 +179,7 @@ impl Snapshot {
         let mut rows: Vec<Vec<String>> = match resource.kind() {
             Some(kind) => self
                 .selected(kind, selection)
-                .into_iter()
-                .map(|object| self.row(object))
+                .map(|object| self.row(&object))
                 .collect(),
             None => backend_rows(&self.table, selection)
                 .iter()
@@ -204,13 +202,10 @@ impl Snapshot {
         }
     }
 
-    fn selected(&self, kind: Kind, selection: &Selection) -> Vec<&Arc<Object>> {
-        let mut objects = self.objects.list(kind);
-        objects.retain(|object| {
-            let key = object.key();
-            selection.takes(&key.namespace, &key.name)
-        });
-        objects
+    fn selected(&self, kind: Kind, selection: &Selection) -> impl Iterator<Item = Arc<Object>> {
+        let keys = self.objects.keys(kind).into_iter();
+        keys.filter(|key| selection.takes(&key.namespace, &key.name))
+            .filter_map(|key| self.objects.get(key))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as k8s;
 
-use super::{identity, label, parse_ip};
+use super::{identity, label, parse_ip, parse_net};
 use crate::model::{Node, NodeName, Pod};
 
 /// The zone of a node.
@@ -18,7 +19,24 @@ pub fn node(object: &k8s::Node) -> Option<Node> {
         name,
         zone: zone.map(Into::into),
         addresses: node_addresses(object),
+        pod_cidrs: pod_cidrs(object.spec.as_ref()),
     })
+}
+
+/// `podCIDRs`, or `podCIDR` where only the older field is set.
+fn pod_cidrs(spec: Option<&k8s::NodeSpec>) -> Vec<IpNet> {
+    let Some(spec) = spec else {
+        return Vec::new();
+    };
+    let listed = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let texts = listed.iter().chain(&spec.pod_cidr);
+    let mut found: Vec<IpNet> = Vec::new();
+    for cidr in texts.filter_map(|text| parse_net(text)) {
+        if !found.contains(&cidr) {
+            found.push(cidr);
+        }
+    }
+    found
 }
 
 /// Internal addresses come first whatever their place in the list, as in kube-proxy (`GetNodeHostIPs`).
@@ -116,6 +134,18 @@ mod tests {
         assert_eq!(found.name.as_str(), "node-a");
         assert_eq!(found.zone.as_deref(), Some("z1"));
         assert_eq!(found.addresses, ips(&["10.0.0.1", "fd00::1", "192.0.2.1"]));
+    }
+
+    #[test]
+    fn pod_cidrs_come_from_either_field() {
+        let cidrs = |spec: Value| -> Vec<String> {
+            let found = narrowed_node(json!({"metadata": {"name": "a"}, "spec": spec})).unwrap();
+            found.pod_cidrs.iter().map(ToString::to_string).collect()
+        };
+        let both = json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64", "x"]});
+        assert_eq!(cidrs(both), ["10.1.0.0/24", "fd00::/64"]);
+        assert_eq!(cidrs(json!({"podCIDR": "10.1.0.0/24"})), ["10.1.0.0/24"]);
+        assert_eq!(cidrs(json!({})), [""; 0]);
     }
 
     #[test]

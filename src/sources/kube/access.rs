@@ -119,6 +119,15 @@ impl Access {
         Ok(self.masters.iter().map(at).collect())
     }
 
+    /// The URLs of the servers, as far as they can be told.
+    pub(super) fn servers(&self) -> Vec<String> {
+        let configs = self.load().unwrap_or_default();
+        configs
+            .iter()
+            .map(|config| config.cluster_url.to_string())
+            .collect()
+    }
+
     // With a server given, a process that is in no Pod asks without credentials, as kube-proxy does.
     fn with_service_account(&self) -> Result<Config, AccessError> {
         let Some(master) = self.masters.first() else {

@@ -4,6 +4,7 @@
 //! the state may be. Takes the time as an argument.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,13 @@ pub struct OutOfTouch {
     pub age: Duration,
     /// What was heard of that kind last.
     pub reason: Arc<str>,
+}
+
+impl fmt::Display for OutOfTouch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = Duration::from_secs(self.age.as_secs());
+        write!(f, "{seconds:?}: {}", self.reason)
+    }
 }
 
 /// What a report to [`Contact`] changed.
@@ -77,6 +85,23 @@ impl Contact {
         })
     }
 
+    /// What is known of the kind is as old as `since`, and no server has been heard about it yet.
+    pub(super) fn never_heard(&self, kind: Kind, since: Instant, reason: &str) {
+        self.with(|kinds| {
+            let loss = Loss {
+                since,
+                reason: reason.into(),
+            };
+            match kinds.get_mut(&kind) {
+                None => {
+                    kinds.insert(kind, Some(loss));
+                }
+                Some(Some(lost)) => lost.since = lost.since.min(since),
+                Some(None) => {}
+            }
+        });
+    }
+
     /// `None` as long as the server is heard about everything.
     pub fn out_of_touch(&self, now: Instant) -> Option<OutOfTouch> {
         self.with(|kinds| longest(kinds, now))
@@ -118,6 +143,25 @@ mod tests {
         );
         let told = contact.out_of_touch(start + 3600 * SECOND).unwrap();
         assert_eq!((told.age, &*told.reason), (3600 * SECOND, "reset"));
+    }
+
+    #[test]
+    fn a_state_that_was_kept_is_as_old_as_it_is() {
+        let (contact, start) = (Contact::default(), Instant::now());
+        let now = start + 60 * SECOND;
+        contact.held(Kind::Node, now);
+        contact.lost(Kind::Service, now, "refused");
+        for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+            contact.never_heard(kind, start, "kept");
+        }
+        let told = contact.out_of_touch(now).unwrap();
+        assert_eq!(told.age, 60 * SECOND);
+        contact.held(Kind::Service, now);
+        assert_eq!(contact.out_of_touch(now).unwrap().reason, "kept".into());
+        assert_eq!(
+            contact.held(Kind::EndpointSlice, now),
+            Turn::Found(60 * SECOND)
+        );
     }
 
     #[test]

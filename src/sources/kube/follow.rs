@@ -22,6 +22,7 @@ use super::backoff::Backoff;
 use super::contact::{Contact, Turn};
 use super::initial::Initial;
 use super::interest::Watched;
+use super::keeper::Keeper;
 use super::metrics::Metrics;
 use super::servers::cause;
 use super::trim::trimmed;
@@ -36,6 +37,7 @@ pub(super) struct Feed {
     pub(super) client: Client,
     pub(super) updates: mpsc::Sender<Vec<Update>>,
     pub(super) initial: Arc<Initial>,
+    pub(super) keeper: Option<Arc<Keeper>>,
     pub(super) contact: Contact,
     pub(super) metrics: Arc<Metrics>,
     pub(super) patience: Patience,
@@ -180,6 +182,7 @@ impl Follower {
             warn!(kind = %self.kind, error = told, "API server is still out of touch");
         }
         self.last_failure = told;
+        self.recall().await?;
         if self.feed.initial.failed(self.kind) {
             self.send(vec![Update::Synced]).await?;
         }
@@ -187,6 +190,22 @@ impl Follower {
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
             () = self.feed.updates.closed() => Err(Unheard),
+        }
+    }
+
+    // A start that waits for this kind goes on with what an earlier run has kept.
+    async fn recall(&self) -> Result<(), Unheard> {
+        let Some(keeper) = &self.feed.keeper else {
+            return Ok(());
+        };
+        if self.feed.initial.is_complete()
+            || !matches!(self.kind, Kind::Service | Kind::EndpointSlice)
+        {
+            return Ok(());
+        }
+        match keeper.recall().await {
+            Some(objects) => self.send(vec![Update::Kept(objects), Update::Synced]).await,
+            None => Ok(()),
         }
     }
 

@@ -29,6 +29,14 @@ impl Initial {
         }
     }
 
+    /// Whether nothing is waited for any more.
+    pub(super) fn is_complete(&self) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
     fn done(&self, kind: Kind) -> bool {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.remove(&kind) && waiting.is_empty()
@@ -44,7 +52,9 @@ mod tests {
         let initial = Initial::new([Kind::Service, Kind::EndpointSlice]);
         assert!(!initial.listed(Kind::Service));
         assert!(!initial.listed(Kind::Service));
+        assert!(!initial.is_complete());
         assert!(initial.listed(Kind::EndpointSlice));
+        assert!(initial.is_complete());
         assert!(!initial.listed(Kind::EndpointSlice));
     }
 

@@ -16,11 +16,14 @@ mod contact;
 mod follow;
 mod initial;
 mod interest;
+mod keeper;
+mod kept;
 mod metrics;
 mod servers;
 mod trim;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +33,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::control::{Kind, Object, ObjectKey};
+use crate::control::{Kind, Object, ObjectKey, PublishedObjects};
 use crate::model::NodeName;
 use crate::routing::Published;
 
@@ -42,6 +45,8 @@ pub use metrics::Metrics;
 use follow::{Feed, follow};
 use initial::Initial;
 use interest::{Watched, interest};
+use keeper::Keeper;
+use kept::{KeptFile, Owner};
 use servers::ApiServers;
 
 /// What an API server said.
@@ -53,6 +58,8 @@ pub enum Update {
     Deleted(ObjectKey),
     /// A list is complete: of this kind there are these objects, and no others.
     Listed(Kind, HashSet<ObjectKey>),
+    /// What an earlier run knew, of kinds that have not been listed yet.
+    Kept(Vec<Object>),
     /// Everything that a first table needs has been told.
     Synced,
 }
@@ -67,6 +74,18 @@ pub struct Config {
     pub dns: DnsNeeds,
     /// The bounds on everything that a server could draw out.
     pub patience: Patience,
+    /// Where the newest state is kept for a start without an API server, and how often it is written.
+    pub keep: Option<Keep>,
+}
+
+/// Keeping the newest state.
+pub struct Keep {
+    /// The file.
+    pub file: PathBuf,
+    /// The state.
+    pub objects: PublishedObjects,
+    /// Between two writes, if something has changed.
+    pub period: Duration,
 }
 
 /// How long and how much a server may answer.
@@ -121,19 +140,35 @@ pub async fn watch(
     updates: mpsc::Sender<Vec<Update>>,
     stop: CancellationToken,
 ) {
-    let servers = ApiServers::new(
+    let servers = config.access.servers();
+    let api = ApiServers::new(
         config.access,
         config.patience.clone(),
         table,
         contact.clone(),
     );
-    let client = Arc::new(servers).client();
+    let client = Arc::new(api).client();
     let watched = interest(&config.node, config.dns);
-    let initial = Initial::new(watched.iter().map(|watched| watched.kind));
+    let kinds: Vec<Kind> = watched.iter().map(|watched| watched.kind).collect();
+    let initial = Arc::new(Initial::new(kinds.iter().copied()));
+    let owner = Owner {
+        node: config.node.to_string(),
+        servers,
+    };
+    let mut keeping = None;
+    let keeper = config.keep.map(|keep| {
+        let file = KeptFile::new(keep.file, owner);
+        let keeper = Arc::new(Keeper::new(file, contact.clone(), kinds));
+        let (objects, initial) = (keep.objects, Arc::clone(&initial));
+        let kept = Arc::clone(&keeper).keep(objects, initial, keep.period, stop.clone());
+        keeping = Some(tokio::spawn(kept));
+        keeper
+    });
     let feed = Feed {
         client,
         updates,
-        initial: Arc::new(initial),
+        initial,
+        keeper,
         contact,
         metrics,
         patience: config.patience,
@@ -145,6 +180,10 @@ pub async fn watch(
     drop(feed);
     stop.cancelled().await;
     tasks.shutdown().await;
+    if let Some(keeping) = keeping {
+        // It ends by itself, and writes a last time; a panic has been told already.
+        let _ = keeping.await;
+    }
 }
 
 fn spawn_follower(tasks: &mut JoinSet<()>, feed: Feed, watched: Watched) {

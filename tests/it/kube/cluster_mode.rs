@@ -233,3 +233,71 @@ fn nothing_is_ready_before_services_and_slices_are_known() {
     });
     proxy.explains("default/web", &["10.1.0.1:8080"]);
 }
+
+#[test]
+fn a_start_without_an_api_server_serves_the_last_state_and_says_how_old_it_is() {
+    let mut server = server();
+    let url = server.url();
+    let first = Proxy::start(&["--master", &url]);
+    first.explains("default/web", &["10.1.0.1:8080"]);
+    eventually("readiness", || {
+        match http_get(first.address("healthz"), "/readyz").unwrap() {
+            (200, body) if !body.contains("apiServerOutOfTouch") => Ok(()),
+            other => Err(other),
+        }
+    });
+    let directory = first.stop();
+    server.stop();
+
+    // As if it had been an hour ago.
+    let file = directory.path().join("data/cluster.json");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    let saved = kept.split("\"saved\":\"").nth(1).unwrap();
+    let saved = saved.split('"').next().unwrap();
+    let earlier = saved.parse::<jiff::Timestamp>().unwrap() - jiff::SignedDuration::from_hours(1);
+    std::fs::write(&file, kept.replace(saved, &earlier.to_string())).unwrap();
+
+    let second = Proxy::over(directory, &["--master", &url]);
+    second.waits_for("serving the kept state");
+    second.explains("10.96.0.10:80", &["10.1.0.1:8080"]);
+    let output = second.ask(&["get", "services"]);
+    let warning = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        warning.starts_with("warning: API server out of touch for 36"),
+        "{warning}"
+    );
+    let (status, body) = http_get(second.address("healthz"), "/readyz").unwrap();
+    let told: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200, "{body}");
+    assert!(told["apiServerOutOfTouch"]["seconds"].as_u64().unwrap() >= 3600);
+    let (_, metrics) = http_get(second.address("metrics"), "/metrics").unwrap();
+    assert!(
+        metrics.contains("viaduct_api_out_of_touch_seconds 36"),
+        "{metrics}"
+    );
+
+    // What vanished meanwhile goes with the first list.
+    server.apply(service("api", "10.96.0.11"));
+    server.delete("services", "default", "web");
+    server.restart();
+    eventually("the state of today", || {
+        let names: Vec<Value> = second.items("services");
+        let names: Vec<&str> = names
+            .iter()
+            .filter_map(|item| item["metadata"]["name"].as_str())
+            .collect();
+        if names == ["api"] {
+            Ok(())
+        } else {
+            Err(format!("{names:?}"))
+        }
+    });
+    eventually("no warning", || {
+        let output = second.ask(&["get", "services"]);
+        if output.stderr.is_empty() {
+            Ok(())
+        } else {
+            Err(output)
+        }
+    });
+}

@@ -76,6 +76,7 @@ impl Listener {
             node: NodeName::parse("here").unwrap(),
             dns,
             patience,
+            keep: None,
         };
         let (sender, mut updates) = mpsc::channel(4);
         runtime.spawn(watch(
@@ -180,6 +181,7 @@ impl Heard {
                     self.objects
                         .retain(|key, _| key.kind != kind || keys.contains(key));
                 }
+                Update::Kept(objects) => panic!("nothing is kept here, but {objects:?}"),
                 Update::Synced => self.synced += 1,
             }
         }

@@ -1,6 +1,7 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
 mod changes;
+mod detect_local;
 mod load;
 mod node;
 mod pods;
@@ -87,6 +88,10 @@ const CASES: &[Case] = &[
     (
         "hints_keep_each_zone_to_itself",
         two_nodes::hints_keep_each_zone_to_itself,
+    ),
+    (
+        "pods_are_recognised_by_their_interfaces",
+        detect_local::pods_are_recognised_by_their_interfaces,
     ),
     (
         "an_orderly_end_removes_every_rule",
