@@ -3,7 +3,11 @@
 //! [`Settings`] are the flags, the environment and the file alike; flag > environment > file > default. [`Config`] is
 //! the outcome, narrowed once. `config/viaduct.yaml` shows every key with its default; a test holds the two together.
 
+mod configz;
 mod detect_local;
+mod file;
+mod follow;
+mod kube_proxy;
 mod paths;
 mod settings;
 mod source;
@@ -17,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
+use serde_json::{Map, Value};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
@@ -25,7 +30,11 @@ use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
 
+pub use configz::configz;
 pub use detect_local::{DetectLocal, DetectLocalMode};
+pub use file::{Given, ReadSettings};
+pub use follow::FileChanges;
+pub use kube_proxy::KubeProxyFlags;
 pub use settings::Settings;
 pub use source::Source;
 pub use values::{GoDuration, PortRange, Text, Upstream};
@@ -33,6 +42,8 @@ pub use values::{GoDuration, PortRange, Text, Upstream};
 /// What holds in the end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// All settings as they hold, defaults included.
+    pub settings: Settings,
     /// Where the objects come from.
     pub source: Source,
     /// The capture mode.
@@ -61,6 +72,10 @@ pub struct Config {
     pub outlier_ejection: OutlierEjection,
     /// How often rules are checked and failures tried again.
     pub sync_period: Duration,
+    /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
+    pub min_sync_period: Duration,
+    /// The process's own `oom_score_adj`; `None` = left alone.
+    pub oom_score_adj: Option<i32>,
     /// Idle end of a UDP flow.
     pub udp_idle_timeout: Duration,
     /// How long the first attempt to reach a backend may take.
@@ -90,6 +105,16 @@ pub struct Config {
     /// `dev`: addresses outside the ranges are replaced, and taken ports give way to the next free one.
     pub dev: bool,
 }
+
+/// Keys that a running process takes over as they change. Any other makes it restart itself.
+pub const LIVE_KEYS: [&str; 6] = [
+    "drainTimeout",
+    "iptablesLocalhostNodeports",
+    "iptablesMinSyncPeriod",
+    "masqueradeAll",
+    "nodeportAddresses",
+    "oomScoreAdj",
+];
 
 /// DNS settings, narrowed.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,6 +197,7 @@ impl Config {
             defaults.service_cluster_ip_range = dev.service_cluster_ip_range;
         }
         let settings = settings.or(defaults);
+        let effective = settings.clone();
         let source = source::source(&settings)?;
         if capture == Mode::Loopback && source.manifests().is_none() {
             return Err(value_error(
@@ -180,6 +206,7 @@ impl Config {
             ));
         }
         Ok(Self {
+            settings: effective,
             source,
             capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
@@ -208,6 +235,8 @@ impl Config {
                 .map(|Text(rule)| rule)
                 .unwrap_or_default(),
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
+            min_sync_period: min_sync_period(&settings)?,
+            oom_score_adj: oom_score_adj(settings.oom_score_adj)?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
             retries: retries(settings.retries)?,
@@ -231,6 +260,21 @@ impl Config {
                 .map_or(Duration::from_secs(5), |timeout| timeout.0),
             dev: profile == Profile::Dev,
         })
+    }
+
+    /// The keys whose values differ between this configuration and `other`.
+    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let fields = |config: &Self| match serde_json::to_value(&config.settings) {
+            Ok(Value::Object(fields)) => fields,
+            Ok(_) | Err(_) => Map::new(),
+        };
+        let (before, after) = (fields(self), fields(other));
+        let differs = |(key, value): &(&String, &Value)| before.get(*key) != Some(*value);
+        after
+            .iter()
+            .filter(differs)
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// The families that Services can have here. A cluster may have both, whatever we are told of its ranges.
@@ -344,6 +388,27 @@ fn seconds(flag: &'static str, given: Option<GoDuration>) -> Result<Option<Durat
             Err(value_error(flag, "must be at least 1s"))
         }
         given => Ok(given.map(|GoDuration(duration)| duration)),
+    }
+}
+
+fn min_sync_period(settings: &Settings) -> Result<Duration, ConfigError> {
+    let given = plain(settings.iptables_min_sync_period).map_or(Duration::ZERO, |given| given.0);
+    let period = plain(settings.iptables_sync_period).map_or(given, |period| period.0);
+    if given > period {
+        let message = "must not be longer than --iptables-sync-period";
+        return Err(value_error("iptables-min-sync-period", message));
+    }
+    Ok(given)
+}
+
+// Source: proc_pid_oom_score_adj(5).
+fn oom_score_adj(given: Option<i32>) -> Result<Option<i32>, ConfigError> {
+    match given {
+        Some(score) if !(-1000..=1000).contains(&score) => {
+            let message = format!("{score} is no number from -1000 to 1000");
+            Err(value_error("oom-score-adj", message))
+        }
+        given => Ok(given),
     }
 }
 

@@ -4,7 +4,7 @@
 //! narrows what is left at the end.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,7 +16,7 @@ use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
-use super::{ConfigError, DetectLocalMode, Profile, paths};
+use super::{DetectLocalMode, Profile, paths};
 
 /// What can be set, by flag, environment variable (`VIADUCT_` and the flag's name) or key of the file. A field that is
 /// absent leaves the choice to the next place in line.
@@ -144,6 +144,23 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", env = "VIADUCT_IPTABLES_SYNC_PERIOD")]
     pub iptables_sync_period: Option<Text<GoDuration>>,
 
+    /// The kernel is written to at most this often [default: changes of 10ms are gathered, and no more]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_IPTABLES_MIN_SYNC_PERIOD"
+    )]
+    pub iptables_min_sync_period: Option<Text<GoDuration>>,
+
+    /// How soon the kernel ends this process when memory runs out, from -1000 (never) to 1000 [default: left alone]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VIADUCT_OOM_SCORE_ADJ",
+        allow_hyphen_values = true
+    )]
+    pub oom_score_adj: Option<i32>,
+
     /// A UDP flow without a datagram for so long ends [default: 60s]
     #[arg(skip)]
     pub udp_idle_timeout: Option<Text<GoDuration>>,
@@ -240,29 +257,20 @@ impl Settings {
     /// `kind` of the configuration file.
     pub const KIND: &'static str = "ViaductConfiguration";
 
-    /// Reads a configuration file.
+    /// Reads the text of a configuration file.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, an unknown key or a bad value (with line and column), another kind of document.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let parse_error = |message: String| ConfigError::Parse {
-            path: path.to_owned(),
-            message,
-        };
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let settings: Self =
-            serde_saphyr::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
+    /// An unknown key or a bad value (with line and column), another kind of document.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let settings: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
         for (key, found, wanted) in [
             ("apiVersion", &settings.api_version, Self::API_VERSION),
             ("kind", &settings.kind, Self::KIND),
         ] {
             if found.as_deref() != Some(wanted) {
                 let found = found.as_deref().unwrap_or("nothing");
-                return Err(parse_error(format!("{key}: {found} is not {wanted}")));
+                return Err(format!("{key}: {found} is not {wanted}"));
             }
         }
         Ok(settings)
@@ -296,6 +304,8 @@ impl Settings {
             lb_algorithm,
             outlier_ejection,
             iptables_sync_period,
+            iptables_min_sync_period,
+            oom_score_adj,
             udp_idle_timeout,
             connect_timeout,
             retries,
