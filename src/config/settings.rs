@@ -38,7 +38,7 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", env = "VIADUCT_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// URL of an API server, in place of the one in the kubeconfig; more than one are tried in turn
+    /// URL of an API server, in place of the kubeconfig's or the Pod's own; more than one are tried in turn
     #[arg(
         long,
         value_name = "URL",
