@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::Name;
 
+use super::memo::Lasting;
 use super::message::Question;
 use super::relayed::Relayed;
 use super::wire::{Section, TYPE_SOA, read_u16, read_u32};
@@ -89,6 +90,26 @@ impl Key {
 pub(super) struct Kept {
     pub(super) relayed: Arc<Relayed>,
     pub(super) age: u32,
+    // When it came and when it goes; `None` if it has only just come.
+    lives: Option<(Instant, Instant)>,
+}
+
+impl Kept {
+    /// An answer that has just come.
+    pub(super) fn fresh(relayed: Arc<Relayed>) -> Self {
+        Self {
+            relayed,
+            age: 0,
+            lives: None,
+        }
+    }
+
+    /// For how long a reply made from it now would be the same, but for its TTLs.
+    pub(super) fn lasting(&self) -> Option<Lasting> {
+        let (came, until) = self.lives?;
+        let since = came + Duration::from_secs(self.age.into());
+        Some(Lasting::Time { since, until })
+    }
 }
 
 /// All that is kept.
@@ -141,6 +162,7 @@ impl Cache {
         Some(Kept {
             relayed: entry.relayed.clone(),
             age: u32::try_from(age).unwrap_or(u32::MAX),
+            lives: Some((entry.since, entry.until)),
         })
     }
 

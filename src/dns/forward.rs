@@ -196,7 +196,7 @@ impl Forwarder {
         Ok(flight)
     }
 
-    fn remember(&self, key: &Key, relayed: &Arc<Relayed>) {
+    pub(super) fn remember(&self, key: &Key, relayed: &Arc<Relayed>) {
         let now = std::time::Instant::now();
         let mut cache = lock(&self.cache);
         let evicted = cache.keep(key, relayed, now);

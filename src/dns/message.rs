@@ -12,7 +12,7 @@ use hickory_proto::serialize::binary::BinEncoder;
 use rand::seq::SliceRandom;
 
 use super::records::{End, Local};
-use super::wire::{self, HEADER, MAX_UDP, Malformed, Opt, PLAIN_UDP};
+use super::wire::{self, Cut, HEADER, MAX_UDP, Malformed, Opt, PLAIN_UDP};
 
 // Of the third octet of the header, and of the fourth.
 pub(super) const FLAG_QR: u8 = 0x80;
@@ -78,8 +78,8 @@ pub(super) struct Reply {
     pub(super) code: ResponseCode,
     /// The message.
     pub(super) octets: Vec<u8>,
-    /// It had to be cut here, and says so.
-    pub(super) truncated: bool,
+    /// What had to be left out of it here.
+    pub(super) cut: Cut,
 }
 
 impl Question {
@@ -234,11 +234,7 @@ impl Question {
             wire::finish(&mut octets, self.opt(code), limit)
         });
         match finished {
-            Ok(truncated) => Reply {
-                code,
-                octets,
-                truncated,
-            },
+            Ok(cut) => Reply { code, octets, cut },
             Err(Malformed) => self.failure(ResponseCode::ServFail),
         }
     }
@@ -259,12 +255,8 @@ impl Question {
         octets.extend([0, 1, 0, 0, 0, 0, 0, 0]);
         octets.extend(self.encode_question(class));
         // A header and one question always fit.
-        let truncated = wire::finish(&mut octets, self.opt(code), PLAIN_UDP) == Ok(true);
-        Reply {
-            code,
-            octets,
-            truncated,
-        }
+        let cut = wire::finish(&mut octets, self.opt(code), PLAIN_UDP).unwrap_or(Cut::Nothing);
+        Reply { code, octets, cut }
     }
 }
 
@@ -283,7 +275,7 @@ pub(super) fn bare_reply(message: &[u8], code: ResponseCode) -> Reply {
     Reply {
         code,
         octets,
-        truncated: false,
+        cut: Cut::Nothing,
     }
 }
 

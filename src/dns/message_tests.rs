@@ -106,7 +106,7 @@ proptest! {
         let limit = usize::from(payload.clamp(512, MAX_UDP));
         prop_assert!(reply.octets.len() <= limit);
         let read = Message::from_vec(&reply.octets).unwrap();
-        let truncated = reply.truncated;
+        let truncated = reply.cut == Cut::Needed;
         prop_assert_eq!(read.metadata.truncation, truncated);
         prop_assert_eq!(truncated, read.answers.len() < answers);
         prop_assert!(read.edns.is_some());

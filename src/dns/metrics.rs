@@ -5,12 +5,16 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 /// Counters and gauges of the DNS server. Labels come from closed sets: query types outside a short list are `other`.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Questions, by transport, type and who answers.
+    /// Questions, by transport, family, type and who answers.
     pub(super) requests: IntCounterVec,
     /// Replies, by response code.
     pub(super) responses: IntCounterVec,
     /// Seconds from a question to its reply.
     pub(super) duration: Histogram,
+    /// Octets of a question.
+    pub(super) request_size: Histogram,
+    /// Octets of a reply.
+    pub(super) response_size: Histogram,
     /// Replies that were cut to the client's size with TC set.
     pub(super) truncated: IntCounter,
     /// Messages without a reply, by reason.
@@ -66,17 +70,21 @@ impl Metrics {
             0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01,
             0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
         ];
-        let histogram = |name: &str, help: &str| {
+        let sizes = vec![
+            32.0, 64.0, 128.0, 256.0, 512.0, 1232.0, 4096.0, 16384.0, 65535.0,
+        ];
+        let of_buckets = |name: &str, help: &str, buckets: &Vec<f64>| {
             let options = HistogramOpts::new(name, help).buckets(buckets.clone());
             let histogram = Histogram::with_opts(options)?;
             registry.register(Box::new(histogram.clone()))?;
             Ok::<_, prometheus::Error>(histogram)
         };
+        let histogram = |name: &str, help: &str| of_buckets(name, help, &buckets);
         Ok(Self {
             requests: counters(
                 "viaduct_dns_requests_total",
-                "DNS questions by transport, type and zone (cluster, reverse, forward or refused).",
-                &["proto", "type", "zone"],
+                "DNS questions by transport, address family, type and zone (cluster, reverse, forward or refused).",
+                &["proto", "family", "type", "zone"],
             )?,
             responses: counters(
                 "viaduct_dns_responses_total",
@@ -87,13 +95,23 @@ impl Metrics {
                 "viaduct_dns_request_duration_seconds",
                 "Seconds from a DNS question to its reply.",
             )?,
+            request_size: of_buckets(
+                "viaduct_dns_request_size_bytes",
+                "Octets of a DNS question.",
+                &sizes,
+            )?,
+            response_size: of_buckets(
+                "viaduct_dns_response_size_bytes",
+                "Octets of a DNS reply.",
+                &sizes,
+            )?,
             truncated: counter(
                 "viaduct_dns_truncated_responses_total",
                 "DNS replies cut to the client's size with TC set.",
             )?,
             dropped: counters(
                 "viaduct_dns_dropped_requests_total",
-                "DNS messages left without a reply, by reason (not_a_query or own_loop).",
+                "DNS messages left without a reply, by reason (not_a_query, no_source, own_loop or not_sent).",
                 &["reason"],
             )?,
             panics: counter(
@@ -139,6 +157,41 @@ impl Metrics {
             )?,
             cache_entries: gauge("viaduct_dns_cache_entries", "Entries in the DNS cache.")?,
         })
+    }
+}
+
+impl Metrics {
+    /// Counts a message that gets no reply; `reason` is one of those in the metric's help.
+    pub(super) fn drop_one(&self, reason: &str) {
+        self.dropped.with_label_values(&[reason]).inc();
+    }
+}
+
+/// A number of octets, as histograms want it.
+pub(super) fn float(octets: usize) -> f64 {
+    // Messages are far shorter.
+    f64::from(u32::try_from(octets).unwrap_or(u32::MAX))
+}
+
+/// What is counted when a reply is given again.
+#[derive(Clone, Debug)]
+pub(super) struct Tally {
+    /// Questions like this one.
+    pub(super) requests: IntCounter,
+    /// Replies with its code.
+    pub(super) responses: IntCounter,
+    /// Answers from the cache, if it is one.
+    pub(super) cache_hits: Option<IntCounter>,
+}
+
+impl Tally {
+    /// Counts one.
+    pub(super) fn count(&self) {
+        self.requests.inc();
+        self.responses.inc();
+        if let Some(hits) = &self.cache_hits {
+            hits.inc();
+        }
     }
 }
 

@@ -1,22 +1,23 @@
 //! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
 //!
 //! ```text
-//!  client ─► handler (UDP), tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
-//!                                            └─► forward ─► cache, upstream     all other names
+//!  client ─► udp, tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!              │                   └─► forward ─► cache, upstream     all other names
+//!              └─► memo: the reply that the same question got from the same table
 //! ```
 //!
-//! hickory-server owns the UDP sockets and decodes; `handler` stands between it and `exchange`. Connections are our own:
-//! the library admits any number of them, and spins when descriptors run out. `listen` binds, `upstream` asks others,
-//! `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use are pure. Names under
-//! the cluster domain are never forwarded and never cached: the table is the answer.
+//! hickory-proto decodes and encodes; sockets are our own. `udp` answers what was asked before without leaving the
+//! datagram it lies in, everything else goes through `exchange`. `listen` binds, `upstream` asks others, `resolv_conf`
+//! reads files; `records`, `message`, `simple`, `memo`, `relayed`, `wire`, `cache` and what they use are pure. Names
+//! under the cluster domain are never forwarded and never cached beyond their table: the table is the answer.
 
 mod cache;
 mod exchange;
 #[cfg(test)]
 mod fixture;
 mod forward;
-mod handler;
 mod listen;
+mod memo;
 mod message;
 mod metrics;
 mod names;
@@ -27,9 +28,11 @@ mod resolv_conf;
 mod reverse;
 mod server;
 mod services;
+mod simple;
 #[cfg(test)]
 mod stub;
 mod tcp;
+mod udp;
 mod upstream;
 mod wire;
 

@@ -7,7 +7,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{DNSClass, Record};
 
 use super::message::{FLAG_CD, FLAG_QR, FLAG_RA, FLAG_RD, Question, Reply, Transport, flag};
-use super::wire::{self, FLAG_TC, Layout, Malformed, Opt};
+use super::wire::{self, FLAG_TC, Layout, Malformed, Opt, Span, TYPE_A, TYPE_AAAA};
 
 const FLAG_AD: u8 = 0x20;
 const RCODE: u8 = 0x0F;
@@ -29,6 +29,15 @@ impl Relayed {
             dnssec_ok: false,
             options: Vec::new(),
         });
+        // An address of another length would pass for a whole one where lengths are not looked at.
+        let is_sound = |span: &Span| match span.kind {
+            TYPE_A => span.data.len() == 4,
+            TYPE_AAAA => span.data.len() == 16,
+            _ => true,
+        };
+        if !layout.records.iter().all(is_sound) {
+            return Err(Malformed);
+        }
         // What follows the last record is nobody's.
         octets.truncate(layout.end());
         Ok(Self {
@@ -99,11 +108,11 @@ impl Question {
             // Half of a response code would be another one.
             octets[3] = octets[3] & !RCODE | ResponseCode::ServFail.low();
         }
-        let truncated = wire::finish(&mut octets, opt, self.limit(transport))?;
+        let cut = wire::finish(&mut octets, opt, self.limit(transport))?;
         Ok(Reply {
             code: ResponseCode::from(0, octets[3] & RCODE),
             octets,
-            truncated,
+            cut,
         })
     }
 

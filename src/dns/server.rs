@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -12,20 +13,24 @@ use crate::routing::Published;
 
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
-use super::handler::Handler;
 use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
 use super::tcp::Connections;
+use super::udp::Listener;
 use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Octets of replies that all UDP threads together keep at hand, and the least for each.
+const MEMO_OCTETS: usize = 16 << 20;
+const MIN_MEMO_OCTETS: usize = 256 << 10;
+
 /// A DNS server that answers. Dropping it stops it without waiting for anything.
 pub struct Server {
     addresses: Vec<SocketAddr>,
-    listening: hickory_server::Server<Handler>,
+    listeners: Vec<Listener>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -62,11 +67,21 @@ impl Server {
         let authority = authority(config, zone, &addresses);
         let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
         let exchange = Arc::new(exchange);
-        let handler = Handler::new(exchange.clone(), tasks.clone());
         let connections = Arc::new(Connections::new(metrics));
-        let mut listening = hickory_server::Server::new(handler);
+        let n_threads: usize = sockets.iter().map(|pair| pair.udp.len()).sum();
+        let memo_octets = (MEMO_OCTETS / n_threads.max(1)).max(MIN_MEMO_OCTETS);
+        let mut listeners = Vec::with_capacity(n_threads);
         for Sockets { address, udp, tcp } in sockets {
-            listening.register_socket(udp);
+            for socket in udp {
+                let listener = Listener::start(
+                    socket,
+                    exchange.clone(),
+                    memo_octets,
+                    Handle::current(),
+                    tasks.clone(),
+                );
+                listeners.push(listener.map_err(StartError::Thread)?);
+            }
             tasks.spawn(tcp::serve(
                 tcp,
                 exchange.clone(),
@@ -83,7 +98,7 @@ impl Server {
         }
         Ok(Self {
             addresses,
-            listening,
+            listeners,
             stop,
             tasks,
         })
@@ -97,12 +112,20 @@ impl Server {
     /// Takes no more questions, and finishes those under way; gives up on them after `timeout`.
     pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.cancel();
-        self.tasks.close();
+        let listeners = std::mem::take(&mut self.listeners);
+        for listener in &listeners {
+            listener.stop();
+        }
         let ended = async {
-            self.tasks.wait().await;
-            if let Err(error) = self.listening.shutdown_gracefully().await {
-                tracing::debug!(%error, "DNS listener ended");
+            let joining = tokio::task::spawn_blocking(|| {
+                listeners.into_iter().for_each(Listener::join);
+            });
+            if let Err(error) = joining.await {
+                tracing::error!(%error, "DNS listeners not ended");
             }
+            // Threads are gone, so nobody starts another one.
+            self.tasks.close();
+            self.tasks.wait().await;
         };
         if tokio::time::timeout(timeout, ended).await.is_err() {
             tracing::warn!(

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exchange::{Exchange, Step};
 use super::message::Transport;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, float};
 
 /// Connections in all, and of one client. Past either, the oldest that is idle is closed for the new one; if none
 /// is idle, the new one is.
@@ -227,9 +227,12 @@ async fn read_questions(
         let Some(message) = timeout(READ_TIMEOUT, read_message(&mut stream)).await?? else {
             return Ok(());
         };
+        let metrics = exchange.metrics();
+        metrics.request_size.observe(float(message.len()));
         match exchange.begin(&message, client, Transport::Tcp) {
             Step::Reply(reply) => {
-                if replies.send((reply, permit)).await.is_err() {
+                metrics.response_size.observe(float(reply.octets.len()));
+                if replies.send((reply.octets, permit)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -237,11 +240,14 @@ async fn read_questions(
             Step::Silence => return Ok(()),
             Step::Wait(pending) => {
                 let finish = exchange.clone().finish(pending);
-                let replies = replies.clone();
+                let (replies, metrics) = (replies.clone(), metrics.clone());
                 tasks.spawn(async move {
                     match finish.await {
                         // Fails only when the connection has ended.
-                        Step::Reply(reply) => drop(replies.send((reply, permit)).await),
+                        Step::Reply(reply) => {
+                            metrics.response_size.observe(float(reply.octets.len()));
+                            drop(replies.send((reply.octets, permit)).await);
+                        }
                         Step::Silence | Step::Wait(_) => {}
                     }
                 });

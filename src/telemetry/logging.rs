@@ -23,8 +23,7 @@ pub fn init(
     format: Format,
     directives: &str,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // hickory formats a line per answer at info; our own counters say the same for nothing.
-    let filter = EnvFilter::try_new(directives)?.add_directive("hickory_server=off".parse()?);
+    let filter = EnvFilter::try_new(directives)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // A reader that is gone (`viaduct run 2>&1 | head`) must not end a task: the complaint about a lost line would
