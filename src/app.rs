@@ -5,7 +5,9 @@
 //!  stop:  sources, reconciler (captures nothing new) ─ DNS ─ drain ─ rules, simulated Pods ─ admin, health, metrics
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+mod sources;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,22 +24,23 @@ use tracing::{error, info};
 use crate::admin::{self, AdminServer, HealthServer, MetricsServer, Sources};
 use crate::balancers::Algorithms;
 use crate::capture::{self, Capture, Mode};
-use crate::config::{self, Config};
-use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
+use crate::config::Config;
+use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
 use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
-use crate::reconciler::{Draining, Inputs, Parts, Reconciler};
+use crate::reconciler::{Draining, Parts, Reconciler};
 use crate::routing::{Published, TableBuilder};
-use crate::sources::interfaces;
-use crate::sources::manifests::{self, WatchError};
-use crate::sources::prober::{self, ProbeReport, Prober};
+use crate::sources::kube::Contact;
+use crate::sources::manifests::WatchError;
+use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
-/// Batches of manifest updates that may wait for the reconciler; past it the directory is simply read later.
-const MANIFEST_BATCHES: usize = 16;
+use sources::{SourceParts, start_sources};
+
+pub use sources::control_plane;
 
 /// How far from a taken port `dev` looks for the next free one.
 const NEXT_FREE: u16 = 100;
@@ -124,6 +127,10 @@ impl App {
             dataplane::Config {
                 threads: config.data_threads,
                 udp_idle_timeout: config.udp_idle_timeout,
+                effort: dataplane::Effort {
+                    connect_timeout: config.connect_timeout,
+                    retries: config.retries,
+                },
                 ..dataplane::Config::default()
             },
             table.clone(),
@@ -150,21 +157,19 @@ impl App {
             readiness: readiness.clone(),
             timeout: health_timeout,
         };
+        let source_parts = SourceParts {
+            config: &config,
+            part: &control,
+            readiness: &readiness,
+            table: &table,
+            contact: &Contact::default(),
+            registry: &registry,
+        };
+        let (inputs, failed) = start_sources(&source_parts, reports)?;
         addresses.healthz = start_health(&config, probes, &servers).await;
         addresses.metrics = start_metrics(&config, registry, &servers).await;
 
-        let (inputs, failed) = start_sources(&config, &control, readiness.clone(), reports)
-            .context("reading the node's addresses")?;
-        let local = inputs.addresses.borrow().clone();
-        let local = local.into_iter().filter(|ip| !ip.is_loopback());
         let parts = Parts {
-            control: control_plane(&config, local.collect())?,
-            state_file: config.data_dir.join("allocations.json"),
-            replace_outside: if config.dev {
-                config.service_cidrs.first().copied()
-            } else {
-                None
-            },
             node_name: config.node_name.clone(),
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
@@ -184,7 +189,7 @@ impl App {
             control
                 .tasks
                 .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
-        info!(node = %config.node_name, capture = config.capture.as_str(), manifests = %config.manifests.display(), dns = ?addresses.dns,
+        info!(node = %config.node_name, capture = config.capture.as_str(), source = %config.source, dns = ?addresses.dns,
             healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
         Ok(Self {
             addresses,
@@ -344,84 +349,4 @@ async fn bind(address: SocketAddr, dev: bool) -> (Option<TcpListener>, SocketAdd
 
 fn shifted(address: SocketAddr, offset: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port().saturating_add(offset))
-}
-
-fn start_sources(
-    config: &Config,
-    part: &Part,
-    readiness: Readiness,
-    probes: mpsc::Receiver<ProbeReport>,
-) -> std::io::Result<(Inputs, oneshot::Receiver<WatchError>)> {
-    let (updates, manifests) = mpsc::channel(MANIFEST_BATCHES);
-    let (failure, failed) = oneshot::channel();
-    let directory = manifests::Directory::new(config.manifests.clone());
-    let stop = part.stop.clone();
-    part.tasks.spawn(async move {
-        if let Err(error) = manifests::watch(directory, updates, stop).await {
-            error!(%error, "manifests are not followed any more; restart to try again");
-            // Without a first state there is nothing to serve; with one, it goes on.
-            if !readiness.is_ready() {
-                // An error means that the end has begun already.
-                let _ = failure.send(error);
-            }
-        }
-    });
-    // `dev` answers on loopback alone, whatever else this machine is called.
-    let mut now = interfaces::local_addresses()?;
-    if config.dev {
-        now.retain(IpAddr::is_loopback);
-    }
-    let (sender, addresses) = watch::channel(now);
-    if config.dev {
-        // Loopback does not change; keeping the sender keeps the channel open.
-        let stop = part.stop.clone();
-        part.tasks.spawn(async move {
-            stop.cancelled().await;
-            drop(sender);
-        });
-    } else {
-        part.tasks
-            .spawn(interfaces::watch_addresses(sender, part.stop.clone()));
-    }
-    let inputs = Inputs {
-        manifests,
-        probes,
-        addresses,
-    };
-    Ok((inputs, failed))
-}
-
-/// The control plane of a node with these addresses, still empty.
-///
-/// # Errors
-///
-/// Ranges that no cluster can have, by their flag.
-pub fn control_plane(
-    config: &Config,
-    addresses: Vec<IpAddr>,
-) -> Result<ControlPlane, config::ConfigError> {
-    let own_node = OwnNode {
-        name: config.node_name.to_string(),
-        addresses,
-    };
-    let wanted = control::Config {
-        service_cidrs: config.service_cidrs.clone(),
-        node_port_range: config.node_port_range.clone(),
-        load_balancer_range: config.load_balancer_range,
-        pod_cidr: Some(config.simulated_pod_cidr),
-        allow_loopback_endpoints: true,
-        own_node: Some(own_node),
-        max_endpoints_per_slice: 100,
-        seed: rand::random(),
-    };
-    ControlPlane::new(wanted).map_err(|error| config::ConfigError::Value {
-        flag: match error {
-            control::ConfigError::NodePortRange(_) => "service-node-port-range",
-            control::ConfigError::ServiceRangeCount(_)
-            | control::ConfigError::SameFamily(..)
-            | control::ConfigError::RangeTooLarge(_)
-            | control::ConfigError::EndpointsPerSlice(_) => "service-cluster-ip-range",
-        },
-        message: error.to_string(),
-    })
 }

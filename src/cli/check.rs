@@ -107,7 +107,12 @@ impl Check {
             service_node_port_range: self.service_node_port_range.clone(),
             ..Settings::default()
         };
-        Config::resolve(given.or(file), Profile::Run)
+        let settings = Settings {
+            kubeconfig: None,
+            master: None,
+            ..given.or(file)
+        };
+        Config::resolve(settings, Profile::Run)
     }
 }
 

@@ -91,7 +91,9 @@ fn about_port(port: &ExplainedPort) -> String {
         port.algorithm,
         affinity.unwrap_or_default()
     );
-    for remark in port.remarks.iter().cloned().chain(about_callers(port)) {
+    let remarks = port.remarks.iter().cloned();
+    let remarks = remarks.chain(about_callers(port));
+    for remark in remarks.chain(about_connections(port)) {
         text.push_str(&format!("* {remark}\n"));
     }
     if !port.frontends.is_empty() {
@@ -116,6 +118,20 @@ fn about_callers(port: &ExplainedPort) -> impl Iterator<Item = String> {
             frontend.source_ranges.join(", ")
         )
     })
+}
+
+fn about_connections(port: &ExplainedPort) -> impl Iterator<Item = String> {
+    let bound = port.connections.and_then(|c| Some((c, c.max?)));
+    let bound = bound.map(|(connections, max)| {
+        format!(
+            "the Service has {} of {max} connections, refused so far: {}",
+            connections.active, connections.refused_total
+        )
+    });
+    let header = port.proxy_protocol.as_ref().map(|version| {
+        format!("backends are told the client's address by the PROXY protocol {version}")
+    });
+    bound.into_iter().chain(header)
 }
 
 fn flows(port: &ExplainedPort) -> TableView {

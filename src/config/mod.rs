@@ -5,6 +5,7 @@
 
 mod paths;
 mod settings;
+mod source;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -18,18 +19,20 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
-use crate::model::{Algorithm, Family, NodeName, ServiceName};
+use crate::model::{Algorithm, Family, Knobs, NodeName, ServiceName};
 use crate::routing::NodePortAddresses;
+use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
 
 pub use settings::Settings;
+pub use source::Source;
 pub use values::{GoDuration, PortRange, Text, Upstream};
 
 /// What holds in the end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The manifest directory.
-    pub manifests: PathBuf,
+    /// Where the objects come from.
+    pub source: Source,
     /// The capture mode.
     pub capture: Mode,
     /// The node's name.
@@ -56,6 +59,10 @@ pub struct Config {
     pub sync_period: Duration,
     /// Idle end of a UDP flow.
     pub udp_idle_timeout: Duration,
+    /// How long the first attempt to reach a backend may take.
+    pub connect_timeout: Duration,
+    /// How many attempts may follow the first.
+    pub retries: u8,
     /// Data threads; 0 = one per core.
     pub data_threads: usize,
     /// The DNS server, if there is one.
@@ -114,6 +121,9 @@ pub enum ConfigError {
         /// What is wrong, and where.
         message: String,
     },
+    /// There is no way to an API server.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// A value does not do.
     #[error("--{flag}: {message}")]
     Value {
@@ -154,20 +164,15 @@ impl Config {
             defaults.service_cluster_ip_range = dev.service_cluster_ip_range;
         }
         let settings = settings.or(defaults);
-        let Some(manifests) = settings.manifests.clone() else {
+        let source = source::source(&settings)?;
+        if capture == Mode::Loopback && source.manifests().is_none() {
             return Err(value_error(
-                "manifests",
-                "required: the directory of manifests to serve",
-            ));
-        };
-        if !manifests.is_dir() {
-            return Err(value_error(
-                "manifests",
-                format!("{} is not a directory", manifests.display()),
+                "capture",
+                "loopback serves manifests only: a cluster's addresses are not on loopback",
             ));
         }
         Ok(Self {
-            manifests,
+            source,
             capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
             pod_cidrs: plain_list(settings.cluster_cidr.clone()),
@@ -192,6 +197,8 @@ impl Config {
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
+            connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
+            retries: retries(settings.retries)?,
             data_threads: settings.data_threads.unwrap_or(0),
             dns: dns(&settings)?,
             healthz: bind_address(
@@ -212,8 +219,11 @@ impl Config {
         })
     }
 
-    /// The families that Services can have here.
+    /// The families that Services can have here. A cluster may have both, whatever we are told of its ranges.
     pub fn families(&self) -> Vec<Family> {
+        if self.source.manifests().is_none() {
+            return Family::BOTH.to_vec();
+        }
         self.service_cidrs
             .iter()
             .map(|cidr| Family::of(cidr.addr()))
@@ -311,6 +321,15 @@ fn positive(flag: &'static str, given: Option<GoDuration>) -> Result<Duration, C
         Some(GoDuration(duration)) if !duration.is_zero() => Ok(duration),
         Some(_) | None => Err(value_error(flag, "must be longer than 0")),
     }
+}
+
+fn retries(given: Option<u8>) -> Result<u8, ConfigError> {
+    let given = given.unwrap_or(3);
+    if given > Knobs::MAX_RETRIES {
+        let message = format!("{given} is no number from 0 to {}", Knobs::MAX_RETRIES);
+        return Err(value_error("retries", message));
+    }
+    Ok(given)
 }
 
 // As kube-proxy: an address without a port gets the default port, and an empty one switches the server off.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
+use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
 use super::{ConfigError, Profile, paths};
@@ -31,6 +32,19 @@ pub struct Settings {
     /// Directory of manifests to serve; Viaduct is then its own control plane
     #[arg(long, value_name = "DIR", env = "VIADUCT_MANIFESTS")]
     pub manifests: Option<PathBuf>,
+
+    /// Kubeconfig of the cluster to serve [default, without --manifests: the service account of the Pod we are in]
+    #[arg(long, value_name = "FILE", env = "VIADUCT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// URL of an API server, in place of the one in the kubeconfig; more than one are tried in turn
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "VIADUCT_MASTER",
+        value_delimiter = ','
+    )]
+    pub master: Option<Vec<Text<Master>>>,
 
     /// How traffic is captured: nftables, iptables, loopback or none [default: nftables; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
@@ -116,6 +130,14 @@ pub struct Settings {
     /// A UDP flow without a datagram for so long ends [default: 60s]
     #[arg(skip)]
     pub udp_idle_timeout: Option<Text<GoDuration>>,
+
+    /// How long the first attempt to reach a backend may take [default: 250ms]
+    #[arg(skip)]
+    pub connect_timeout: Option<Text<GoDuration>>,
+
+    /// Attempts that may follow the first [default: 3]
+    #[arg(skip)]
+    pub retries: Option<u8>,
 
     /// Data threads [default: one per core]
     #[arg(skip)]
@@ -231,6 +253,8 @@ impl Settings {
             api_version,
             kind,
             manifests,
+            kubeconfig,
+            master,
             capture,
             hostname_override,
             cluster_cidr,
@@ -244,6 +268,8 @@ impl Settings {
             lb_algorithm,
             iptables_sync_period,
             udp_idle_timeout,
+            connect_timeout,
+            retries,
             data_threads,
             dns_listen,
             dns_upstream,
@@ -268,6 +294,7 @@ impl Settings {
         Self {
             api_version: Some(Self::API_VERSION.to_owned()),
             kind: Some(Self::KIND.to_owned()),
+            master: Some(Vec::new()),
             capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
             cluster_cidr: Some(Vec::new()),
             service_cluster_ip_range: Some(vec![net(if dev {
@@ -288,6 +315,8 @@ impl Settings {
             lb_algorithm: Some("round-robin".to_owned()),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),
+            connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
+            retries: Some(3),
             data_threads: Some(0),
             dns_listen: Some(if dev {
                 vec![SocketAddr::from(([127, 0, 0, 1], 5353))]

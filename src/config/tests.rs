@@ -96,6 +96,11 @@ fn a_bad_value_names_its_flag() {
         message(zero),
         "--iptables-sync-period: must be longer than 0"
     );
+    let retries = Settings {
+        retries: Some(11),
+        ..Settings::default()
+    };
+    assert_eq!(message(retries), "--retries: 11 is no number from 0 to 10");
 }
 
 #[test]

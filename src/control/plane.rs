@@ -377,6 +377,19 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_of_the_controller_that_somebody_deletes_is_made_again() {
+        let mut plane = plane();
+        plane.apply(web(), now()).unwrap();
+        plane.reconcile(now());
+        let first = plane.list(Kind::EndpointSlice)[0].key();
+        plane.delete(&first, now());
+        plane.reconcile(now());
+        let again = plane.list(Kind::EndpointSlice);
+        assert_eq!(again.len(), 1);
+        assert_ne!(again[0].key(), first);
+    }
+
+    #[test]
     fn our_node_is_supplied_unless_a_file_gives_it() {
         let mut plane = plane();
         let address = |plane: &ControlPlane| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Listener;
+use super::accounts::Fault;
 
 /// Descriptors left to everything else: log and manifest files, the API watch, admin connections, DNS sockets.
 const RESERVE: usize = 256;
@@ -163,18 +164,10 @@ impl Admitted {
     pub(super) fn new(listener: &Arc<Listener>, kind: FlowKind) -> Option<Self> {
         let shared = &listener.shared;
         if !shared.admission.admit(kind) {
+            listener.account().fault(Fault::Limit);
             return None;
         }
-        match kind {
-            FlowKind::Tcp => {
-                shared.metrics.tcp_connections.inc();
-                shared.metrics.tcp_active.inc();
-            }
-            FlowKind::Udp => {
-                shared.metrics.udp_flows.inc();
-                shared.metrics.udp_active.inc();
-            }
-        }
+        listener.account().opened.add(1);
         Some(Self {
             listener: listener.clone(),
             kind,
@@ -186,10 +179,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let shared = &self.listener.shared;
         shared.admission.release(self.kind);
-        match self.kind {
-            FlowKind::Tcp => shared.metrics.tcp_active.dec(),
-            FlowKind::Udp => shared.metrics.udp_active.dec(),
-        }
+        self.listener.account().ended.add(1);
     }
 }
 

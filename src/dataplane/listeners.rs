@@ -189,10 +189,7 @@ impl Listeners {
         self.periods += 1;
         let period = Period(self.periods);
         for (index, socket) in on.iter().zip(sockets) {
-            let listener = Listener {
-                id: spec.id.clone(),
-                shared: self.shared.clone(),
-            };
+            let listener = Listener::new(spec.id.clone(), self.shared.clone());
             if let Some(thread) = threads.get(*index) {
                 thread.serve(period, listener, socket);
             }

@@ -9,6 +9,7 @@
 //! Every flow is looked up in the newest published table when it begins; endpoint changes touch no socket. Nothing
 //! here writes upstream or waits for the control side.
 
+mod accounts;
 mod admission;
 mod backend;
 mod engine;
@@ -22,7 +23,7 @@ mod udp;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ use crate::net::descriptors::raise_limit;
 use crate::net::streams::Liveness;
 use crate::routing::Published;
 
+use accounts::ServiceAccount;
 use admission::Admission;
 use listeners::Listeners;
 use thread::DataThread;
@@ -102,6 +104,7 @@ impl Dataplane {
         };
         let limit = raise_limit()?;
         let admission = Admission::new(limit, threads, config.max_flows, config.max_udp_flows);
+        metrics.accounts.follow(table.clone());
         let shared = Arc::new(Shared {
             table,
             metrics,
@@ -190,4 +193,22 @@ struct Shared {
 struct Listener {
     id: ListenerId,
     shared: Arc<Shared>,
+    account: OnceLock<Arc<ServiceAccount>>,
+}
+
+impl Listener {
+    fn new(id: ListenerId, shared: Arc<Shared>) -> Self {
+        Self {
+            id,
+            shared,
+            account: OnceLock::new(),
+        }
+    }
+
+    /// Its figures on this thread; opened by the first flow, because most listeners never see one.
+    fn account(&self) -> &Arc<ServiceAccount> {
+        let accounts = &self.shared.metrics.accounts;
+        self.account
+            .get_or_init(|| accounts.open(self.id.route.clone()))
+    }
 }

@@ -172,6 +172,11 @@ pub struct Knobs {
     pub outlier_ejection: Option<OutlierEjection>,
 }
 
+impl Knobs {
+    /// The most attempts that may follow the first: each takes twice as long as the one before.
+    pub const MAX_RETRIES: u8 = 10;
+}
+
 /// Versions of the PROXY protocol.
 ///
 /// Source: "The PROXY protocol, versions 1 & 2", HAProxy.
@@ -181,6 +186,17 @@ pub enum ProxyProtocol {
     V1,
     /// A binary header.
     V2,
+}
+
+impl ProxyProtocol {
+    /// Both with the names they are known by.
+    pub const ALL: [(&'static str, Self); 2] = [("v1", Self::V1), ("v2", Self::V2)];
+
+    /// The name.
+    pub fn as_str(self) -> &'static str {
+        let known = Self::ALL.iter().find(|(_, version)| *version == self);
+        known.map_or("", |(name, _)| name)
+    }
 }
 
 /// When a backend that fails is left out for a while.

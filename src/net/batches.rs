@@ -30,6 +30,81 @@ pub struct Batch {
     bytes: Box<[u8]>,
     slot_bytes: usize,
     slots: Box<[Slot; SLOTS]>,
+    // The kernel may be asked to cut long messages into datagrams.
+    cuts: bool,
+}
+
+/// A longer datagram may be more than a path takes in one piece, and such a one the kernel does not cut for us.
+const LONGEST_CUT: usize = 1400;
+
+/// What one message may hold: the largest UDP payload over IPv4.
+const MESSAGE: usize = 65_507;
+
+/// How many consecutive slots go out as one message each.
+struct Runs {
+    lengths: [u8; SLOTS],
+    n: usize,
+}
+
+impl Runs {
+    // Every datagram by itself.
+    fn single(slots: Range<usize>) -> Self {
+        Self {
+            lengths: [1; SLOTS],
+            n: slots.len(),
+        }
+    }
+
+    // Datagrams of one size to one place in one message; the last of them may be shorter.
+    fn of(slots: &[Slot], range: Range<usize>) -> Self {
+        let mut runs = Self {
+            lengths: [1; SLOTS],
+            n: 0,
+        };
+        let mut start = range.start;
+        while start < range.end {
+            let first = &slots[start];
+            let mut run = 1;
+            if (1..=LONGEST_CUT).contains(&first.len) {
+                let most = (MESSAGE / first.len).min(range.end - start);
+                while run < most {
+                    let next = &slots[start + run];
+                    if !(1..=first.len).contains(&next.len) || !first.goes_where(next) {
+                        break;
+                    }
+                    run += 1;
+                    if next.len < first.len {
+                        break;
+                    }
+                }
+            }
+            runs.lengths[runs.n] = u8::try_from(run).unwrap_or(1);
+            runs.n += 1;
+            start += run;
+        }
+        runs
+    }
+
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.lengths[..self.n].iter().map(|run| usize::from(*run))
+    }
+
+    fn first(&self) -> usize {
+        self.lengths().next().unwrap_or(0)
+    }
+}
+
+impl Slot {
+    fn goes_where(&self, other: &Self) -> bool {
+        self.name.is(&other.name) && self.control == other.control
+    }
+}
+
+fn refuses_to_cut(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP)
+    )
 }
 
 #[derive(Clone, Copy)]
@@ -57,6 +132,7 @@ impl Batch {
             bytes: vec![0; SLOTS * slot_bytes].into_boxed_slice(),
             slot_bytes,
             slots: Box::new([slot; SLOTS]),
+            cuts: true,
         }
     }
 
@@ -115,21 +191,75 @@ impl Batch {
     /// Sends the datagrams in `slots`, in order, each where [`Batch::address_to`] says, or to the peer of a connected
     /// socket after [`Batch::address_to_peer`]. Says how many went out.
     ///
+    /// Runs of one size to one place go through the kernel as one message, which it cuts again (`UDP_SEGMENT`).
+    ///
     /// # Errors
     /// What the first of them met; an error that comes later shows only by the number.
     pub fn send(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
-        let (n, _) = self.transfer(slots, |headers, n| {
-            // SAFETY: `transfer` hands over `n` valid headers whose pointers outlive the call.
-            unsafe {
-                libc::sendmmsg(
-                    socket.as_fd().as_raw_fd(),
-                    headers,
-                    n,
-                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                )
+        let runs = if self.cuts {
+            Runs::of(&self.slots[..], slots.clone())
+        } else {
+            Runs::single(slots.clone())
+        };
+        let first = runs.first();
+        match self.send_runs(&socket, slots.start, &runs) {
+            // A device that cannot, or a path with a smaller MTU: each by itself it may still go.
+            Err(error) if first > 1 && refuses_to_cut(&error) => {
+                // EIO: the device does not do checksums, and never will.
+                self.cuts &= error.raw_os_error() != Some(libc::EIO);
+                let singly = slots.start..slots.start + first;
+                self.send_runs(&socket, slots.start, &Runs::single(singly))
             }
-        })?;
-        Ok(n)
+            outcome => outcome,
+        }
+    }
+
+    fn send_runs(&mut self, socket: &impl AsFd, start: usize, runs: &Runs) -> io::Result<usize> {
+        let fd = socket.as_fd().as_raw_fd();
+        // SAFETY: zeroes (null pointers, zero lengths) are valid values of these C structures.
+        let (mut headers, mut parts) = unsafe {
+            (
+                mem::zeroed::<[libc::mmsghdr; SLOTS]>(),
+                mem::zeroed::<[libc::iovec; SLOTS]>(),
+            )
+        };
+        let mut slot = start;
+        for (header, run) in headers.iter_mut().zip(runs.lengths()) {
+            let header = &mut header.msg_hdr;
+            header.msg_iov = &raw mut parts[slot - start];
+            header.msg_iovlen = run;
+            for at in slot..slot + run {
+                let len = self.slots[at].len;
+                parts[at - start].iov_base = self.bytes[at * SLOT_BYTES..].as_mut_ptr().cast();
+                parts[at - start].iov_len = len;
+            }
+            let first = &mut self.slots[slot];
+            let plain = first.control.len();
+            if run > 1 {
+                first
+                    .control
+                    .cut_into(u16::try_from(first.len).unwrap_or(u16::MAX));
+            }
+            (header.msg_name, header.msg_namelen) = first.name.as_raw();
+            (header.msg_control, header.msg_controllen) = first.control.as_raw();
+            first.control.uncut(plain);
+            slot += run;
+        }
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let n = libc::c_uint::try_from(runs.n).unwrap_or(0);
+        // SAFETY: the first `n` headers are valid; what they point to are parts on this stack, and bytes, names and
+        // controls of slots, none of which moves before the call returns.
+        let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), n, flags) };
+        match usize::try_from(sent) {
+            Ok(sent) => Ok(runs.lengths().take(sent).sum()),
+            Err(_negative) => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// How many datagrams the socket had lost for want of room by the time that the one in `slot` was queued, modulo
+    /// 2^32; `None` if none so far.
+    pub fn lost(&self, slot: usize) -> Option<u32> {
+        self.slots[slot].control.lost()
     }
 
     /// How many bytes the datagram in `slot` has.
@@ -345,6 +475,81 @@ mod tests {
         batch.address_to(0, source, Some(local));
         batch.send(&server, 0..1).unwrap();
         assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
+    }
+
+    #[test]
+    fn runs_of_one_size_arrive_as_they_were_in_one_message() {
+        let server = receiver("127.0.0.1:0");
+        let client = client("127.0.0.1:0");
+        // A run with a short end, a lone one, an empty one, one that is too long to be cut, a run again.
+        let sizes = [64, 64, 64, 10, 1400, 0, 1401, 1401, 500, 500, 0, 7];
+        for (mark, size) in sizes.iter().enumerate() {
+            let payload = vec![u8::try_from(mark).unwrap(); *size];
+            client
+                .send_to(&payload, server.local_addr().unwrap())
+                .unwrap();
+        }
+        let mut batch = Batch::new();
+        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), sizes.len());
+        for slot in 0..sizes.len() {
+            batch.address_to(slot, client.local_addr().unwrap(), None);
+        }
+        let runs = Runs::of(&batch.slots[..], 0..sizes.len());
+        assert_eq!(runs.lengths().collect::<Vec<_>>(), [4, 1, 1, 1, 1, 2, 1, 1]);
+        assert_eq!(batch.send(&server, 0..sizes.len()).unwrap(), sizes.len());
+        let mut buffer = vec![0; 70_000];
+        for (mark, size) in sizes.iter().enumerate() {
+            assert_eq!(client.recv(&mut buffer).unwrap(), *size);
+            assert!(
+                buffer[..*size]
+                    .iter()
+                    .all(|byte| usize::from(*byte) == mark)
+            );
+        }
+    }
+
+    #[test]
+    fn datagrams_to_two_places_are_no_run() {
+        let mut batch = Batch::new();
+        for (slot, to) in ["127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2"]
+            .iter()
+            .enumerate()
+        {
+            batch.slots[slot].len = 9;
+            batch.address_to(slot, to.parse().unwrap(), None);
+        }
+        let from = LocalAddress {
+            ip: "127.0.0.9".parse().unwrap(),
+            interface: 0,
+        };
+        batch.slots[3].len = 9;
+        batch.address_to(3, "127.0.0.1:2".parse().unwrap(), Some(from));
+        let runs = Runs::of(&batch.slots[..], 0..4);
+        assert_eq!(runs.lengths().collect::<Vec<_>>(), [2, 1, 1]);
+    }
+
+    #[test]
+    fn what_the_kernel_had_no_room_for_is_counted() {
+        let server = receiver("127.0.0.1:0");
+        socket2::SockRef::from(&server)
+            .set_recv_buffer_size(4096)
+            .unwrap();
+        let client = client("127.0.0.1:0");
+        let send = |n| {
+            for _ in 0..n {
+                client
+                    .send_to(&[0; 512], server.local_addr().unwrap())
+                    .unwrap();
+            }
+        };
+        send(60);
+        let mut batch = Batch::new();
+        let kept = batch.receive(&server, 0..SLOTS).unwrap();
+        assert!((1..60).contains(&kept), "{kept}");
+        assert_eq!(batch.lost(0), None, "nothing was lost before the first");
+        send(1);
+        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 1);
+        assert_eq!(batch.lost(0), u32::try_from(60 - kept).ok());
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Name {
         }
     }
 
+    /// Whether both are the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.len == other.len && self.get() == other.get()
+    }
+
     pub(super) fn set(&mut self, addr: SocketAddr) {
         self.len = socklen(match addr {
             SocketAddr::V4(addr) => {
@@ -109,8 +114,9 @@ impl Name {
     }
 }
 
-/// One control message with a local address. Starts where `cmsghdr` may; 64 bytes hold either family's.
-#[derive(Clone, Copy)]
+/// Control messages: a local address, and how to cut the payload or how many were lost. Starts where `cmsghdr` may; 64
+/// bytes hold either family's address (40) and one figure (24).
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub(super) struct Control {
     bytes: [u8; 64],
@@ -164,18 +170,66 @@ impl Control {
         }
     }
 
+    /// Which local address the kernel named.
     pub(super) fn get(&self) -> Option<LocalAddress> {
-        let header: libc::cmsghdr = self.read(0)?;
+        self.messages().find_map(|at| self.local_at(at))
+    }
+
+    /// How many datagrams the socket had lost for want of room when this one was queued; `None` if the kernel does not
+    /// say, which means none since the socket was made.
+    ///
+    /// Source: socket(7) `SO_RXQ_OVFL`.
+    pub(super) fn lost(&self) -> Option<u32> {
+        self.messages().find_map(|at| {
+            let header: libc::cmsghdr = self.read(at)?;
+            let is_it =
+                (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SO_RXQ_OVFL);
+            is_it.then(|| self.read(at + payload_offset())).flatten()
+        })
+    }
+
+    /// Adds that the message is to be cut into datagrams of `size` bytes, until [`Control::uncut`].
+    ///
+    /// Source: udp(7) `UDP_SEGMENT`.
+    pub(super) fn cut_into(&mut self, size: u16) {
+        let start = self.len;
+        self.put_at(start, libc::SOL_UDP, libc::UDP_SEGMENT, size);
+    }
+
+    /// Takes back what [`Control::cut_into`] added to a message that had `len` bytes.
+    pub(super) fn uncut(&mut self, len: usize) {
+        self.len = len;
+    }
+
+    /// How many bytes it has.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    // Where the messages begin.
+    fn messages(&self) -> impl Iterator<Item = usize> {
+        let align = size_of::<usize>();
+        std::iter::successors(Some(0), move |at| {
+            let header: libc::cmsghdr = self.read(*at)?;
+            // A length below its own header would have us look at the same place for ever.
+            let len = header.cmsg_len.max(size_of::<libc::cmsghdr>());
+            Some(at + len.next_multiple_of(align))
+        })
+        .take_while(|at| at + size_of::<libc::cmsghdr>() <= self.len)
+    }
+
+    fn local_at(&self, at: usize) -> Option<LocalAddress> {
+        let header: libc::cmsghdr = self.read(at)?;
         match (header.cmsg_level, header.cmsg_type) {
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                let info: libc::in_pktinfo = self.read(payload_offset())?;
+                let info: libc::in_pktinfo = self.read(at + payload_offset())?;
                 Some(LocalAddress {
                     ip: Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into(),
                     interface: 0,
                 })
             }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                let info: libc::in6_pktinfo = self.read(payload_offset())?;
+                let info: libc::in6_pktinfo = self.read(at + payload_offset())?;
                 let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                 let interface = if ip.is_unicast_link_local() {
                     info.ipi6_ifindex
@@ -201,6 +255,10 @@ impl Control {
     }
 
     fn put<T: Plain>(&mut self, level: libc::c_int, kind: libc::c_int, payload: T) {
+        self.put_at(0, level, kind, payload);
+    }
+
+    fn put_at<T: Plain>(&mut self, at: usize, level: libc::c_int, kind: libc::c_int, payload: T) {
         let bytes = u32::try_from(size_of::<T>()).unwrap_or(0);
         // SAFETY: these only compute; and zeroes are a valid `Plain`.
         let (len, space, mut header) = unsafe {
@@ -213,9 +271,10 @@ impl Control {
         header.cmsg_len = usize::try_from(len).unwrap_or(0);
         header.cmsg_level = level;
         header.cmsg_type = kind;
-        self.len = usize::try_from(space).unwrap_or(usize::MAX);
-        assert!(self.len <= self.bytes.len(), "packet info fits");
-        let start = self.bytes.as_mut_ptr();
+        let end = at.saturating_add(usize::try_from(space).unwrap_or(usize::MAX));
+        assert!(end <= self.bytes.len(), "both messages fit");
+        self.len = end;
+        let start = self.bytes[at..].as_mut_ptr();
         // SAFETY: the assertion keeps both unaligned writes within the buffer.
         unsafe {
             ptr::write_unaligned(start.cast(), header);
@@ -229,6 +288,8 @@ trait Plain: Copy {}
 impl Plain for libc::cmsghdr {}
 impl Plain for libc::in_pktinfo {}
 impl Plain for libc::in6_pktinfo {}
+impl Plain for u16 {}
+impl Plain for u32 {}
 
 // Where the payload of a control message starts.
 fn payload_offset() -> usize {
@@ -283,5 +344,30 @@ mod tests {
         assert_eq!(control.get().unwrap().interface, 3);
         control.filled(20);
         assert_eq!(control.get(), None, "cut short");
+    }
+
+    #[test]
+    fn two_messages_are_told_apart() {
+        let mut control = Control::none();
+        let local = LocalAddress {
+            ip: "fd00::1".parse().unwrap(),
+            interface: 0,
+        };
+        control.set(local);
+        let len = control.len();
+        control.cut_into(1200);
+        assert!(control.len() > len && control.len() <= 64);
+        assert_eq!((control.get(), control.lost()), (Some(local), None));
+        control.uncut(len);
+        let start = control.len();
+        control.put_at(start, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 7u32);
+        assert_eq!((control.get(), control.lost()), (Some(local), Some(7)));
+    }
+
+    #[test]
+    fn a_message_that_claims_no_length_ends_the_search() {
+        let mut control = Control::none();
+        control.make_room();
+        assert_eq!(control.lost(), None);
     }
 }

@@ -7,6 +7,7 @@ pub mod batches;
 pub mod connections;
 pub mod conntrack;
 pub mod descriptors;
+pub mod http_connector;
 pub mod message_addresses;
 pub mod pace_timer;
 pub mod pipes;

@@ -80,7 +80,8 @@ impl Bound {
         Ok(self.socket.into())
     }
 
-    /// Starts to receive datagrams. Bound to a wildcard address, it also reports which address each one came to.
+    /// Starts to receive datagrams. Bound to a wildcard address, it also reports which address each one came to; and in
+    /// any case how many were lost for want of room.
     ///
     /// # Errors
     /// Those of `setsockopt(2)`; a refused buffer size is none.
@@ -91,6 +92,8 @@ impl Bound {
                 SocketAddr::V6(_) => setsockopt(&self.socket, sockopt::Ipv6RecvPacketInfo, &true)?,
             }
         }
+        // A kernel that does not count loses no more than one that does.
+        let _not_counted = setsockopt(&self.socket, sockopt::RxqOvfl, &1);
         enlarge_buffers(&self.socket, UDP_LISTENER_BUFFER);
         Ok(self.socket.into())
     }

@@ -1,15 +1,18 @@
 //! The reconciler: the one task that owns all service state.
 //!
 //! ```text
-//!  manifests ─► intake (control plane) ─► store ─► events ─► TableBuilder ─► program: listeners, table, rules
-//!  interfaces ──────────────────────────────────────► NodeView ──┘
+//!  manifests ─► intake (control plane) ─┐
+//!  API server ──────────────────────────┴─► store ─► events ─► TableBuilder ─► program: listeners, table, rules
+//!  interfaces ────────────────────────────────────► NodeView ──────┘
 //! ```
 //!
 //! It reacts at once to what a source says, publishes a new table, and drives capture and listeners in a fixed order
 //! (`program`). Nothing downstream writes to it, but for the one loop: it tells the prober what to probe, and hears what
 //! came of it as from any source.
 
+mod cluster;
 mod effects;
+mod facts;
 mod health_checks;
 mod intake;
 mod kept;
@@ -26,49 +29,36 @@ mod verify;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::capture::Capture;
-use crate::control::{ControlPlane, PublishedObjects};
+use crate::control::PublishedObjects;
 use crate::dataplane::Dataplane;
 use crate::health_checks::HealthCheckPorts;
 use crate::model::{Event, Node, NodeName};
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
-use crate::sources::manifests::Update;
-use crate::sources::prober::{ProbeReport, Prober};
+use crate::sources::prober::Prober;
 use crate::telemetry::Health;
 use crate::workload::Simulator;
 
 use effects::Live;
-use intake::Intake;
-use kept::KeptAllocations;
+use facts::Facts;
 use program::Programmer;
-use standalone::Standalone;
 use store::Outcome;
 
+pub use facts::{Manifests, Source};
 pub use remark::Remark;
 pub use verify::verify;
 
-/// Reports of probes that are taken at once, so that manifests wait for no more than these.
-const MAX_REPORTS: usize = 1024;
-
 /// What the reconciler is given. Everything it owns, it owns alone.
 pub struct Parts {
-    /// The standalone control plane.
-    pub control: ControlPlane,
-    /// Where its allocations are kept.
-    pub state_file: PathBuf,
-    /// In `dev`: cluster IPs outside this range are replaced.
-    pub replace_outside: Option<IpNet>,
     /// The node's name.
     pub node_name: NodeName,
     /// CIDRs of this node's Pods.
@@ -101,17 +91,14 @@ pub struct Parts {
 
 /// What flows in.
 pub struct Inputs {
-    /// Batches of the manifest directory; the first is the initial scan.
-    pub manifests: mpsc::Receiver<Vec<Update>>,
-    /// What probes find out.
-    pub probes: mpsc::Receiver<ProbeReport>,
+    /// Objects.
+    pub source: Source,
     /// The node's interface addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
 }
 
 /// The task's state.
 pub struct Reconciler {
-    standalone: Standalone,
     builder: TableBuilder,
     programmer: Programmer<Live>,
     simulator: Simulator,
@@ -149,10 +136,7 @@ impl Reconciler {
             parts.health_checks,
         );
         let now = Instant::now();
-        let kept = KeptAllocations::at(parts.state_file);
-        let intake = Intake::new(parts.control, kept.read(), parts.replace_outside);
         Self {
-            standalone: Standalone::new(intake, parts.node_name.clone(), Some(kept)),
             builder: parts.builder,
             programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
             simulator: parts.simulator,
@@ -168,45 +152,38 @@ impl Reconciler {
     }
 
     /// Works until `stop`, then captures nothing new. `synced` is dropped when the first state is in effect. When the
-    /// manifests end, the last state goes on.
+    /// source ends, the last state goes on.
     pub async fn run(
         mut self,
-        mut inputs: Inputs,
+        inputs: Inputs,
         synced: Blocker,
         stop: CancellationToken,
     ) -> Draining {
+        let Inputs {
+            source,
+            mut addresses,
+        } = inputs;
+        let mut facts = Facts::of(source, self.node_name.clone());
         let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
-        let addresses = inputs.addresses.borrow_and_update().clone();
-        self.view_node(&addresses);
+        let local = addresses.borrow_and_update().clone();
+        self.view_node(&local);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                batch = inputs.manifests.recv(), if following => {
-                    let Some(mut updates) = batch else {
+                outcome = facts.next(), if following => {
+                    let Some(outcome) = outcome else {
                         following = false;
                         continue;
                     };
-                    while let Ok(more) = inputs.manifests.try_recv() {
-                        updates.extend(more);
-                    }
-                    let addresses = inputs.addresses.borrow().clone();
-                    self.take(updates, &addresses).await;
+                    self.objects.publish(facts.objects().clone());
+                    let addresses = addresses.borrow().clone();
+                    self.take(outcome, &addresses).await;
                 }
-                Some(report) = inputs.probes.recv() => {
-                    let mut reports = vec![report];
-                    while reports.len() < MAX_REPORTS && let Ok(more) = inputs.probes.try_recv() {
-                        reports.push(more);
-                    }
-                    let outcome = self.standalone.hear(reports, Timestamp::now());
-                    let addresses = inputs.addresses.borrow().clone();
-                    self.follow(outcome, &addresses).await;
-                    self.program().await;
-                }
-                Ok(()) = inputs.addresses.changed() => {
-                    let addresses = inputs.addresses.borrow_and_update().clone();
+                Ok(()) = addresses.changed() => {
+                    let addresses = addresses.borrow_and_update().clone();
                     self.view_node(&addresses);
                     self.program().await;
                 }
@@ -227,30 +204,18 @@ impl Reconciler {
         }
     }
 
-    async fn take(&mut self, updates: Vec<Update>, addresses: &BTreeSet<IpAddr>) {
-        let n_updates = updates.len();
-        let outcome = self.standalone.take(updates, Timestamp::now());
-        self.follow(outcome, addresses).await;
-        if !self.builder.is_synced() {
-            self.builder.set_synced();
-            info!(updates = n_updates, "initial state is complete");
-        }
-        self.program().await;
-    }
-
-    // Takes over what has changed; it is in effect once it is programmed.
-    async fn follow(&mut self, outcome: Outcome, addresses: &BTreeSet<IpAddr>) {
+    async fn take(&mut self, outcome: Outcome, addresses: &BTreeSet<IpAddr>) {
         let Outcome {
             events,
             simulated,
             node_eligible,
             probes,
             remarks,
+            synced,
         } = outcome;
         for remark in remarks {
             remark.log();
         }
-        self.objects.publish(self.standalone.objects().clone());
         if let Some(pods) = simulated {
             for failure in self.simulator.set(pods).await {
                 warn!(error = %failure, "simulated Pod cannot answer");
@@ -285,6 +250,11 @@ impl Reconciler {
         if node_changed {
             self.view_node(addresses);
         }
+        if synced && !self.builder.is_synced() {
+            self.builder.set_synced();
+            info!("initial state is complete");
+        }
+        self.program().await;
     }
 
     // Before the initial state is complete nothing is programmed, and nothing old removed.

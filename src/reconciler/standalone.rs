@@ -13,7 +13,7 @@ use crate::sources::prober::ProbeReport;
 use super::intake::Intake;
 use super::kept::KeptAllocations;
 use super::remark::Remark;
-use super::store::{Outcome, Store};
+use super::store::{LoopbackEndpoints, Outcome, Store};
 
 /// The store behind an [`Intake`].
 pub(super) struct Standalone {
@@ -27,7 +27,7 @@ impl Standalone {
     pub(super) fn new(intake: Intake, node_name: NodeName, kept: Option<KeptAllocations>) -> Self {
         Self {
             intake,
-            store: Store::new(node_name),
+            store: Store::new(node_name, LoopbackEndpoints::Allowed),
             kept,
         }
     }
@@ -45,7 +45,11 @@ impl Standalone {
     /// Takes a batch of updates through the control plane.
     pub(super) fn take(&mut self, updates: Vec<Update>, now: Timestamp) -> Outcome {
         let (changes, remarks) = self.intake.take(updates, now);
-        self.outcome(&changes, remarks)
+        Outcome {
+            // The first batch is the initial scan.
+            synced: true,
+            ..self.outcome(&changes, remarks)
+        }
     }
 
     /// Takes what probes have found out through the control plane.

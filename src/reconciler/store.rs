@@ -17,6 +17,7 @@ use super::simulated::{is_simulated, simulated_pod};
 /// All stored objects.
 pub(super) struct Store {
     node_name: NodeName,
+    loopback: LoopbackEndpoints,
     objects: Objects,
     per_namespace: HashMap<Arc<str>, usize>,
 }
@@ -34,13 +35,26 @@ pub(super) struct Outcome {
     pub(super) probes: Vec<ProbeChange>,
     /// For the authors of objects, in the order in which it came up.
     pub(super) remarks: Vec<Remark>,
+    /// The source has told everything that it had at start.
+    pub(super) synced: bool,
+}
+
+/// What becomes of endpoints in 127.0.0.0/8 and `::1`: backends of a local tool, but from an API server a way into
+/// whatever listens on the node for itself alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LoopbackEndpoints {
+    /// They are served.
+    Allowed,
+    /// They are left out, with a remark.
+    Refused,
 }
 
 impl Store {
     /// Nothing is stored yet; of Nodes only the one of that name matters to routing.
-    pub(super) fn new(node_name: NodeName) -> Self {
+    pub(super) fn new(node_name: NodeName, loopback: LoopbackEndpoints) -> Self {
         Self {
             node_name,
+            loopback,
             objects: Objects::default(),
             per_namespace: HashMap::new(),
         }
@@ -111,7 +125,10 @@ impl Store {
                 Some(Event::ServiceApplied(Arc::new(converted.value)))
             }
             Object::EndpointSlice(slice) => {
-                let converted = convert::slice(slice)?;
+                let mut converted = convert::slice(slice)?;
+                if self.loopback == LoopbackEndpoints::Refused {
+                    converted = convert::without_loopback(converted);
+                }
                 tell(&converted.notes);
                 Some(Event::SliceApplied(Arc::new(converted.value)))
             }

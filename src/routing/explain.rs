@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use crate::model::{Family, Frontend, Protocol, TrafficPolicy};
 
 use super::backends::endpoints_of;
 use super::explanation::{
-    ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort, Explanation, Outcome,
+    ExplainedConnections, ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort,
+    Explanation, Outcome,
 };
 use super::judge::{Judged, Judgement, judge};
 use super::remarks::{ports_of, why_not_proxied};
@@ -217,6 +219,8 @@ impl RoutingTable {
         } = judge(&found.unwrap_or_default(), &self.node);
         let remarks = self.remarks_on(entry, route, port, topology, &endpoints);
         endpoints.sort_by_key(|judgement| judgement.addr);
+        let over_tcp = key.protocol == Protocol::Tcp;
+        let proxy_protocol = route.knobs.proxy_protocol.filter(|_| over_tcp);
         ExplainedPort {
             service_port: key.to_string(),
             port: route.port,
@@ -224,6 +228,8 @@ impl RoutingTable {
             family: key.family.as_str().to_owned(),
             algorithm: route.algorithm.as_str().to_owned(),
             affinity_seconds: route.affinity.map(|affinity| affinity.as_secs()),
+            connections: over_tcp.then(|| explain_connections(route)),
+            proxy_protocol: proxy_protocol.map(|version| version.as_str().to_owned()),
             served: frontends.iter().any(ExplainedFrontend::is_served),
             frontends,
             topology,
@@ -242,6 +248,14 @@ fn are_served(ports: &[ExplainedPort]) -> bool {
             .or_default() |= port.served;
     }
     !served.is_empty() && served.into_values().all(|served| served)
+}
+
+fn explain_connections(route: &Route) -> ExplainedConnections {
+    ExplainedConnections {
+        active: route.load.connections(),
+        max: route.knobs.max_connections.map(NonZeroU32::get),
+        refused_total: route.load.refused_total(),
+    }
 }
 
 fn explain_endpoint(judgement: &Judgement<'_>) -> ExplainedEndpoint {

@@ -36,6 +36,10 @@ pub struct ExplainedPort {
     pub algorithm: String,
     /// For how long a client stays with its backend, where it does.
     pub affinity_seconds: Option<u64>,
+    /// The TCP connections of the whole Service; `None` over UDP.
+    pub connections: Option<ExplainedConnections>,
+    /// The version of the PROXY protocol that backends are spoken to with: `v1` or `v2`; `None` over UDP.
+    pub proxy_protocol: Option<String>,
     /// At one of its frontends at least, callers from everywhere are served.
     pub served: bool,
     /// The addresses asked about.
@@ -46,6 +50,18 @@ pub struct ExplainedPort {
     pub endpoints: Vec<ExplainedEndpoint>,
     /// What is to be said of this service port.
     pub remarks: Vec<String>,
+}
+
+/// How many TCP connections a Service has, over all its ports and both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedConnections {
+    /// At this moment.
+    pub active: u64,
+    /// As many as there may be.
+    pub max: Option<u32>,
+    /// Refused because there were as many as there may be.
+    pub refused_total: u64,
 }
 
 /// One address and what it does with a flow.

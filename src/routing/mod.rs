@@ -35,7 +35,8 @@ pub use builder::{Built, TableBuilder};
 pub use claims::Conflict;
 pub use eligible::{Candidates, eligible};
 pub use explanation::{
-    ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort, Explanation, Outcome,
+    ExplainedConnections, ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort,
+    Explanation, Outcome,
 };
 pub use frontends::{FrontendKind, NodePortAddresses, NodeView, Origin};
 pub use health_checks::HealthCheck;

@@ -6,6 +6,7 @@
 pub mod convert;
 pub mod go_duration;
 pub mod interfaces;
+pub mod kube;
 pub mod manifests;
 pub mod prober;
 

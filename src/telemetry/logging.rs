@@ -23,7 +23,10 @@ pub fn init(
     format: Format,
     directives: &str,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter = EnvFilter::try_new(directives)?;
+    // The Kubernetes client prints whole answers that it cannot read; what follows from them, `sources::kube` says.
+    let filter = EnvFilter::try_new(directives)?
+        .add_directive("kube_client=off".parse()?)
+        .add_directive("kube_runtime=off".parse()?);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // A reader that is gone (`viaduct run 2>&1 | head`) must not end a task: the complaint about a lost line would

@@ -17,8 +17,19 @@ fn error(output: &Output) -> String {
 fn a_usage_or_configuration_error_is_2_and_names_the_place() {
     let directory = tempfile::tempdir().unwrap();
     let manifests = directory.path().to_str().unwrap();
-    let rows: [(&[&str], &str); 6] = [
-        (&["run"], "error: --manifests: required"),
+    let rows: [(&[&str], &str); 8] = [
+        (
+            &["run"],
+            "error: not in a cluster (KUBERNETES_SERVICE_HOST is not set): give --kubeconfig FILE, or --manifests DIR",
+        ),
+        (
+            &["run", "--kubeconfig", "/nonexistent"],
+            "error: --kubeconfig /nonexistent: ",
+        ),
+        (
+            &["run", "--master", "10.0.0.1:6443"],
+            "neither http:// nor https://",
+        ),
         (
             &["run", "--manifests", "/nonexistent"],
             "error: --manifests: /nonexistent is not a directory",
@@ -39,7 +50,7 @@ fn a_usage_or_configuration_error_is_2_and_names_the_place() {
         ),
         (
             &["run", "--manifests", manifests, "--kubeconfig", "x"],
-            "--kubeconfig",
+            "error: --manifests: serves without an API server",
         ),
         (
             &["dev", "/nonexistent"],

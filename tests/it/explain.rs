@@ -1,6 +1,6 @@
 //! `viaduct explain`: the decision path of the running process, in words and as JSON, with an exit status for scripts.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::process::{Command, Output};
 
@@ -196,4 +196,39 @@ fn a_usage_error_is_2_and_nobody_there_is_1() {
     let output = explain(&["default/web", "--admin-socket", "/nonexistent/admin.sock"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(error(&output).starts_with("error: no viaduct answers at /nonexistent/admin.sock"));
+}
+
+#[test]
+fn annotations_about_connections_are_explained_with_their_use() {
+    let annotated = service("web", 8080).replace(
+        "{name: web}",
+        "{name: web, annotations: {viaduct.dev/max-connections: '2', viaduct.dev/proxy-protocol: v2}}",
+    );
+    let cluster = Cluster::start(&[("web.yaml", &annotated), ("a.yaml", &pod("web", "a", true))]);
+    let web = cluster.served_at("web");
+    let connections = |expected: Value| {
+        eventually("the count", || {
+            let (explanation, _) = explained(&cluster, "default/web");
+            let told = explanation["servicePorts"][0]["connections"].clone();
+            if told == expected { Ok(()) } else { Err(told) }
+        });
+    };
+    connections(json!({"active": 0, "max": 2, "refusedTotal": 0}));
+    let open = [(); 2].map(|()| TcpStream::connect(web).unwrap());
+    connections(json!({"active": 2, "max": 2, "refusedTotal": 0}));
+    // Reset as soon as it is accepted, which may be before it has connected.
+    let surplus = TcpStream::connect(web).and_then(|mut third| third.read(&mut [0; 1]));
+    assert_eq!(surplus.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    connections(json!({"active": 2, "max": 2, "refusedTotal": 1}));
+    let text = out(&cluster.explain(&["default/web"]));
+    assert!(
+        text.contains("* the Service has 2 of 2 connections, refused so far: 1\n"),
+        "{text}"
+    );
+    assert!(text.contains("by the PROXY protocol v2\n"), "{text}");
+    let table = out(&cluster.get(&["services", "-o", "wide"]));
+    let row = row(&table, "web ");
+    assert!(row.ends_with(" 2/2"), "{row}");
+    drop(open);
+    connections(json!({"active": 0, "max": 2, "refusedTotal": 1}));
 }

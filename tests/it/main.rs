@@ -6,6 +6,8 @@
     reason = "a helper that cannot go on ends its test"
 )]
 
+#[path = "../support/api_server.rs"]
+mod api_server;
 mod check;
 mod cluster;
 mod command_line;
@@ -16,6 +18,7 @@ mod explain;
 mod get;
 mod health;
 mod house_rules;
+mod kube;
 mod load;
 mod readiness;
 mod scenarios;

@@ -46,10 +46,13 @@ impl Backend {
             });
         };
         let serve_udp = move || {
-            let mut buffer = [0; 2048];
+            let mut buffer = vec![0; 1 << 16];
             while !udp_ended.load(Ordering::Relaxed) {
-                if let Ok((_, client)) = udp.recv_from(&mut buffer) {
-                    let _ = udp.send_to(name.as_bytes(), client);
+                match udp.recv_from(&mut buffer) {
+                    // What is longer than a greeting comes back as it is.
+                    Ok((n, client)) if n > 5 => _ = udp.send_to(&buffer[..n], client),
+                    Ok((_, client)) => _ = udp.send_to(name.as_bytes(), client),
+                    Err(_nobody_asked) => {}
                 }
             }
         };

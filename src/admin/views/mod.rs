@@ -137,7 +137,7 @@ impl Snapshot {
                     "READY",
                     "AGE",
                 ],
-                &["SELECTOR"],
+                &["SELECTOR", "CONNECTIONS"],
             ),
             Resource::EndpointSlices => (
                 &[

@@ -49,7 +49,7 @@ impl Snapshot {
             .map(|(k, v)| format!("{k}={v}"));
         let selector = pairs.collect::<Vec<_>>().join(",");
         let mut cells = self.service_cells(entry).to_vec();
-        cells.extend([age, or_none(selector)]);
+        cells.extend([age, or_none(selector), connections_cell(entry)]);
         cells
     }
 
@@ -188,6 +188,15 @@ fn node_row(node: &Node, age: String) -> Vec<String> {
 }
 
 // Ready backends of all: endpoints are counted once however many ports they have.
+// How many there are, and may be.
+fn connections_cell(entry: &ServiceEntry) -> String {
+    let connections = entry.load.connections();
+    match entry.service.knobs.max_connections {
+        Some(max) => format!("{connections}/{max}"),
+        None => connections.to_string(),
+    }
+}
+
 fn ready_cell(entry: &ServiceEntry) -> String {
     if matches!(entry.service.kind, ServiceKind::ExternalName(_)) {
         return "-".to_owned();

@@ -4,6 +4,7 @@
 //! what memory limits, so what only dialling needs is kept apart and goes when a backend is reached.
 
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::capture::plan::Entry;
@@ -13,6 +14,7 @@ use crate::net::sockets::original_destination;
 use crate::routing::{CountedConnection, Destination, RoutingTable};
 
 use super::super::Listener;
+use super::super::accounts::{BackendAccount, Fault};
 use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::engine::{Key, Reactor, Token};
@@ -36,7 +38,11 @@ pub(super) struct Connection {
 #[derive(Debug)]
 enum Stage {
     Dialling(Box<Dialling>),
-    Relaying { relay: Relay, backend: InUse },
+    Relaying {
+        relay: Relay,
+        backend: InUse,
+        account: Arc<BackendAccount>,
+    },
     Over,
 }
 
@@ -113,8 +119,8 @@ impl Connection {
     ) -> Fate {
         match &mut self.stage {
             Stage::Dialling(dialling) => {
-                let shared = &self.flow.listener.shared;
-                let progress = dialling.dial.ready(ready, key, shared, reactor);
+                let listener = &self.flow.listener;
+                let progress = dialling.dial.ready(ready, key, listener, reactor);
                 self.take(progress, buffer)
             }
             Stage::Relaying { relay, .. } => {
@@ -129,8 +135,8 @@ impl Connection {
     pub(super) fn dial_due(&mut self, key: Key, buffer: &mut [u8], reactor: &mut Reactor) -> Fate {
         match &mut self.stage {
             Stage::Dialling(dialling) => {
-                let shared = &self.flow.listener.shared;
-                let progress = dialling.dial.due(key, shared, reactor);
+                let listener = &self.flow.listener;
+                let progress = dialling.dial.due(key, listener, reactor);
                 self.take(progress, buffer)
             }
             Stage::Relaying { .. } => Fate::GoesOn,
@@ -158,14 +164,14 @@ impl Connection {
         match progress {
             Progress::Waiting => Fate::GoesOn,
             Progress::Failed(error) => self.refuse(error),
-            Progress::Reached(stream, backend) => {
-                self.reached(stream, backend);
+            Progress::Reached(stream, backend, account) => {
+                self.reached(stream, backend, account);
                 self.pump(buffer)
             }
         }
     }
 
-    fn reached(&mut self, mut stream: Stream, backend: InUse) {
+    fn reached(&mut self, mut stream: Stream, backend: InUse, account: Arc<BackendAccount>) {
         if let Stage::Dialling(mut dialling) = std::mem::replace(&mut self.stage, Stage::Over)
             && let Some(client) = dialling.client.0.take()
         {
@@ -173,7 +179,11 @@ impl Connection {
                 stream.tune(self.flow.listener.shared.liveness);
             }
             let relay = Relay::new(client, stream);
-            self.stage = Stage::Relaying { relay, backend };
+            self.stage = Stage::Relaying {
+                relay,
+                backend,
+                account,
+            };
         }
     }
 
@@ -184,28 +194,30 @@ impl Connection {
     }
 
     fn pump(&mut self, buffer: &mut [u8]) -> Fate {
-        let Stage::Relaying { relay, backend } = &mut self.stage else {
+        let Stage::Relaying {
+            relay,
+            backend,
+            account,
+        } = &mut self.stage
+        else {
             return Fate::GoesOn;
         };
-        let shared = &self.flow.listener.shared;
+        let listener = &self.flow.listener;
         let before = relay.moved();
-        let outcome = relay.pump(buffer, shared.liveness);
+        let outcome = relay.pump(buffer, listener.shared.liveness);
         let after = relay.moved();
-        if after.0 > before.0 {
-            let counter = &shared.metrics.tcp_bytes_to_backends;
-            counter.inc_by(after.0 - before.0);
-        }
-        if after.1 > before.1 {
-            let counter = &shared.metrics.tcp_bytes_to_clients;
-            counter.inc_by(after.1 - before.1);
-        }
-        let reason = match outcome {
+        account.bytes_to_backend.add(after.0 - before.0);
+        account.bytes_to_client.add(after.1 - before.1);
+        let fault = match outcome {
             Outcome::Blocked => return Fate::GoesOn,
             Outcome::Yield => return Fate::Yields,
-            Outcome::Finished => "finished",
-            Outcome::Reset(Side::Client) => "client_reset",
-            Outcome::Reset(Side::Backend) => "backend_reset",
+            Outcome::Finished => None,
+            Outcome::Reset(Side::Client) => Some(Fault::ClientReset),
+            Outcome::Reset(Side::Backend) => Some(Fault::BackendReset),
         };
+        if let Some(fault) = fault {
+            listener.account().fault(fault);
+        }
         let closed = Closed {
             service: &self.flow.listener.id.route,
             client: self.peer,
@@ -213,7 +225,7 @@ impl Connection {
             bytes_to_backend: after.0,
             bytes_to_client: after.1,
             opened: self.opened,
-            reason,
+            reason: fault.map_or("finished", Fault::as_str),
         };
         closed.log();
         Fate::Over
@@ -256,7 +268,7 @@ impl Dialling {
         };
         let socket = stream.socket();
         let (wanted, counted) = wanted(socket, peer, listener)?;
-        let dial = Dial::begin(wanted, key, &listener.shared, reactor)?;
+        let dial = Dial::begin(wanted, key, listener, reactor)?;
         // Watched from here on, so that what it says or that it goes is known when the backend answers.
         reactor
             .watch(socket, Interest::Stream, Token::Client(key))
@@ -284,12 +296,12 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn reason(&self) -> &'static str {
+    fn fault(&self) -> Fault {
         match self {
-            Self::Uncaptured => "uncaptured",
-            Self::NoService => "no_backend",
-            Self::MaxConnections => "max_connections",
-            Self::Dial(error) => error.reason(),
+            Self::Uncaptured => Fault::Uncaptured,
+            Self::NoService => Fault::NoBackend,
+            Self::MaxConnections => Fault::MaxConnections,
+            Self::Dial(error) => error.fault(),
         }
     }
 
@@ -298,10 +310,9 @@ impl Refusal {
         if matches!(self, Self::Uncaptured) {
             metrics.uncaptured.inc();
         }
-        metrics
-            .tcp_refused
-            .with_label_values(&[self.reason()])
-            .inc();
+        let reason = self.fault().as_str();
+        metrics.tcp_refused.with_label_values(&[reason]).inc();
+        listener.account().fault(self.fault());
         tracing::debug!(listener = %listener.id, %client, error = %self, "connection refused");
         let closed = Closed {
             service: &listener.id.route,
@@ -310,7 +321,7 @@ impl Refusal {
             bytes_to_backend: 0,
             bytes_to_client: 0,
             opened,
-            reason: self.reason(),
+            reason,
         };
         closed.log();
     }

@@ -12,7 +12,8 @@ use crate::net::sockets::send;
 use crate::net::streams::{dial, error_of};
 use crate::routing::{FrontendKind, Origin, Route, Verdict};
 
-use super::super::Shared;
+use super::super::Listener;
+use super::super::accounts::{BackendAccount, Fault};
 use super::super::backend::InUse;
 use super::super::engine::{Key, Reactor, Token};
 use super::attempts::{Attempts, Failure};
@@ -58,14 +59,14 @@ pub(super) enum DialError {
 }
 
 impl DialError {
-    /// The metric label and flow-log word.
-    pub(super) fn reason(&self) -> &'static str {
+    /// What is counted.
+    pub(super) fn fault(&self) -> Fault {
         match self {
-            Self::Exhausted { .. } => "dial_failed",
-            Self::NoBackend => "no_backend",
-            Self::Policy => "policy",
-            Self::ClientGone => "client_gone",
-            Self::Shortage(_) => "shortage",
+            Self::Exhausted { .. } => Fault::DialFailed,
+            Self::NoBackend => Fault::NoBackend,
+            Self::Policy => Fault::Policy,
+            Self::ClientGone => Fault::ClientGone,
+            Self::Shortage(_) => Fault::Shortage,
         }
     }
 }
@@ -83,6 +84,7 @@ pub(super) struct Dial {
 struct Attempt {
     stream: Stream,
     backend: InUse,
+    since: Instant,
     until: Instant,
 }
 
@@ -91,7 +93,7 @@ pub(super) enum Progress {
     /// Waiting for the present attempt.
     Waiting,
     /// Connected, and told the header.
-    Reached(Stream, InUse),
+    Reached(Stream, InUse, Arc<BackendAccount>),
     /// No backend could be reached.
     Failed(DialError),
 }
@@ -101,17 +103,17 @@ impl Dial {
     pub(super) fn begin(
         wanted: Wanted,
         key: Key,
-        shared: &Shared,
+        listener: &Listener,
         reactor: &mut Reactor,
     ) -> Result<Self, DialError> {
-        let attempts = Attempts::new(shared.effort.asked_by(&wanted.route.knobs));
+        let attempts = Attempts::new(listener.shared.effort.asked_by(&wanted.route.knobs));
         let mut dial = Self {
             wanted,
             attempts,
             last: DialError::NoBackend,
             current: None,
         };
-        dial.next(key, shared, reactor)?;
+        dial.next(key, listener, reactor)?;
         Ok(dial)
     }
 
@@ -120,7 +122,7 @@ impl Dial {
         &mut self,
         ready: Readiness,
         key: Key,
-        shared: &Shared,
+        listener: &Listener,
         reactor: &mut Reactor,
     ) -> Progress {
         let Some(mut attempt) = self.current.take() else {
@@ -132,20 +134,24 @@ impl Dial {
             return Progress::Waiting;
         }
         match self.greet(&attempt.stream) {
-            Ok(()) => Progress::Reached(attempt.stream, attempt.backend),
-            Err(error) => self.go_on(attempt, error, key, shared, reactor),
+            Ok(()) => {
+                let account = listener.account().backend(attempt.backend.addr());
+                account.reached(reactor.now().saturating_duration_since(attempt.since));
+                Progress::Reached(attempt.stream, attempt.backend, account)
+            }
+            Err(error) => self.go_on(attempt, error, key, listener, reactor),
         }
     }
 
     /// The present attempt may have lasted too long.
-    pub(super) fn due(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Progress {
+    pub(super) fn due(&mut self, key: Key, listener: &Listener, reactor: &mut Reactor) -> Progress {
         match self
             .current
             .take_if(|attempt| attempt.until <= reactor.now())
         {
             Some(attempt) => {
                 let error = io::ErrorKind::TimedOut.into();
-                self.go_on(attempt, error, key, shared, reactor)
+                self.go_on(attempt, error, key, listener, reactor)
             }
             None => Progress::Waiting,
         }
@@ -168,12 +174,12 @@ impl Dial {
         failed: Attempt,
         error: io::Error,
         key: Key,
-        shared: &Shared,
+        listener: &Listener,
         reactor: &mut Reactor,
     ) -> Progress {
-        self.note(&failed.backend, error, shared);
+        self.note(&failed.backend, error, listener);
         drop(failed);
-        match self.next(key, shared, reactor) {
+        match self.next(key, listener, reactor) {
             Ok(()) => Progress::Waiting,
             Err(error) => Progress::Failed(error),
         }
@@ -181,11 +187,16 @@ impl Dial {
 
     // Makes attempts until one is under way. Each chooses among the backends of the newest table: who did not answer may
     // have been replaced meanwhile.
-    fn next(&mut self, key: Key, shared: &Shared, reactor: &mut Reactor) -> Result<(), DialError> {
+    fn next(
+        &mut self,
+        key: Key,
+        listener: &Listener,
+        reactor: &mut Reactor,
+    ) -> Result<(), DialError> {
         let now = reactor.now();
         loop {
             if self.attempts.made() > 0
-                && let Some(newest) = shared.table.load().route(&self.wanted.route.key)
+                && let Some(newest) = listener.shared.table.load().route(&self.wanted.route.key)
             {
                 // A Service that was deleted meanwhile had accepted this connection before.
                 self.wanted.route = newest.clone();
@@ -200,11 +211,12 @@ impl Dial {
                     self.current = Some(Attempt {
                         stream,
                         backend,
+                        since: now,
                         until,
                     });
                     return Ok(());
                 }
-                Err(error) => self.note(&backend, error, shared),
+                Err(error) => self.note(&backend, error, listener),
             }
         }
     }
@@ -226,12 +238,13 @@ impl Dial {
         }
     }
 
-    fn note(&mut self, backend: &InUse, error: io::Error, shared: &Shared) {
+    fn note(&mut self, backend: &InUse, error: io::Error, listener: &Listener) {
         let (why, addr) = (Failure::of(&error), backend.addr());
-        let failures = &shared.metrics.dial_failures;
+        let failures = &listener.shared.metrics.dial_failures;
         failures.with_label_values(&[why.as_str()]).inc();
         tracing::debug!(service = %self.wanted.route.key, backend = %addr, %error, attempt = self.attempts.made(), "dial failed");
         if why.blames_backend() {
+            listener.account().backend(addr).failures.add(1);
             backend.failed();
         }
         self.attempts.failed(addr, why);

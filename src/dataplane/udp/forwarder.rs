@@ -41,6 +41,8 @@ pub(super) struct Forwarder {
     // Flows whose backends have.
     ready: VecDeque<FlowId>,
     has_asked_for_a_turn: bool,
+    // Datagrams that the kernel had no room for, modulo 2^32.
+    lost: u32,
     // The earliest call that is under way.
     called_at: Option<Instant>,
 }
@@ -75,6 +77,7 @@ impl Forwarder {
             readable: false,
             ready: VecDeque::new(),
             has_asked_for_a_turn: false,
+            lost: 0,
             called_at: None,
         })
     }
@@ -157,6 +160,12 @@ impl Forwarder {
         };
         // Less than asked for has emptied it; the next arrival is a new event.
         self.readable = received == SLOTS;
+        // The last one knows of all.
+        if let Some(lost) = received.checked_sub(1).and_then(|last| batch.lost(last)) {
+            let more = lost.wrapping_sub(self.lost);
+            self.lost = lost;
+            self.count_drop(Loss::NoRoom, usize::try_from(more).unwrap_or(usize::MAX));
+        }
         let mut start = 0;
         while start < received {
             let key = key(batch, start);
@@ -271,14 +280,11 @@ impl Forwarder {
 
     // Sends gathered replies from the listener's own address.
     fn reply(&self, batch: &mut Batch, filled: usize) {
-        let metrics = &self.listener.shared.metrics;
         let mut next = 0;
         while next < filled {
             match batch.send(&self.socket, next..filled) {
                 Ok(n) => {
-                    let bytes = (next..next + n).map(|slot| batch.len(slot) as u64).sum();
-                    metrics.udp_datagrams_to_clients.inc_by(n as u64);
-                    metrics.udp_bytes_to_clients.inc_by(bytes);
+                    self.listener.account().datagrams_to_clients.add(n as u64);
                     next += n;
                 }
                 Err(error) => {

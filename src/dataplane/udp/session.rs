@@ -13,6 +13,7 @@ use crate::net::sockets::connected_udp;
 use crate::routing::{FrontendKind, Route, Verdict};
 
 use super::super::Listener;
+use super::super::accounts::BackendAccount;
 use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::flow_log::Closed;
@@ -38,6 +39,7 @@ pub(super) struct Session {
 struct Link {
     socket: UdpSocket,
     backend: InUse,
+    account: Arc<BackendAccount>,
     // The backend refused, but what it had sent before is not read yet.
     refused: bool,
 }
@@ -55,6 +57,8 @@ pub(super) enum Loss {
     Shortage,
     /// A queue of the kernel is full.
     Congested,
+    /// The listener's receive buffer was full.
+    NoRoom,
     /// Larger than the path to the backend takes.
     TooLarge,
     /// Every backend that was tried refused.
@@ -74,6 +78,7 @@ impl Loss {
             Self::Limit => "limit",
             Self::Shortage => "shortage",
             Self::Congested => "congested",
+            Self::NoRoom => "receive_buffer",
             Self::TooLarge => "too_large",
             Self::Unreachable => "unreachable",
             Self::Malformed => "malformed",
@@ -149,9 +154,9 @@ impl Session {
             match batch.send(&link.socket, next..slots.end) {
                 Ok(n) => {
                     let bytes = (next..next + n).map(|slot| batch.len(slot) as u64).sum();
-                    let metrics = &self.flow.listener.shared.metrics;
-                    metrics.udp_datagrams_to_backends.inc_by(n as u64);
-                    metrics.udp_bytes_to_backends.inc_by(bytes);
+                    let account = self.flow.listener.account();
+                    account.datagrams_to_backends.add(n as u64);
+                    link.account.bytes_to_backend.add(bytes);
                     self.bytes_to_backend += bytes;
                     next += n;
                     self.link = Some(link);
@@ -176,6 +181,9 @@ impl Session {
     /// Counts what came back.
     pub(super) fn returned(&mut self, bytes: u64) {
         self.bytes_to_client += bytes;
+        if let Some(link) = &self.link {
+            link.account.bytes_to_client.add(bytes);
+        }
         // It speaks: whoever refused before may be tried again next time.
         self.tried.clear();
     }
@@ -210,6 +218,7 @@ impl Session {
 
     fn refused(&mut self, link: Link) {
         link.backend.failed();
+        link.account.failures.add(1);
         tracing::debug!(listener = %self.flow.listener.id, backend = %link.backend.addr(), "backend refused a datagram");
         if self.tried.len() < ATTEMPTS {
             self.tried.push(link.backend.addr());
@@ -247,9 +256,12 @@ impl Session {
                 tracing::debug!(listener = %listener.id, backend = %backend.addr(), %error, "no socket");
                 if is_refusal(&error) { Loss::Unreachable } else { Loss::Shortage }
             })?;
+        let account = listener.account().backend(backend.addr());
+        account.flows.add(1);
         Ok(Link {
             socket,
             backend,
+            account,
             refused: false,
         })
     }

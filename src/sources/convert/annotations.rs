@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Note;
-use crate::model::{Algorithm, Knobs, OutlierEjection, ProxyProtocol};
+use crate::model::{Algorithm, Knobs, OutlierEjection, Protocol, ProxyProtocol, ServicePort};
 use crate::sources::go_duration::parse_go_duration;
 
 /// The balancing algorithm.
@@ -30,9 +30,6 @@ const SLOW_START: &str = "viaduct.dev/slow-start";
 /// When a failing backend is left out.
 const OUTLIER_EJECTION: &str = "viaduct.dev/outlier-ejection";
 
-/// The most attempts that may follow the first: each takes twice as long as the one before.
-const MAX_RETRIES: u8 = 10;
-
 /// What the annotations of a Service ask for.
 pub(super) fn knobs(metadata: &ObjectMeta, notes: &mut Vec<Note>) -> Knobs {
     let mut reader = Reader { metadata, notes };
@@ -50,6 +47,20 @@ pub(super) fn knobs(metadata: &ObjectMeta, notes: &mut Vec<Note>) -> Knobs {
         proxy_protocol: reader.take(PROXY_PROTOCOL, parse_proxy_protocol),
         slow_start: reader.take(SLOW_START, parse_duration),
         outlier_ejection: reader.take(OUTLIER_EJECTION, parse_ejection),
+    }
+}
+
+/// Notes the ports for which an annotation has no meaning.
+pub(super) fn note_idle_annotations(knobs: &Knobs, ports: &[ServicePort], notes: &mut Vec<Note>) {
+    let udp = ports.iter().filter(|port| port.protocol == Protocol::Udp);
+    let udp: Vec<String> = udp.map(|port| port.port.to_string()).collect();
+    if knobs.proxy_protocol.is_some() && !udp.is_empty() {
+        let field = format!("metadata.annotations[{PROXY_PROTOCOL}]");
+        let message = format!(
+            "datagrams carry no such header; port {}/UDP is served without it",
+            udp.join(", ")
+        );
+        notes.push(Note::new(field, message));
     }
 }
 
@@ -94,8 +105,11 @@ fn parse_duration(value: &str) -> Result<Duration, String> {
 
 fn parse_retries(value: &str) -> Result<u8, String> {
     match value.parse() {
-        Ok(retries) if retries <= MAX_RETRIES => Ok(retries),
-        _ => Err(format!("{value:?} is no number from 0 to {MAX_RETRIES}")),
+        Ok(retries) if retries <= Knobs::MAX_RETRIES => Ok(retries),
+        _ => Err(format!(
+            "{value:?} is no number from 0 to {}",
+            Knobs::MAX_RETRIES
+        )),
     }
 }
 
@@ -106,11 +120,11 @@ fn parse_count(value: &str) -> Result<NonZeroU32, String> {
 }
 
 fn parse_proxy_protocol(value: &str) -> Result<ProxyProtocol, String> {
-    match value {
-        "v1" => Ok(ProxyProtocol::V1),
-        "v2" => Ok(ProxyProtocol::V2),
-        other => Err(format!("{other:?} is none of v1, v2")),
-    }
+    let mut known = ProxyProtocol::ALL.iter();
+    let known = known.find(|(name, _)| *name == value);
+    known
+        .map(|(_, version)| *version)
+        .ok_or_else(|| format!("{value:?} is none of v1, v2"))
 }
 
 fn parse_ejection(value: &str) -> Result<OutlierEjection, String> {
@@ -126,6 +140,7 @@ fn parse_ejection(value: &str) -> Result<OutlierEjection, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::service_port;
 
     fn read(annotations: &[(&str, &str)]) -> (Knobs, Vec<Note>) {
         let annotations = annotations
@@ -189,6 +204,28 @@ mod tests {
             ..Knobs::default()
         };
         assert_eq!((knobs, notes), (wanted, Vec::new()));
+    }
+
+    #[test]
+    fn the_proxy_protocol_over_udp_is_noted() {
+        let (knobs, _) = read(&[(PROXY_PROTOCOL, "v2")]);
+        let noted = |knobs: &Knobs, ports: &[ServicePort]| {
+            let mut notes = Vec::new();
+            note_idle_annotations(knobs, ports, &mut notes);
+            notes
+        };
+        let tcp = service_port("t", Protocol::Tcp, 53);
+        let udp = service_port("u", Protocol::Udp, 5353);
+        assert_eq!(noted(&knobs, std::slice::from_ref(&tcp)), []);
+        assert_eq!(noted(&Knobs::default(), std::slice::from_ref(&udp)), []);
+        let [note] = &noted(&knobs, &[tcp, udp])[..] else {
+            panic!("one note")
+        };
+        assert_eq!(
+            note.field,
+            "metadata.annotations[viaduct.dev/proxy-protocol]"
+        );
+        assert!(note.message.contains("port 5353/UDP"), "{note}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::model::Protocol;
 pub use address::{parse_ip, parse_net};
 pub use node::{node, pod};
 pub use service::service;
-pub use slice::slice;
+pub use slice::{slice, without_loopback};
 
 /// A converted object and what had to be left out of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -54,6 +54,7 @@ pub fn service(object: &k8s::Service) -> Converted<Service> {
         knobs: annotations::knobs(&object.metadata, &mut notes),
         kind,
     };
+    annotations::note_idle_annotations(&value.knobs, &value.ports, &mut notes);
     Converted { value, notes }
 }
 

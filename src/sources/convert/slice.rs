@@ -39,6 +39,24 @@ pub fn slice(object: &k8s::EndpointSlice) -> Option<Converted<EndpointSlice>> {
     Some(Converted { value, notes })
 }
 
+/// The slice without endpoints at loopback addresses, which an API server would not have accepted: behind them is
+/// whatever listens on this node for itself alone. Routing uses an endpoint's first address, so that one decides.
+pub fn without_loopback(slice: Converted<EndpointSlice>) -> Converted<EndpointSlice> {
+    let Converted {
+        mut value,
+        mut notes,
+    } = slice;
+    value.endpoints.retain(|endpoint| {
+        let loopback = endpoint.addresses.first().filter(|ip| ip.is_loopback());
+        if let Some(ip) = loopback {
+            let message = format!("{ip} is a loopback address; the endpoint is skipped");
+            notes.push(Note::new("endpoints", message));
+        }
+        loopback.is_none()
+    });
+    Converted { value, notes }
+}
+
 fn sctp_ports(object: &k8s::EndpointSlice) -> Vec<SctpPort> {
     let raw = object.ports.iter().flatten();
     raw.filter(|raw| raw.protocol.as_deref() == Some(SCTP))

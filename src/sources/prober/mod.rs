@@ -74,7 +74,8 @@ pub struct Prober {
     tasks: TaskTracker,
     attempts: Arc<Attempts>,
     reports: mpsc::Sender<ProbeReport>,
-    started: Instant,
+    /// When the first target came.
+    began: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -93,7 +94,7 @@ impl Prober {
             tasks: TaskTracker::new(),
             attempts: Arc::new(Attempts::new(exec, metrics)),
             reports,
-            started: Instant::now(),
+            began: None,
         };
         (prober, receiver)
     }
@@ -135,9 +136,10 @@ impl Prober {
             terminating.cancel();
         }
         let id = target.id;
+        let first = Instant::now() + self.first_delay(&target);
         let worker = worker::probe(
             Arc::new(target),
-            self.first_delay(),
+            first,
             terminating.clone(),
             self.attempts.clone(),
             self.reports.clone(),
@@ -153,16 +155,16 @@ impl Prober {
         );
     }
 
-    // The kubelet draws from a whole period, which a handful of Pods need not wait for.
-    fn first_delay(&self) -> impl Fn(Duration) -> Duration + use<> {
-        let (started, n_workers) = (self.started, self.workers.len());
-        move |period| {
-            if started.elapsed() >= period {
-                return Duration::ZERO;
-            }
-            let n_workers = u32::try_from(n_workers).unwrap_or(u32::MAX);
-            let most = SPREAD.saturating_mul(n_workers).min(period);
-            most.mul_f64(rand::random())
+    // Many that start together with the prober are spread over a period. The kubelet draws from a whole period for any
+    // number, which a handful of Pods need not wait for.
+    fn first_delay(&mut self, target: &ProbeTarget) -> Duration {
+        let began = *self.began.get_or_insert_with(Instant::now);
+        let period = worker::first_period(&target.plan);
+        if began.elapsed() >= period {
+            return Duration::ZERO;
         }
+        let n_workers = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
+        let most = SPREAD.saturating_mul(n_workers).min(period);
+        most.mul_f64(rand::random())
     }
 }

@@ -642,6 +642,24 @@ async fn a_terminating_target_ends_its_startup_probe() {
 }
 
 #[tokio::test]
+async fn a_worker_is_small() {
+    let probe = serde_json::json!({"name": "c", "readinessProbe": {"tcpSocket": {"port": 1}}});
+    let ProbeChange::Start(target) = changes(Ipv4Addr::LOCALHOST, &probe).remove(0) else {
+        unreachable!("a new Pod starts probes")
+    };
+    let metrics = Metrics::new(&Registry::new()).unwrap();
+    let worker = worker::probe(
+        Arc::new(*target),
+        Instant::now(),
+        CancellationToken::new(),
+        Arc::new(Attempts::new(ExecProbes::Allowed, metrics)),
+        mpsc::channel(1).0,
+    );
+    let size = size_of_val(&worker);
+    assert!(size <= 1536, "{size} bytes for each of 10,000 Pods");
+}
+
+#[tokio::test]
 async fn past_the_bound_nothing_more_is_probed() {
     let registry = Registry::new();
     let (mut prober, _reports) = Prober::new(ExecProbes::Allowed, Metrics::new(&registry).unwrap());

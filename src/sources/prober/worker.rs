@@ -15,15 +15,21 @@ use crate::control::{
 use super::ProbeReport;
 use super::attempt::Attempts;
 
-/// Probes `target` until there is nothing left to probe or nobody to report to.
+/// From one probe of the container to the next, as long as it is probed for the first time.
+pub(super) fn first_period(plan: &ProbePlan) -> Duration {
+    let first = plan.startup.as_ref().or(plan.readiness.as_ref());
+    first.map_or(Duration::ZERO, |spec| spec.timing.period)
+}
+
+/// Probes `target`, at `first` for the first time, until there is nothing left to probe or nobody to report to.
 pub(super) async fn probe(
     target: Arc<ProbeTarget>,
-    first_delay: impl Fn(Duration) -> Duration,
+    first: Instant,
     terminating: CancellationToken,
     attempts: Arc<Attempts>,
     reports: mpsc::Sender<ProbeReport>,
 ) {
-    let mut state = state_of(&target.plan, first_delay);
+    let mut state = state_of(&target.plan, first);
     let mut told = Readiness::Undecided;
     let mut malfunction: Option<String> = None;
     loop {
@@ -72,9 +78,7 @@ pub(super) async fn probe(
     }
 }
 
-fn state_of(plan: &ProbePlan, first_delay: impl Fn(Duration) -> Duration) -> ProbeState {
-    let first = plan.startup.as_ref().or(plan.readiness.as_ref());
-    let delay = first.map_or(Duration::ZERO, |spec| first_delay(spec.timing.period));
+fn state_of(plan: &ProbePlan, first: Instant) -> ProbeState {
     let up_since = plan.running_since;
     let uptime = up_since.map(|since| Timestamp::now().duration_since(since));
     // A start in the future is none yet.
@@ -82,7 +86,7 @@ fn state_of(plan: &ProbePlan, first_delay: impl Fn(Duration) -> Duration) -> Pro
     ProbeState::new(
         plan.startup.as_ref().map(|spec| spec.timing),
         plan.readiness.as_ref().map(|spec| spec.timing),
-        Instant::now() + delay,
+        first,
         uptime.unwrap_or_default(),
     )
 }

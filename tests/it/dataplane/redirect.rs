@@ -5,10 +5,11 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use viaduct::capture::plan::{Entry, ListenerState};
 use viaduct::model::Protocol::{self, Tcp, Udp};
+use viaduct::model::{Knobs, ProxyProtocol};
 
 use super::rig::{Rig, eventually, in_own_process, soon};
 
@@ -20,6 +21,11 @@ fn redirected_tcp_is_served_and_uncaptured_tcp_is_reset() {
 #[test]
 fn redirected_udp_is_answered_from_the_address_that_was_asked() {
     own_network("dataplane::redirect::udp");
+}
+
+#[test]
+fn the_proxy_protocol_names_the_virtual_address() {
+    own_network("dataplane::redirect::proxy_protocol");
 }
 
 fn own_network(test: &str) {
@@ -142,6 +148,32 @@ async fn tcp() {
     assert_eq!(past.unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(neighbour.ask(Tcp, &format!("192.0.2.1/{}", at.port())), "");
     eventually("three were uncaptured", || uncaptured() == 3.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a network of its own; run by the test above"]
+async fn proxy_protocol() {
+    let neighbour = Neighbour::new();
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut rig = Rig::start(Tcp, &[backend.local_addr().unwrap()]);
+    rig.apply_service(Knobs {
+        proxy_protocol: Some(ProxyProtocol::V1),
+        ..Knobs::default()
+    });
+    capture(&rig, Tcp, Entry::All).await;
+    let serving = tokio::spawn(async move {
+        let mut stream = BufReader::new(backend.accept().await.unwrap().0);
+        let mut header = String::new();
+        stream.read_line(&mut header).await.unwrap();
+        stream.read_exact(&mut [0; 4]).await.unwrap();
+        stream.write_all(b"pong").await.unwrap();
+        header
+    });
+    assert_eq!(neighbour.ask(Tcp, "10.96.0.1/80"), "pong");
+    let header = soon("the header", serving).await.unwrap();
+    let words: Vec<&str> = header.split_whitespace().collect();
+    assert_eq!(words[..4], ["PROXY", "TCP4", "192.0.2.10", "10.96.0.1"]);
+    assert_eq!(words[5], "80", "{header}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,16 @@ impl BalancerFactory for Lowest {
     }
 }
 
+/// How an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Ready,
+    /// Neither ready nor serving.
+    Unready,
+    /// Terminating, and still serving.
+    Draining,
+}
+
 /// The Service `default/web` at port 80 of 10.96.0.1 or fd00:96::1, its table and a data path.
 pub(super) struct Rig {
     pub(super) plane: Dataplane,
@@ -131,8 +141,14 @@ impl Rig {
         self.publish();
     }
 
-    /// Publishes exactly these backends.
+    /// Publishes exactly these backends, all of them ready.
     pub(super) fn set_backends(&mut self, backends: &[SocketAddr]) {
+        let ready: Vec<_> = backends.iter().map(|addr| (*addr, State::Ready)).collect();
+        self.set_endpoints(&ready);
+    }
+
+    /// Publishes exactly these endpoints.
+    pub(super) fn set_endpoints(&mut self, endpoints: &[(SocketAddr, State)]) {
         let key = |index: usize| SliceKey {
             namespace: "default".into(),
             name: format!("web-{index}").into(),
@@ -140,13 +156,13 @@ impl Rig {
         for index in 0..self.slices {
             self.builder.apply(Event::SliceDeleted(key(index)));
         }
-        self.slices = backends.len();
-        for (index, backend) in backends.iter().enumerate() {
+        self.slices = endpoints.len();
+        for (index, (backend, state)) in endpoints.iter().enumerate() {
             let endpoint = Endpoint {
                 addresses: vec![backend.ip()],
-                ready: true,
-                serving: true,
-                terminating: false,
+                ready: *state == State::Ready,
+                serving: *state != State::Unready,
+                terminating: *state == State::Draining,
                 node: None,
                 zone: None,
                 hostname: None,

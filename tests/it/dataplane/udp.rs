@@ -1,14 +1,17 @@
 //! UDP flows: datagrams keep size and order, replies find their client, flows follow the endpoints.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
+use viaduct::balancers::Algorithms;
+use viaduct::capture::plan::ListenerState;
 use viaduct::dataplane::Config;
-use viaduct::model::Knobs;
-use viaduct::model::Protocol::Udp;
+use viaduct::model::{Knobs, Protocol::Udp, TrafficPolicy};
 
-use super::rig::{POISONOUS, Rig, eventually, one_thread, soon};
+use super::rig::{POISONOUS, Rig, State, eventually, one_thread, soon};
 
 async fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -144,6 +147,165 @@ async fn a_flow_keeps_its_backend_until_that_leaves() {
     assert_eq!(got, b"3");
     first.send_to(b"4", from).await.unwrap();
     assert_eq!(receive(&client).await.0, b"4");
+}
+
+/// One flow to the first of two backends, and what becomes of it when the endpoints change to `after` of the two.
+async fn next_datagram_after(
+    after: impl FnOnce([SocketAddr; 2]) -> Vec<(SocketAddr, State)>,
+) -> (usize, Outlived) {
+    let backends = two_backends().await;
+    let addrs = backends.each_ref().map(addr);
+    let mut rig = Rig::start(Udp, &addrs);
+    let client = client(rig.open().await).await;
+    client.send(b"1").await.unwrap();
+    let (_, before) = receive(&backends[0]).await;
+    rig.set_endpoints(&after(addrs));
+    // The table says it at once, the flows a moment later: whoever stays is told so by nothing.
+    let still_serves = {
+        let table = rig.published.load();
+        table.route(&rig.route()).unwrap().still_serves(addrs[0])
+    };
+    if !still_serves {
+        eventually("the flow ends", || rig.plane.active_flows() == (0, 0)).await;
+    }
+    client.send(b"2").await.unwrap();
+    let receiver = usize::from(!still_serves);
+    let (got, from) = receive(&backends[receiver]).await;
+    assert_eq!(got, b"2");
+    backends[receiver].send_to(b"3", from).await.unwrap();
+    assert_eq!(receive(&client).await.0, b"3", "and back");
+    (
+        receiver,
+        if from == before {
+            Outlived::Same
+        } else {
+            Outlived::New
+        },
+    )
+}
+
+/// Whether the flow is still the one it was.
+#[derive(Debug, PartialEq, Eq)]
+enum Outlived {
+    Same,
+    New,
+}
+
+#[tokio::test]
+async fn a_flow_whose_backend_becomes_unready_moves_on() {
+    let after = next_datagram_after(|[first, second]| {
+        vec![(first, State::Unready), (second, State::Ready)]
+    });
+    assert_eq!(after.await, (1, Outlived::New));
+}
+
+#[tokio::test]
+async fn a_flow_whose_backend_changes_its_port_moves_on() {
+    // The same address at another port is another backend.
+    let after = next_datagram_after(|[_, second]| vec![(second, State::Ready)]);
+    assert_eq!(after.await, (1, Outlived::New));
+}
+
+#[tokio::test]
+async fn a_flow_stays_while_its_backend_terminates_and_still_serves() {
+    let after = next_datagram_after(|[first, second]| {
+        vec![(first, State::Draining), (second, State::Ready)]
+    });
+    assert_eq!(after.await, (0, Outlived::Same));
+}
+
+#[tokio::test]
+async fn a_flow_stays_when_a_policy_would_not_choose_its_backend_any_more() {
+    let backend = socket().await;
+    let mut rig = Rig::start(Udp, &[addr(&backend)]);
+    let at = rig.open().await;
+    let old = client(at).await;
+    old.send(b"1").await.unwrap();
+    let (_, before) = receive(&backend).await;
+    // No endpoint is on this node.
+    rig.apply_service_with(|service| service.internal_policy = TrafficPolicy::Local);
+    let new = client(at).await;
+    new.send(b"kept out").await.unwrap();
+    eventually("new flows are kept out", || {
+        rig.metric("viaduct_udp_dropped_datagrams_total", "policy") == 1.0
+    })
+    .await;
+    old.send(b"2").await.unwrap();
+    assert_eq!(receive(&backend).await, (b"2".to_vec(), before));
+}
+
+#[tokio::test]
+async fn without_a_serving_backend_flows_end_and_a_later_one_gets_the_next_datagram() {
+    let [first, second] = two_backends().await;
+    let mut rig = Rig::start(Udp, &[addr(&first)]);
+    let client = client(rig.open().await).await;
+    client.send(b"1").await.unwrap();
+    assert_eq!(receive(&first).await.0, b"1");
+    rig.set_endpoints(&[(addr(&first), State::Unready)]);
+    eventually("the flow ends", || rig.plane.active_flows() == (0, 0)).await;
+    // What the reconciler does next to a service port that nobody serves.
+    rig.plane
+        .open(&rig.spec(ListenerState::HeldClosed))
+        .await
+        .unwrap();
+    client.send(b"refused").await.unwrap();
+    let refused = soon("an answer", client.recv(&mut [0; 8])).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    rig.set_backends(&[addr(&second)]);
+    rig.open().await;
+    client.send(b"2").await.unwrap();
+    assert_eq!(receive(&second).await.0, b"2");
+}
+
+#[tokio::test]
+async fn a_deleted_service_ends_its_flows_and_a_new_one_starts_fresh() {
+    let [first, second] = two_backends().await;
+    let mut rig = Rig::start(Udp, &[addr(&first)]);
+    let client = client(rig.open().await).await;
+    client.send(b"1").await.unwrap();
+    assert_eq!(receive(&first).await.0, b"1");
+    rig.delete_service();
+    eventually("the flow ends", || rig.plane.active_flows() == (0, 0)).await;
+    client.send(b"nobody's").await.unwrap();
+    eventually("it is counted", || {
+        rig.metric("viaduct_udp_dropped_datagrams_total", "no_backend") == 1.0
+    })
+    .await;
+    rig.apply_service(Knobs::default());
+    rig.set_backends(&[addr(&first), addr(&second)]);
+    client.send(b"2").await.unwrap();
+    assert_eq!(receive(&first).await.0, b"2", "chosen afresh");
+    assert_eq!(rig.plane.active_flows(), (0, 1));
+}
+
+#[tokio::test]
+async fn affinity_decides_when_a_flow_begins() {
+    let backends = two_backends().await;
+    let addrs = backends.each_ref().map(addr);
+    let balancers = Arc::new(Algorithms::default());
+    let mut rig = Rig::balanced_by(balancers, Udp, &addrs, one_thread());
+    rig.apply_service_with(|service| service.affinity = Some(Duration::from_secs(3600)));
+    let at = rig.open().await;
+    let one = client(at).await;
+    one.send(b"1").await.unwrap();
+    eventually("it has a backend", || {
+        addrs.iter().any(|addr| rig.figures(*addr).0 == 1)
+    })
+    .await;
+    let chosen = usize::from(rig.figures(addrs[0]).0 == 0);
+    assert_eq!(receive(&backends[chosen]).await.0, b"1");
+    for _ in 0..5 {
+        let more = client(at).await;
+        more.send(b"2").await.unwrap();
+        assert_eq!(receive(&backends[chosen]).await.0, b"2", "as before");
+    }
+    rig.apply_service(Knobs::default());
+    one.send(b"3").await.unwrap();
+    assert_eq!(
+        receive(&backends[chosen]).await.0,
+        b"3",
+        "a flow that is open stays"
+    );
 }
 
 #[tokio::test]

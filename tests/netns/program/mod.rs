@@ -1,6 +1,9 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
+mod changes;
+mod load;
 mod node;
+mod pods;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -50,6 +53,22 @@ const CASES: &[Case] = &[
     (
         "a_udp_client_keeps_its_port_through_everything",
         a_udp_client_keeps_its_port_through_everything,
+    ),
+    (
+        "udp_clients_of_every_address_move_with_the_endpoints",
+        changes::udp_clients_of_every_address_move_with_the_endpoints,
+    ),
+    (
+        "established_connections_survive_every_change",
+        changes::established_connections_survive_every_change,
+    ),
+    (
+        "load::a_rolling_update_fails_no_connection",
+        load::a_rolling_update_fails_no_connection,
+    ),
+    (
+        "load::a_dead_backend_is_not_noticed",
+        load::a_dead_backend_is_not_noticed,
     ),
     (
         "an_orderly_end_removes_every_rule",

@@ -129,9 +129,14 @@ impl Node {
     }
 
     pub(super) fn apply(&self, web: &Web) {
+        self.apply_text(&web.manifest());
+    }
+
+    /// Applies documents in place of those before.
+    pub(super) fn apply_text(&self, documents: &str) {
         // A file under its final name is always whole.
         let draft = self.manifests().join("web.tmp");
-        fs::write(&draft, web.manifest()).unwrap();
+        fs::write(&draft, documents).unwrap();
         fs::rename(draft, self.manifests().join("web.yaml")).unwrap();
     }
 

@@ -1,0 +1,106 @@
+//! Figures as plain numbers: read from accounts, added up, and taken apart again for whoever shows them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::model::Protocol;
+
+use super::{BUCKETS, BackendAccount, Count, Fault, ServiceAccount};
+
+/// What flows through one service port did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ServiceFigures {
+    pub(super) opened: u64,
+    pub(super) ended: u64,
+    pub(super) datagrams_to_backends: u64,
+    pub(super) datagrams_to_clients: u64,
+    pub(super) faults: [u64; Fault::ALL.len()],
+    pub(super) backends: BTreeMap<SocketAddr, BackendFigures>,
+    pub(super) of_former_backends: BackendFigures,
+}
+
+/// What flows to one backend did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BackendFigures {
+    pub(super) flows: u64,
+    pub(super) bytes_to_backend: u64,
+    pub(super) bytes_to_client: u64,
+    pub(super) failures: u64,
+    pub(super) reached_within: [u64; BUCKETS.len() + 1],
+    pub(super) reaching_us: u64,
+}
+
+impl ServiceFigures {
+    pub(super) fn of(account: &ServiceAccount) -> Self {
+        let backends = account.backends();
+        let backends = backends
+            .iter()
+            .map(|(addr, backend)| (*addr, BackendFigures::of(backend)));
+        Self {
+            opened: account.opened.get(),
+            ended: account.ended.get(),
+            datagrams_to_backends: account.datagrams_to_backends.get(),
+            datagrams_to_clients: account.datagrams_to_clients.get(),
+            faults: account.faults.each_ref().map(Count::get),
+            backends: backends.collect(),
+            of_former_backends: BackendFigures::default(),
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.opened += other.opened;
+        self.ended += other.ended;
+        self.datagrams_to_backends += other.datagrams_to_backends;
+        self.datagrams_to_clients += other.datagrams_to_clients;
+        add_each(&mut self.faults, &other.faults);
+        for (addr, backend) in &other.backends {
+            self.backends.entry(*addr).or_default().add(backend);
+        }
+        self.of_former_backends.add(&other.of_former_backends);
+    }
+
+    /// All backends together, those of the past included.
+    pub(super) fn all_backends(&self) -> BackendFigures {
+        let mut all = self.of_former_backends.clone();
+        for backend in self.backends.values() {
+            all.add(backend);
+        }
+        all
+    }
+}
+
+impl BackendFigures {
+    pub(super) fn of(account: &BackendAccount) -> Self {
+        Self {
+            flows: account.flows.get(),
+            bytes_to_backend: account.bytes_to_backend.get(),
+            bytes_to_client: account.bytes_to_client.get(),
+            failures: account.failures.get(),
+            reached_within: account.reached_within.each_ref().map(Count::get),
+            reaching_us: account.reaching_us.get(),
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.flows += other.flows;
+        self.bytes_to_backend += other.bytes_to_backend;
+        self.bytes_to_client += other.bytes_to_client;
+        self.failures += other.failures;
+        add_each(&mut self.reached_within, &other.reached_within);
+        self.reaching_us += other.reaching_us;
+    }
+}
+
+fn add_each<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from;
+    }
+}
+
+/// The place of a protocol in a pair of totals.
+pub(super) fn index(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Tcp => 0,
+        Protocol::Udp => 1,
+    }
+}

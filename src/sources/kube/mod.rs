@@ -1,0 +1,174 @@
+//! The API server as a source: lists and watches what the proxy needs, and says what changed.
+//!
+//! ```text
+//!  Access ─► ApiServers: one kube::Client over all servers ─► follow, one task per kind ─► Update ─► reconciler
+//!                           └► Contact: since when nobody answers ◄────┘
+//! ```
+//!
+//! It keeps no objects. What a server does not answer changes nothing: the last that was heard stays, `Contact` tells
+//! how old it is, and the next list says what has vanished meanwhile. Start reading at `watch`.
+
+mod access;
+mod backoff;
+mod body;
+mod bucket;
+mod contact;
+mod follow;
+mod initial;
+mod interest;
+mod metrics;
+mod servers;
+mod trim;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::{Kind, Object, ObjectKey};
+use crate::model::NodeName;
+use crate::routing::Published;
+
+pub use access::{Access, AccessError, Master};
+pub use contact::{Contact, OutOfTouch};
+pub use interest::DnsNeeds;
+pub use metrics::Metrics;
+
+use follow::{Feed, follow};
+use initial::Initial;
+use interest::{Watched, interest};
+use servers::ApiServers;
+
+/// What an API server said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// The object is there, or changed.
+    Applied(Object),
+    /// The object is gone.
+    Deleted(ObjectKey),
+    /// A list is complete: of this kind there are these objects, and no others.
+    Listed(Kind, HashSet<ObjectKey>),
+    /// Everything that a first table needs has been told.
+    Synced,
+}
+
+/// Where to look and what for.
+pub struct Config {
+    /// Where the API servers are, and who we are to them.
+    pub access: Access,
+    /// Of all Nodes only this one is watched.
+    pub node: NodeName,
+    /// What DNS needs beyond what routing does.
+    pub dns: DnsNeeds,
+    /// The bounds on everything that a server could draw out.
+    pub patience: Patience,
+}
+
+/// How long and how much a server may answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Objects of one page of a list.
+    pub page_size: u32,
+    /// Bytes of one page. An object has at most about 1.5 MiB (etcd's bound); slices of 1,000 endpoints have 300 KiB.
+    pub page_bytes: usize,
+    /// Bytes of one event of a watch.
+    pub event_bytes: usize,
+    /// For a connection to be made.
+    pub connect: Duration,
+    /// From a request to the head of its answer; also for an exec plugin.
+    pub answer: Duration,
+    /// From the head of a page's answer to its end.
+    pub page: Duration,
+    /// After which a watch is ended by the server, and asked for again. Below 295 s, the client's own bound.
+    pub watch: Duration,
+    /// Before the first retry.
+    pub first_retry: Duration,
+    /// Between retries in the long run.
+    pub last_retry: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            page_size: 500,
+            page_bytes: 128 << 20,
+            event_bytes: 8 << 20,
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            page: Duration::from_secs(60),
+            watch: Duration::from_secs(290),
+            first_retry: Duration::from_millis(500),
+            last_retry: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Batches of updates that may wait for the reconciler; past it the watches are simply read later.
+pub const BATCHES: usize = 16;
+
+/// Follows the API server until `stop`. Servers that are addresses of Services in `table` are reached through these
+/// Services' endpoints: our own rules would catch the connection otherwise.
+pub async fn watch(
+    config: Config,
+    table: Published,
+    contact: Contact,
+    metrics: Arc<Metrics>,
+    updates: mpsc::Sender<Vec<Update>>,
+    stop: CancellationToken,
+) {
+    let servers = ApiServers::new(
+        config.access,
+        config.patience.clone(),
+        table,
+        contact.clone(),
+    );
+    let client = Arc::new(servers).client();
+    let watched = interest(&config.node, config.dns);
+    let initial = Initial::new(watched.iter().map(|watched| watched.kind));
+    let feed = Feed {
+        client,
+        updates,
+        initial: Arc::new(initial),
+        contact,
+        metrics,
+        patience: config.patience,
+    };
+    let mut tasks = JoinSet::new();
+    for watched in watched {
+        spawn_follower(&mut tasks, feed.clone(), watched);
+    }
+    drop(feed);
+    stop.cancelled().await;
+    tasks.shutdown().await;
+}
+
+fn spawn_follower(tasks: &mut JoinSet<()>, feed: Feed, watched: Watched) {
+    match watched.kind {
+        Kind::Service => {
+            tasks.spawn(follow::<core::Service>(feed, watched, Object::Service));
+        }
+        Kind::EndpointSlice => {
+            tasks.spawn(follow::<EndpointSlice>(
+                feed,
+                watched,
+                Object::EndpointSlice,
+            ));
+        }
+        Kind::Node => {
+            tasks.spawn(follow::<core::Node>(feed, watched, Object::Node));
+        }
+        Kind::Namespace => {
+            tasks.spawn(follow::<core::Namespace>(feed, watched, Object::Namespace));
+        }
+        Kind::Pod => {
+            tasks.spawn(follow::<core::Pod>(feed, watched, Object::Pod));
+        }
+        // Hand-made Endpoints reach us through mirrored slices; `interest` never asks for them.
+        Kind::Endpoints => {}
+    }
+}

@@ -1,0 +1,5 @@
+//! The API server as a source: the real client against a server that does what servers do, good and bad.
+
+mod cluster_mode;
+mod listener;
+mod source;
