@@ -173,6 +173,8 @@ impl Worker {
                 }
             }
             if self.has_reply[slot] {
+                // To where it came from; what the kernel told about the question is nothing to send.
+                self.batch.address_to(slot, client, None);
                 self.response_sizes.observe(float(self.batch.len(slot)));
             }
         }

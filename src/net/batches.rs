@@ -230,7 +230,7 @@ impl Batch {
             header.msg_iovlen = run;
             for at in slot..slot + run {
                 let len = self.slots[at].len;
-                parts[at - start].iov_base = self.bytes[at * SLOT_BYTES..].as_mut_ptr().cast();
+                parts[at - start].iov_base = self.bytes[at * self.slot_bytes..].as_mut_ptr().cast();
                 parts[at - start].iov_len = len;
             }
             let first = &mut self.slots[slot];
@@ -279,8 +279,8 @@ impl Batch {
         &mut self.bytes[start..start + self.slot_bytes]
     }
 
-    /// The datagram in `slot` has `len` bytes, at most as many as there is room for. It goes where it came from unless
-    /// it is addressed anew.
+    /// The datagram in `slot` has `len` bytes, at most as many as there is room for. It must be addressed anew: what the
+    /// kernel told about the received one is nothing to send.
     pub fn set_len(&mut self, slot: usize, len: usize) {
         self.slots[slot].len = len.min(self.slot_bytes);
     }
@@ -427,6 +427,7 @@ mod tests {
         assert_eq!(batch.bytes(1), [7; 128], "cut to the slot");
         batch.room(1)[..5].copy_from_slice(b"reply");
         batch.set_len(1, 5);
+        batch.address_to(1, client.local_addr().unwrap(), None);
         assert_eq!(batch.send(&server, 1..2).unwrap(), 1);
         let mut buffer = [0; 8];
         assert_eq!(client.recv(&mut buffer).unwrap(), 5);
