@@ -133,6 +133,8 @@ fn pick(c: &mut Criterion) {
     for (label, algorithm, affinity) in [
         ("round-robin", Algorithm::RoundRobin, None),
         ("least-connection", Algorithm::LeastConnection, None),
+        ("random-two-choices", Algorithm::RandomTwoChoices, None),
+        ("maglev", Algorithm::Maglev, None),
         ("affinity", Algorithm::RoundRobin, hour),
     ] {
         let balancer = Algorithms::default().make(algorithm, affinity);
@@ -144,6 +146,8 @@ fn pick(c: &mut Criterion) {
                     client: IpAddr::V4(Ipv4Addr::from(0xc000_0200 + client)),
                     backends,
                     tried: &[],
+                    passed_over: &[],
+                    warming: None,
                     now: Instant::now(),
                 })
             });

@@ -174,7 +174,8 @@ impl App {
             pod_cidrs: config.pod_cidrs.clone(),
             node_port_addresses: config.node_port_addresses.clone(),
             localhost_node_ports: config.localhost_node_ports,
-            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm),
+            builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
+                .ejecting(config.outlier_ejection),
             table,
             objects,
             dataplane: dataplane.clone(),

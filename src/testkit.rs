@@ -1,15 +1,16 @@
 //! Builders for unit tests: the shortest way to a value that a test does not care about. Compiled for tests only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crate::model::{
-    Algorithm, Endpoint, EndpointSlice, Family, Frontend, Hints, Knobs, NodeName, Port, Protocol,
-    Service, ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort,
-    TrafficPolicy,
+    Algorithm, Endpoint, EndpointSlice, Family, Frontend, Hints, Knobs, NodeName, OutlierEjection,
+    Port, Protocol, Service, ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey,
+    SlicePort, TrafficPolicy,
 };
-use crate::routing::{Backend, Balancer, BalancerFactory, Choice, Live, Route};
+use crate::routing::{Backend, Balancer, BalancerFactory, Choice, HeldBack, Live, Route};
 
 /// The moment at which tests begin.
 pub(crate) fn start() -> Instant {
@@ -207,7 +208,25 @@ pub(crate) fn backend(addr: SocketAddr) -> Arc<Backend> {
         node: None,
         pod: None,
         live: Arc::new(Live::default()),
+        held_back: Arc::default(),
     })
+}
+
+/// The backends of one service port, that share who is held back; ejected after so many failures in a row.
+pub(crate) fn backends_ejected_after(failures: u32, n: u8) -> (Arc<HeldBack>, Vec<Arc<Backend>>) {
+    let held_back = Arc::new(HeldBack::default());
+    let failures = NonZeroU32::new(failures);
+    held_back.set_rule(failures.map_or(OutlierEjection::Off, OutlierEjection::After));
+    let backends = backends(n).into_iter().map(|backend| {
+        Arc::new(Backend {
+            addr: backend.addr,
+            node: None,
+            pod: None,
+            live: backend.live.clone(),
+            held_back: held_back.clone(),
+        })
+    });
+    (held_back.clone(), backends.collect())
 }
 
 /// Backends at 10.1.0.1:8080, 10.1.0.2:8080 and so on; at most 255.
@@ -223,6 +242,8 @@ pub(crate) fn choice<'a>(backends: &'a [Arc<Backend>], tried: &'a [SocketAddr]) 
         client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         backends,
         tried,
+        passed_over: &[],
+        warming: None,
         now: start(),
     }
 }
@@ -233,7 +254,7 @@ pub(crate) struct FirstUntried;
 
 impl Balancer for FirstUntried {
     fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
-        (0..choice.backends.len()).find(|index| !choice.is_tried(*index))
+        (0..choice.backends.len()).find(|index| choice.is_open(*index))
     }
 }
 
@@ -261,6 +282,7 @@ pub(crate) fn route(key: ServicePortKey) -> Route {
         node_port: None,
         source_ranges: Vec::new(),
         balancer: Arc::new(FirstUntried),
+        held_back: Arc::default(),
         load: Arc::default(),
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
@@ -41,6 +42,7 @@ impl Sources {
             objects: self.objects.load_full(),
             table: self.table.load_full(),
             now: Timestamp::now(),
+            instant: Instant::now(),
         }
     }
 }
@@ -169,7 +171,7 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
         Ok(target) => target,
         Err(invalid) => return (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
     };
-    match sources.table.load_full().explain(&target) {
+    match sources.table.load_full().explain(&target, Instant::now()) {
         Ok(explanation) => Json(explanation).into_response(),
         Err(unknown) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
     }

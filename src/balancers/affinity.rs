@@ -63,10 +63,11 @@ impl ClientIp {
     }
 
     fn remembered(&self, pin: &Pin, choice: &Choice<'_>) -> Option<usize> {
-        if self.is_expired(pin, choice.now) || choice.tried.contains(&pin.backend) {
+        if self.is_expired(pin, choice.now) {
             return None;
         }
-        choice.backends.iter().position(|b| b.addr == pin.backend)
+        let index = choice.backends.iter().position(|b| b.addr == pin.backend)?;
+        choice.is_open(index).then_some(index)
     }
 
     // Takes one of the places; false if there is none.
@@ -197,6 +198,8 @@ mod tests {
             client: client(who),
             backends,
             tried,
+            passed_over: &[],
+            warming: None,
             now: start() + Duration::from_millis(at),
         };
         balancer
@@ -225,6 +228,8 @@ mod tests {
             client: "::ffff:10.0.0.1".parse().unwrap(),
             backends: &backends,
             tried: &[],
+            passed_over: &[],
+            warming: None,
             now: start(),
         };
         let index = balancer.pick(&mapped).unwrap();
@@ -238,6 +243,25 @@ mod tests {
         let backends = backends(2);
         let first = pick(&balancer, &backends, &[], 1, 0).unwrap();
         let second = pick(&balancer, &backends, &[first], 1, 0).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(pick(&balancer, &backends, &[], 1, 1), Some(second));
+    }
+
+    #[test]
+    fn a_backend_that_is_passed_over_is_replaced_for_good() {
+        let balancer = affinity(10);
+        let backends = backends(2);
+        let first = pick(&balancer, &backends, &[], 1, 0).unwrap();
+        let passed_over: Vec<bool> = backends.iter().map(|b| b.addr == first).collect();
+        let choice = Choice {
+            client: client(1),
+            backends: &backends,
+            tried: &[],
+            passed_over: &passed_over,
+            warming: None,
+            now: start(),
+        };
+        let second = backends[balancer.pick(&choice).unwrap()].addr;
         assert_ne!(second, first);
         assert_eq!(pick(&balancer, &backends, &[], 1, 1), Some(second));
     }

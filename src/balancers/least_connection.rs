@@ -21,7 +21,7 @@ impl Balancer for LeastConnection {
                 .backends
                 .iter()
                 .enumerate()
-                .filter(|(index, _)| !choice.is_tried(*index))
+                .filter(|(index, _)| choice.is_open(*index))
                 .map(|(index, backend)| (index, backend.live.active()))
         };
         let mut fewest = u64::MAX;

@@ -1,11 +1,16 @@
 //! The balancing algorithms: which candidate serves a new flow. Pure.
 //!
-//! An algorithm is one file here, one variant of `model::Algorithm` and one line in [`Algorithms::make`]. Affinity is
-//! no algorithm: it wraps any of them. Who may be picked at all was decided before, in `routing::eligible`.
+//! An algorithm is one file here, one variant of `model::Algorithm` and one line in [`Algorithms::make`]. Affinity and
+//! slow start are no algorithms: they wrap one. Who may be picked at all was decided before, in `routing::eligible`, and
+//! who is passed over for failing, in `routing::held_back`.
 
 mod affinity;
 mod least_connection;
+mod maglev;
+mod mixing;
+mod random_two;
 mod round_robin;
+mod slow_start;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +20,10 @@ use crate::routing::{Balancer, BalancerFactory};
 
 use affinity::ClientIp;
 use least_connection::LeastConnection;
+use maglev::Maglev;
+use random_two::RandomTwo;
 use round_robin::RoundRobin;
+use slow_start::SlowStart;
 
 /// Makes the balancers of all service ports.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +45,11 @@ impl Default for Algorithms {
 impl BalancerFactory for Algorithms {
     fn make(&self, algorithm: Algorithm, affinity: Option<Duration>) -> Arc<dyn Balancer> {
         let plain: Arc<dyn Balancer> = match algorithm {
-            Algorithm::RoundRobin => Arc::new(RoundRobin::default()),
-            Algorithm::LeastConnection => Arc::new(LeastConnection::default()),
+            Algorithm::RoundRobin => Arc::new(SlowStart::new(RoundRobin::default())),
+            Algorithm::LeastConnection => Arc::new(SlowStart::new(LeastConnection::default())),
+            Algorithm::RandomTwoChoices => Arc::new(SlowStart::new(RandomTwo::default())),
+            // A hash has no share that could grow: a client belongs to the new backend at once or not at all.
+            Algorithm::Maglev => Arc::new(Maglev::default()),
         };
         match affinity {
             Some(timeout) => Arc::new(ClientIp::new(plain, timeout, self.max_affinity_entries)),
@@ -93,6 +104,6 @@ mod tests {
                 balancer.memory().clients
             })
             .collect();
-        assert_eq!(remembered, [0, 1, 0, 1]);
+        assert_eq!(remembered, [0, 1, 0, 1, 0, 1, 0, 1]);
     }
 }

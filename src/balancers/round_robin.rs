@@ -26,15 +26,32 @@ pub(super) struct RoundRobin {
 
 impl Balancer for RoundRobin {
     fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
-        let n = choice.backends.len();
+        if choice.passed_over.is_empty() {
+            return self.in_turn(choice, choice.backends.len(), |nth| nth);
+        }
+        // The turns of those that are passed over are no neighbour's: the others share them.
+        let others: Vec<usize> = (0..choice.backends.len())
+            .filter(|index| !choice.is_passed_over(*index))
+            .collect();
+        self.in_turn(choice, others.len(), |nth| others[nth])
+    }
+}
+
+impl RoundRobin {
+    fn in_turn(
+        &self,
+        choice: &Choice<'_>,
+        n: usize,
+        index_of: impl Fn(usize) -> usize,
+    ) -> Option<usize> {
         if n == 0 {
             return None;
         }
         let turn = self.turns[n % COUNTERS].fetch_add(1, Ordering::Relaxed);
         let first = turn % n + turn / (n * ROUNDS_IN_ORDER) % n;
         (0..n)
-            .map(|step| (first + step) % n)
-            .find(|index| !choice.is_tried(*index))
+            .map(|step| index_of((first + step) % n))
+            .find(|index| choice.is_open(*index))
     }
 }
 
@@ -75,6 +92,21 @@ mod tests {
         let tried = [backends[0].addr, backends[1].addr];
         assert_eq!(balancer.pick(&choice(&backends, &tried)), Some(2));
         assert_eq!(balancer.pick(&choice(&backends, &tried[..1])), Some(1));
+    }
+
+    #[test]
+    fn the_turns_of_those_that_are_passed_over_are_shared_by_the_others() {
+        let balancer = RoundRobin::default();
+        let backends = backends(4);
+        let choice = Choice {
+            passed_over: &[false, true, false, false],
+            ..choice(&backends, &[])
+        };
+        let mut shares = [0; 4];
+        for _ in 0..30 {
+            shares[balancer.pick(&choice).unwrap()] += 1;
+        }
+        assert_eq!(shares, [10, 0, 10, 10]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
-use crate::model::{Algorithm, Family, Knobs, NodeName, ServiceName};
+use crate::model::{Algorithm, Family, Knobs, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
@@ -55,6 +55,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// The algorithm of Services that name none.
     pub algorithm: Algorithm,
+    /// When failing backends of Services that do not say are left out.
+    pub outlier_ejection: OutlierEjection,
     /// How often rules are checked and failures tried again.
     pub sync_period: Duration,
     /// Idle end of a UDP flow.
@@ -195,6 +197,10 @@ impl Config {
                 Some(true) | None => ExecProbes::Allowed,
             },
             algorithm: algorithm(settings.lb_algorithm.as_deref())?,
+            outlier_ejection: settings
+                .outlier_ejection
+                .map(|Text(rule)| rule)
+                .unwrap_or_default(),
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,

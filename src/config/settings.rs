@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
 use crate::dns::PodMode;
+use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
@@ -122,6 +123,10 @@ pub struct Settings {
     /// Balancing algorithm of Services that name none [default: round-robin]
     #[arg(skip)]
     pub lb_algorithm: Option<String>,
+
+    /// Failed dials in a row after which a backend is left out for a while, or off [default: 3]
+    #[arg(skip)]
+    pub outlier_ejection: Option<Text<OutlierEjection>>,
 
     /// Rules are checked, and failed ones tried again, this often [default: 30s]
     #[arg(long, value_name = "DURATION", env = "VIADUCT_IPTABLES_SYNC_PERIOD")]
@@ -266,6 +271,7 @@ impl Settings {
             iptables_localhost_nodeports,
             masquerade_all,
             lb_algorithm,
+            outlier_ejection,
             iptables_sync_period,
             udp_idle_timeout,
             connect_timeout,
@@ -313,6 +319,7 @@ impl Settings {
             iptables_localhost_nodeports: Some(true),
             masquerade_all: Some(false),
             lb_algorithm: Some("round-robin".to_owned()),
+            outlier_ejection: Some(Text(OutlierEjection::default())),
             iptables_sync_period: duration(30),
             udp_idle_timeout: duration(60),
             connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),

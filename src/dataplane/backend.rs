@@ -4,7 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::routing::{Backend, Choice, Route};
+use crate::model::ServicePortKey;
+use crate::routing::{Backend, Ejection, Route};
+
+use super::Metrics;
 
 /// A backend that a flow uses or dials; its live figures say so until this is dropped.
 #[derive(Debug)]
@@ -19,13 +22,7 @@ impl InUse {
         tried: &[SocketAddr],
         now: Instant,
     ) -> Option<Self> {
-        let choice = Choice {
-            client,
-            backends,
-            tried,
-            now,
-        };
-        let backend = backends.get(route.balancer.pick(&choice)?)?.clone();
+        let backend = route.pick(backends, client, tried, now)?.clone();
         // Counted while it is still dialled: a burst of new flows must not all see it idle.
         backend.live.begin();
         Some(Self(backend))
@@ -37,8 +34,16 @@ impl InUse {
     }
 
     /// It could not be reached.
-    pub(super) fn failed(&self) {
-        self.0.live.fail();
+    pub(super) fn failed(&self, service: &ServicePortKey, metrics: &Metrics) {
+        if let Some(Ejection { failures, length }) = self.0.failed(Instant::now()) {
+            metrics.ejections.inc();
+            tracing::info!(%service, backend = %self.0.addr, failures, ?length, "backend ejected");
+        }
+    }
+
+    /// It was reached, or answered.
+    pub(super) fn succeeded(&self) {
+        self.0.succeeded();
     }
 }
 

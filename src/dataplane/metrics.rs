@@ -18,6 +18,8 @@ pub struct Metrics {
     pub uncaptured: IntCounter,
     /// Failed dial attempts, by reason.
     pub dial_failures: IntCounterVec,
+    /// Ejections of backends that failed too often.
+    pub ejections: IntCounter,
     /// Failed accepts, by reason.
     pub accept_errors: IntCounterVec,
     /// Datagrams dropped, by reason.
@@ -57,6 +59,10 @@ impl Metrics {
                 "viaduct_dial_failures_total",
                 "Failed attempts to reach a backend, by reason; each may have been made good by another backend.",
                 "reason",
+            )?,
+            ejections: counter(
+                "viaduct_backend_ejections_total",
+                "Times that a backend was left out for a while because it failed too often.",
             )?,
             accept_errors: by(
                 "viaduct_accept_errors_total",

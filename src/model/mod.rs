@@ -18,6 +18,6 @@ pub use ids::{
 pub use node::Node;
 pub use pod::Pod;
 pub use service::{
-    Algorithm, Knobs, LoadBalancerAddress, OutlierEjection, ProxyProtocol, SctpPort, Service,
-    ServiceKind, ServicePort, TrafficPolicy,
+    Algorithm, InvalidEjection, Knobs, LoadBalancerAddress, OutlierEjection, ProxyProtocol,
+    SctpPort, Service, ServiceKind, ServicePort, TrafficPolicy,
 };

@@ -1,7 +1,9 @@
 //! A Service, reduced to what routing and DNS need.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,13 +128,19 @@ pub enum Algorithm {
     RoundRobin,
     /// The backend with the fewest flows at this moment.
     LeastConnection,
+    /// Of two backends at random the one with fewer flows.
+    RandomTwoChoices,
+    /// The backend that a hash of the client's address names; few clients move when backends come or go.
+    Maglev,
 }
 
 impl Algorithm {
     /// All of them, by the name that users write.
-    pub const ALL: [(&'static str, Self); 2] = [
+    pub const ALL: [(&'static str, Self); 4] = [
         ("round-robin", Self::RoundRobin),
         ("least-connection", Self::LeastConnection),
+        ("random-two-choices", Self::RandomTwoChoices),
+        ("maglev", Self::Maglev),
     ];
 
     /// The name that users write.
@@ -199,7 +207,8 @@ impl ProxyProtocol {
     }
 }
 
-/// When a backend that fails is left out for a while.
+/// When a backend that fails is left out for a while. By default after three failed dials in a row: one may be a lost
+/// packet, and a backend that is gone costs three clients a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutlierEjection {
     /// Never.
@@ -215,5 +224,39 @@ impl Service {
             .iter()
             .copied()
             .find(|ip| Family::of(*ip) == family)
+    }
+}
+
+impl Default for OutlierEjection {
+    fn default() -> Self {
+        Self::After(const { NonZeroU32::new(3).expect("a literal above 0") })
+    }
+}
+
+/// A text that is no rule of ejection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither off nor a number of failures from 1")]
+pub struct InvalidEjection(String);
+
+impl FromStr for OutlierEjection {
+    type Err = InvalidEjection;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEjection> {
+        match text {
+            "off" => Ok(Self::Off),
+            failures => failures
+                .parse()
+                .map(Self::After)
+                .map_err(|_| InvalidEjection(failures.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for OutlierEjection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::After(failures) => failures.fmt(f),
+        }
     }
 }

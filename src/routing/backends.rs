@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::model::{Endpoint, EndpointSlice, Family, ServicePort, ServicePortKey};
 
-use super::{Backend, Live, NodeView};
+use super::{Backend, HeldBack, Live, NodeView};
 
 /// The live figures of every endpoint of a service port, eligible or not: an endpoint that is unready for a moment
 /// still has its flows.
@@ -74,6 +74,7 @@ pub(super) fn shuffled_backends(
     node: &NodeView,
     candidates: &[(SocketAddr, &Endpoint)],
     figures: &Figures,
+    held_back: &Arc<HeldBack>,
 ) -> Vec<Arc<Backend>> {
     let mut backends: Vec<Arc<Backend>> = candidates
         .iter()
@@ -83,6 +84,7 @@ pub(super) fn shuffled_backends(
                 node: endpoint.node.clone(),
                 pod: endpoint.pod.clone(),
                 live: figures.get(addr).cloned().unwrap_or_default(),
+                held_back: held_back.clone(),
             })
         })
         .collect();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::Algorithm;
 
-use super::Backend;
+use super::{Backend, Warming};
 
 /// One choice to be made for one new flow.
 #[derive(Clone, Copy, Debug)]
@@ -18,14 +18,28 @@ pub struct Choice<'a> {
     pub backends: &'a [Arc<Backend>],
     /// Backends that this flow has tried already; never chosen again.
     pub tried: &'a [SocketAddr],
+    /// Candidates that are passed over this time, by index; empty = none.
+    pub passed_over: &'a [bool],
+    /// How new candidates warm up; `None` where none does.
+    pub warming: Option<Warming<'a>>,
     /// The time of the choice.
     pub now: Instant,
 }
 
 impl Choice<'_> {
-    /// Whether the candidate at `index` has been tried.
-    pub fn is_tried(&self, index: usize) -> bool {
-        self.tried.contains(&self.backends[index].addr)
+    /// Whether the candidate at `index` may be chosen.
+    pub fn is_open(&self, index: usize) -> bool {
+        !self.is_passed_over(index) && !self.tried.contains(&self.backends[index].addr)
+    }
+
+    /// Whether the candidate at `index` is passed over this time.
+    pub fn is_passed_over(&self, index: usize) -> bool {
+        self.passed_over.get(index).is_some_and(|out| *out)
+    }
+
+    /// Whether every candidate may be chosen.
+    pub fn are_all_open(&self) -> bool {
+        self.tried.is_empty() && self.passed_over.is_empty()
     }
 }
 

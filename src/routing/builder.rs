@@ -8,21 +8,25 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::model::{
-    Algorithm, EndpointSlice, Event, Family, Frontend, Pod, Port, Service, ServiceName,
-    ServicePort, ServicePortKey, SliceKey,
+    Algorithm, EndpointSlice, Event, Family, Frontend, OutlierEjection, Pod, Port, Service,
+    ServiceName, ServicePort, ServicePortKey, SliceKey,
 };
 
 use super::backends::{Figures, carry_figures, endpoints_of, serving, shuffled_backends};
 use super::claims::{Claim, Claims};
 use super::eligible::eligible;
 use super::frontends::{is_proxied, source_ranges, wanted_frontends};
-use super::{BalancerFactory, Conflict, NodeView, Route, RoutingTable, ServiceEntry, ServiceLoad};
+use super::{
+    Backend, BalancerFactory, Conflict, HeldBack, NodeView, Route, RoutingTable, ServiceEntry,
+    ServiceLoad,
+};
 
 /// The facts behind the table, and what has changed since the last build.
 pub struct TableBuilder {
     table: RoutingTable,
     balancers: Arc<dyn BalancerFactory>,
     default_algorithm: Algorithm,
+    default_ejection: OutlierEjection,
     services: HashMap<ServiceName, Arc<Service>>,
     slices: HashMap<SliceKey, Arc<EndpointSlice>>,
     slices_of: HashMap<ServiceName, BTreeSet<SliceKey>>,
@@ -53,6 +57,7 @@ impl TableBuilder {
             table: RoutingTable::default(),
             balancers,
             default_algorithm,
+            default_ejection: OutlierEjection::default(),
             services: HashMap::new(),
             slices: HashMap::new(),
             slices_of: HashMap::new(),
@@ -63,6 +68,13 @@ impl TableBuilder {
             figures: HashMap::new(),
             dirty: BTreeSet::new(),
         }
+    }
+
+    /// When failing backends are ejected, where a Service does not say.
+    #[must_use]
+    pub fn ejecting(mut self, rule: OutlierEjection) -> Self {
+        self.default_ejection = rule;
+        self
     }
 
     /// Takes note of one event. Order between a Service and its slices does not matter.
@@ -254,6 +266,23 @@ impl TableBuilder {
             }
             Some(_) | None => self.balancers.make(algorithm, service.affinity),
         };
+        let held_back = match self.table.routes.get(&key) {
+            Some(before) => before.held_back.clone(),
+            None => Arc::default(),
+        };
+        held_back.set_rule(
+            service
+                .knobs
+                .outlier_ejection
+                .unwrap_or(self.default_ejection),
+        );
+        let sets = [&candidates.cluster, &candidates.local]
+            .map(|candidates| shuffled_backends(&key, node, candidates, &figures, &held_back));
+        let [cluster, local] = sets;
+        match (self.table.routes.get(&key), service.knobs.slow_start) {
+            (Some(before), Some(_)) => warm_up(before, &cluster, &local, &held_back),
+            (None, _) | (_, None) => held_back.count_warming([].into_iter()),
+        }
         let holds = |claim| self.claims.holds(&key, claim);
         let frontends = wanted_frontends(service, port, key.family)
             .into_iter()
@@ -265,8 +294,8 @@ impl TableBuilder {
             .filter(|number| holds(Claim::NodePort(key.family, key.protocol, *number)));
         let route = Route {
             port: port.port.number(),
-            cluster: shuffled_backends(&key, node, &candidates.cluster, &figures),
-            local: shuffled_backends(&key, node, &candidates.local, &figures),
+            cluster,
+            local,
             serving: serving(&endpoints),
             any_endpoints: candidates.any,
             internal_policy: service.internal_policy,
@@ -278,12 +307,34 @@ impl TableBuilder {
             node_port,
             source_ranges: source_ranges(service, key.family),
             balancer,
+            held_back,
             load: load.clone(),
             key: key.clone(),
         };
         self.figures.insert(key, figures);
         Arc::new(route)
     }
+}
+
+// Backends that join others which served before them warm up; where nobody served, there is nobody to spare them.
+fn warm_up(before: &Route, cluster: &[Arc<Backend>], local: &[Arc<Backend>], held_back: &HeldBack) {
+    let served = |backend: &Backend| {
+        let mut all = before.cluster.iter().chain(&before.local);
+        all.any(|other| other.addr == backend.addr)
+    };
+    let all = || {
+        let only_local = local.iter().filter(|backend| {
+            let mut others = cluster.iter();
+            others.all(|other| other.addr != backend.addr)
+        });
+        cluster.iter().chain(only_local)
+    };
+    if all().any(|backend| served(backend)) {
+        for newcomer in all().filter(|backend| !served(backend)) {
+            newcomer.join();
+        }
+    }
+    held_back.count_warming(all());
 }
 
 // The service ports of a Service in order, IPv4 before IPv6; none if it is not proxied.

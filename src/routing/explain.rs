@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::time::Instant;
 
 use crate::model::{Family, Frontend, Protocol, TrafficPolicy};
 
@@ -15,7 +16,7 @@ use super::explanation::{
     Explanation, Outcome,
 };
 use super::judge::{Judged, Judgement, judge};
-use super::remarks::{ports_of, why_not_proxied};
+use super::remarks::{about_held_back, ports_of, why_not_proxied};
 use super::target::{Target, UnknownTarget};
 use super::{FrontendKind, Origin, Route, RoutingTable, ServiceEntry, Verdict};
 
@@ -27,11 +28,11 @@ struct Asked<'a> {
 }
 
 impl RoutingTable {
-    /// Where traffic to `target` goes, and why.
+    /// Where traffic to `target` goes at `now`, and why.
     ///
     /// # Errors
     /// There is no such Service, port or address here.
-    pub fn explain(&self, target: &Target) -> Result<Explanation, UnknownTarget> {
+    pub fn explain(&self, target: &Target, now: Instant) -> Result<Explanation, UnknownTarget> {
         let mut remarks = Vec::new();
         if !self.synced {
             remarks.push("the initial state is not complete yet".to_owned());
@@ -44,7 +45,10 @@ impl RoutingTable {
             }
             Target::Address(address) => self.ask_address(*address)?,
         };
-        let service_ports: Vec<_> = asked.into_iter().map(|a| self.explain_port(a)).collect();
+        let service_ports: Vec<_> = asked
+            .into_iter()
+            .map(|a| self.explain_port(a, now))
+            .collect();
         Ok(Explanation {
             target: target.to_string(),
             served: are_served(&service_ports),
@@ -203,7 +207,7 @@ impl RoutingTable {
         }
     }
 
-    fn explain_port(&self, asked: Asked<'_>) -> ExplainedPort {
+    fn explain_port(&self, asked: Asked<'_>, now: Instant) -> ExplainedPort {
         let Asked {
             entry,
             route,
@@ -217,7 +221,8 @@ impl RoutingTable {
             mut endpoints,
             topology,
         } = judge(&found.unwrap_or_default(), &self.node);
-        let remarks = self.remarks_on(entry, route, port, topology, &endpoints);
+        let mut remarks = self.remarks_on(entry, route, port, topology, &endpoints);
+        remarks.extend(about_held_back(route, now));
         endpoints.sort_by_key(|judgement| judgement.addr);
         let over_tcp = key.protocol == Protocol::Tcp;
         let proxy_protocol = route.knobs.proxy_protocol.filter(|_| over_tcp);

@@ -1,6 +1,7 @@
 //! What an explanation says besides its verdicts: the likely reasons why there is no endpoint, no address, no route.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::model::{Family, Port, Protocol, Service, ServiceKind, ServicePort};
 
@@ -94,6 +95,32 @@ impl RoutingTable {
         }
         lost
     }
+}
+
+/// Who gets less than his share for now.
+pub(super) fn about_held_back(route: &Route, now: Instant) -> Vec<String> {
+    let passed_over = route.held_back.ejected(&route.cluster, now);
+    let mut remarks = Vec::new();
+    for (index, backend) in route.cluster.iter().enumerate() {
+        if let Some(left) = backend.ejected_for(now) {
+            let consequence = if passed_over.get(index).is_some_and(|out| *out) {
+                "is passed over"
+            } else {
+                "is used all the same, for half are out already"
+            };
+            remarks.push(format!(
+                "{} failed too often and {consequence}, for {:.1} s more or until a dial succeeds",
+                backend.addr,
+                left.as_secs_f64()
+            ));
+        } else if backend.is_warming() && route.knobs.slow_start.is_some() {
+            remarks.push(format!(
+                "{} is new, its share of new flows still grows",
+                backend.addr
+            ));
+        }
+    }
+    remarks
 }
 
 fn about_topology(topology: Topology, endpoints: &[Judgement<'_>]) -> Option<String> {

@@ -1,15 +1,14 @@
 //! A route: what one service port does with a flow.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use crate::model::{Algorithm, Frontend, Knobs, NodeName, ServicePortKey, TrafficPolicy};
 
-use super::{Balancer, FrontendKind, Origin, ServiceLoad};
+use super::{Balancer, Choice, FrontendKind, HeldBack, Live, Origin, ServiceLoad, Warming};
 
 /// An endpoint judged eligible.
 #[derive(Debug)]
@@ -22,47 +21,8 @@ pub struct Backend {
     pub pod: Option<Arc<str>>,
     /// Live figures; the same object as long as the address stays in the service port.
     pub live: Arc<Live>,
-}
-
-/// Figures of a backend that are born on the data path.
-#[derive(Debug, Default)]
-pub struct Live {
-    active: AtomicU64,
-    flows_total: AtomicU64,
-    failures_total: AtomicU64,
-}
-
-impl Live {
-    /// A flow begins.
-    pub fn begin(&self) {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        self.flows_total.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A flow that had begun ends.
-    pub fn end(&self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// It could not be reached.
-    pub fn fail(&self) {
-        self.failures_total.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Flows at this moment.
-    pub fn active(&self) -> u64 {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Flows since the backend appeared.
-    pub fn flows_total(&self) -> u64 {
-        self.flows_total.load(Ordering::Relaxed)
-    }
-
-    /// Failed dials since the backend appeared.
-    pub fn failures_total(&self) -> u64 {
-        self.failures_total.load(Ordering::Relaxed)
-    }
+    /// Who of its service port is held back.
+    pub held_back: Arc<HeldBack>,
 }
 
 /// What one service port does with its flows. Immutable; a change makes a new one.
@@ -99,6 +59,8 @@ pub struct Route {
     pub source_ranges: Vec<IpNet>,
     /// The algorithm's state.
     pub balancer: Arc<dyn Balancer>,
+    /// Who of its backends is held back.
+    pub held_back: Arc<HeldBack>,
     /// The TCP connections of the whole Service; all its routes have the same one.
     pub load: Arc<ServiceLoad>,
 }
@@ -115,6 +77,38 @@ pub enum Verdict<'a> {
 }
 
 impl Route {
+    /// Picks one of `candidates`, which are one of its sets, for a new flow of `client`; `None` if all have been tried.
+    /// Those that are ejected are picked when nobody else is left.
+    pub fn pick<'a>(
+        &self,
+        candidates: &'a [Arc<Backend>],
+        client: IpAddr,
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Option<&'a Arc<Backend>> {
+        let mut choice = Choice {
+            client,
+            backends: candidates,
+            tried,
+            passed_over: &[],
+            warming: None,
+            now,
+        };
+        if !self.held_back.is_anybody(now) {
+            return candidates.get(self.balancer.pick(&choice)?);
+        }
+        choice.warming = self.knobs.slow_start.map(|length| Warming {
+            held_back: &self.held_back,
+            length,
+        });
+        let ejected = self.held_back.ejected(candidates, now);
+        let first = self.balancer.pick(&Choice {
+            passed_over: &ejected,
+            ..choice
+        });
+        candidates.get(first.or_else(|| self.balancer.pick(&choice))?)
+    }
+
     /// What becomes of a flow to an address of that kind from that origin.
     ///
     /// Source: KEP-2086, KEP-1669.

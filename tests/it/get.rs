@@ -112,6 +112,7 @@ fn backends_count_what_they_served() {
             "ACTIVE",
             "TOTAL",
             "FAILED",
+            "STATE",
             "NODE",
             "ALGORITHM"
         ]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub(super) struct BackendRow {
 
 impl BackendRow {
     /// All cells, the wide ones last.
-    pub(super) fn cells(&self) -> Vec<String> {
+    pub(super) fn cells(&self, now: Instant) -> Vec<String> {
         let key = &self.route.key;
         let live = &self.backend.live;
         vec![
@@ -37,6 +38,7 @@ impl BackendRow {
             live.active().to_string(),
             live.flows_total().to_string(),
             live.failures_total().to_string(),
+            self.state(now).to_owned(),
             or_none(
                 self.backend
                     .node
@@ -48,8 +50,18 @@ impl BackendRow {
         ]
     }
 
+    fn state(&self, now: Instant) -> &'static str {
+        if self.backend.is_ejected(now) {
+            "ejected"
+        } else if self.backend.is_warming() {
+            "warming"
+        } else {
+            "ready"
+        }
+    }
+
     /// The row as an object.
-    pub(super) fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self, now: Instant) -> Value {
         let key = &self.route.key;
         let live = &self.backend.live;
         json!({
@@ -65,6 +77,7 @@ impl BackendRow {
             "activeFlows": live.active(),
             "flowsTotal": live.flows_total(),
             "failuresTotal": live.failures_total(),
+            "state": self.state(now),
         })
     }
 }

@@ -7,6 +7,7 @@ mod cells;
 mod rows;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use crate::control::{Kind, Object, Objects};
 use crate::routing::RoutingTable;
 
-use backend_row::{BackendRow, backend_rows};
+use backend_row::backend_rows;
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Snapshot {
     pub table: Arc<RoutingTable>,
     /// The time of asking.
     pub now: Timestamp,
+    /// The same on the clock that only goes forward.
+    pub instant: Instant,
 }
 
 /// Which rows are wanted.
@@ -117,7 +120,7 @@ impl Snapshot {
                 .collect(),
             None => backend_rows(&self.table, selection)
                 .iter()
-                .map(BackendRow::to_json)
+                .map(|row| row.to_json(self.instant))
                 .collect(),
         };
         json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items })
@@ -169,6 +172,7 @@ impl Snapshot {
                     "ACTIVE",
                     "TOTAL",
                     "FAILED",
+                    "STATE",
                 ],
                 &["NODE", "ALGORITHM"],
             ),
@@ -181,7 +185,7 @@ impl Snapshot {
                 .collect(),
             None => backend_rows(&self.table, selection)
                 .iter()
-                .map(BackendRow::cells)
+                .map(|row| row.cells(self.instant))
                 .collect(),
         };
         let mut headings: Vec<String> = columns

@@ -137,6 +137,7 @@ impl Dial {
             Ok(()) => {
                 let account = listener.account().backend(attempt.backend.addr());
                 account.reached(reactor.now().saturating_duration_since(attempt.since));
+                attempt.backend.succeeded();
                 Progress::Reached(attempt.stream, attempt.backend, account)
             }
             Err(error) => self.go_on(attempt, error, key, listener, reactor),
@@ -245,7 +246,7 @@ impl Dial {
         tracing::debug!(service = %self.wanted.route.key, backend = %addr, %error, attempt = self.attempts.made(), "dial failed");
         if why.blames_backend() {
             listener.account().backend(addr).failures.add(1);
-            backend.failed();
+            backend.failed(&self.wanted.route.key, &listener.shared.metrics);
         }
         self.attempts.failed(addr, why);
         self.last = match why {

@@ -186,6 +186,9 @@ impl Session {
         }
         // It speaks: whoever refused before may be tried again next time.
         self.tried.clear();
+        if let Some(link) = &self.link {
+            link.backend.succeeded();
+        }
     }
 
     /// Reading from the backend failed: if it refused, the link ends once it has been drained.
@@ -217,7 +220,9 @@ impl Session {
     }
 
     fn refused(&mut self, link: Link) {
-        link.backend.failed();
+        let listener = &self.flow.listener;
+        link.backend
+            .failed(&listener.id.route, &listener.shared.metrics);
         link.account.failures.add(1);
         tracing::debug!(listener = %self.flow.listener.id, backend = %link.backend.addr(), "backend refused a datagram");
         if self.tried.len() < ATTEMPTS {

@@ -8,17 +8,19 @@ use crate::model::{
 use crate::routing::{
     ExplainedPort, Explanation, NodeView, Outcome, RoutingTable, Standing, Topology,
 };
-use crate::testkit::{EndpointWith, ep, ip, node_name, port, service_port, slice, slice_port, tcp};
+use crate::testkit::{
+    EndpointWith, ep, ip, node_name, port, service_port, slice, slice_port, start, tcp,
+};
 
 use super::*;
 
 fn explain(table: &RoutingTable, target: &str) -> Explanation {
-    table.explain(&target.parse().unwrap()).unwrap()
+    table.explain(&target.parse().unwrap(), start()).unwrap()
 }
 
 fn unknown(table: &RoutingTable, target: &str) -> String {
     table
-        .explain(&target.parse().unwrap())
+        .explain(&target.parse().unwrap(), start())
         .unwrap_err()
         .to_string()
 }

@@ -3,6 +3,7 @@
 mod addresses;
 mod carry_over;
 mod explain;
+mod held_back;
 mod properties;
 mod slices;
 mod takeover;

@@ -12,7 +12,7 @@ use crate::model::{
 };
 use crate::routing::{Backend, ExplainedEndpoint, NodeView, Route, ServiceEntry, Standing, Target};
 use crate::testkit::{
-    EndpointWith, ep, ip, node_name, port, service_port, slice, slice_key, slice_port,
+    EndpointWith, ep, ip, node_name, port, service_port, slice, slice_key, slice_port, start,
 };
 
 use super::*;
@@ -321,7 +321,7 @@ fn assert_sound(table: &RoutingTable) {
 /// The endpoints that an explanation calls candidates are those that flows are given.
 fn assert_explained(table: &RoutingTable, entry: &ServiceEntry) {
     let target = Target::Service(entry.service.name.clone(), None);
-    let explained = table.explain(&target).unwrap().service_ports;
+    let explained = table.explain(&target, start()).unwrap().service_ports;
     assert_eq!(explained.len(), entry.routes.len());
     for (port, route) in explained.iter().zip(&entry.routes) {
         let told = |standing: fn(&ExplainedEndpoint) -> Standing| {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Note;
-use crate::model::{Algorithm, Knobs, OutlierEjection, Protocol, ProxyProtocol, ServicePort};
+use crate::model::{
+    Algorithm, InvalidEjection, Knobs, OutlierEjection, Protocol, ProxyProtocol, ServicePort,
+};
 use crate::sources::go_duration::parse_go_duration;
 
 /// The balancing algorithm.
@@ -128,13 +130,9 @@ fn parse_proxy_protocol(value: &str) -> Result<ProxyProtocol, String> {
 }
 
 fn parse_ejection(value: &str) -> Result<OutlierEjection, String> {
-    match value {
-        "off" => Ok(OutlierEjection::Off),
-        failures => failures
-            .parse()
-            .map(OutlierEjection::After)
-            .map_err(|_| format!("{failures:?} is neither off nor a number of failures from 1")),
-    }
+    value
+        .parse()
+        .map_err(|error: InvalidEjection| error.to_string())
 }
 
 #[cfg(test)]

@@ -226,3 +226,43 @@ async fn a_single_backend_that_refuses_is_asked_once() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(rig.figures(addr), (0, 1));
 }
+
+#[tokio::test]
+async fn a_backend_that_fails_three_times_in_a_row_is_left_alone_for_a_while() {
+    let (listener, good) = live().await;
+    let accept = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            drop(stream);
+        }
+    });
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let balancers = Arc::new(Algorithms::default());
+    let rig = Rig::balanced_by(balancers, Tcp, &[good, gone], one_thread());
+    let at = rig.open().await;
+    let failures = || rig.figures(gone).1;
+    let connect = || async {
+        let mut client = TcpStream::connect(at).await.unwrap();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "it was served");
+    };
+    for _ in 0..6 {
+        connect().await;
+    }
+    assert_eq!(failures(), 3, "every second flow met it");
+    assert_eq!(rig.metric("viaduct_backend_ejections_total", ""), 1.0);
+    let ejected = Instant::now();
+    for _ in 0..20 {
+        connect().await;
+    }
+    let too_slow = ejected.elapsed() >= Duration::from_secs(1);
+    assert!(failures() == 3 || too_slow, "it was not left alone");
+    while failures() == 3 {
+        assert!(ejected.elapsed() < Duration::from_secs(20), "never again");
+        connect().await;
+    }
+    assert_eq!(failures(), 4, "one dial to see whether it is back");
+    accept.abort();
+}

@@ -35,7 +35,7 @@ impl Balancer for Lowest {
     fn pick(&self, choice: &Choice<'_>) -> Option<usize> {
         assert_ne!(choice.client, POISONOUS, "as intended");
         (0..choice.backends.len())
-            .filter(|index| !choice.is_tried(*index))
+            .filter(|index| choice.is_open(*index))
             .min_by_key(|index| choice.backends[*index].addr)
     }
 }
