@@ -5,6 +5,7 @@
 //! facts alone, never on the way they came in, save that of two Services that claim one address the older one has it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{
@@ -33,6 +34,8 @@ pub struct TableBuilder {
     claims: Claims,
     figures: HashMap<ServicePortKey, Figures>,
     dirty: BTreeSet<ServiceName>,
+    // Served by this process itself.
+    reserved: BTreeSet<SocketAddr>,
 }
 
 /// A table and what became different in it.
@@ -62,7 +65,15 @@ impl TableBuilder {
             claims: Claims::default(),
             figures: HashMap::new(),
             dirty: BTreeSet::new(),
+            reserved: BTreeSet::new(),
         }
+    }
+
+    /// Leaves these addresses to servers of this process, whatever Service has them: they are no frontends.
+    #[must_use]
+    pub fn reserving(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.reserved.extend(addresses);
+        self
     }
 
     /// Takes note of one event. Order between a Service and its slices does not matter.
@@ -258,6 +269,10 @@ impl TableBuilder {
         let frontends = wanted_frontends(service, port, key.family)
             .into_iter()
             .filter(|(frontend, _)| holds(Claim::Frontend(*frontend)))
+            .filter(|(frontend, _)| {
+                let address = SocketAddr::new(frontend.ip, frontend.port);
+                !self.reserved.contains(&address)
+            })
             .collect();
         let node_port = port
             .node_port
