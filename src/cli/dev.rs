@@ -43,7 +43,7 @@ impl Dev {
         };
         let config = Config::resolve(settings.or(file), Profile::Dev)?;
         let shutdown = catch_signals()?;
-        let domain = config.dns.domain.clone();
+        let domain = config.dns.domains.first().cloned().unwrap_or_default();
         let mut app = App::build(config).await?;
         let readiness = app.readiness().clone();
         tokio::select! {

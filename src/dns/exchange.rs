@@ -11,18 +11,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Record, RecordType};
+use hickory_proto::rr::{Name, Record, RecordType};
 use prometheus::IntCounter;
 
 use crate::routing::{NodeView, Published, RoutingTable};
 
+use super::ExplainedName;
 use super::cache::{Kept, Key};
 use super::forward::{ForwardError, Forwarder, Seat};
+use super::limits::Limits;
 use super::memo::Lasting;
 use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::{Metrics, Tally};
 use super::records::{Answer, Authority, End, Local};
-use super::wire::{Cut, MAX_UDP};
+use super::wire::Cut;
 
 /// Everything that an answer is made of. Shared by all sockets.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ pub(super) struct Exchange {
     authority: Authority,
     table: Published,
     forwarder: Arc<Forwarder>,
+    limits: Arc<Limits>,
     serial: SerialClock,
     warned_of_loop: AtomicBool,
     metrics: Arc<Metrics>,
@@ -113,12 +116,14 @@ impl Exchange {
         authority: Authority,
         table: Published,
         forwarder: Arc<Forwarder>,
+        limits: Arc<Limits>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             authority,
             table,
             forwarder,
+            limits,
             serial: SerialClock::default(),
             warned_of_loop: AtomicBool::new(false),
             metrics,
@@ -128,7 +133,7 @@ impl Exchange {
     /// Answers `message`, or says what its answer waits for.
     pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
         let started = Instant::now();
-        let step = AssertUnwindSafe(|| match Question::parse(message) {
+        let step = AssertUnwindSafe(|| match Question::parse(message, self.limits.max_udp) {
             Ok(question) => self.decide(Request {
                 question,
                 client: client.ip().to_canonical(),
@@ -160,6 +165,15 @@ impl Exchange {
         &self.table
     }
 
+    /// How a name is answered at this moment.
+    pub(super) fn explain(&self, name: &Name) -> ExplainedName {
+        let table = self.table.load_full();
+        let upstreams = self.forwarder.upstreams();
+        let asked = upstreams.of(&Key::about(name, RecordType::A));
+        let asked: Vec<String> = asked.iter().map(|upstream| upstream.describe()).collect();
+        self.authority.explain(&table, name, &asked)
+    }
+
     /// What is counted here.
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
@@ -167,12 +181,13 @@ impl Exchange {
 
     /// The longest reply over UDP.
     pub(super) fn max_udp(&self) -> u16 {
-        MAX_UDP
+        self.limits.max_udp
     }
 
     /// Whether this client gets answers.
     pub(super) fn admits(&self, client: IpAddr, node: &NodeView) -> bool {
-        may_ask(client.to_canonical(), node, &self.authority.own_addresses)
+        let client = client.to_canonical();
+        may_ask(client, node, &self.authority.own_addresses) || self.limits.allows(client)
     }
 
     fn decide(&self, request: Request) -> Step {
@@ -244,8 +259,8 @@ impl Exchange {
             seat,
         } = pending;
         match self.forwarder.ask(request.question.id, key, seat).await {
-            Ok(relayed) => {
-                let reply = compose(request, aliases.clone(), &Kept::fresh(relayed));
+            Ok(kept) => {
+                let reply = compose(request, aliases.clone(), &kept);
                 self.send(reply, request.started, None)
             }
             Err(ForwardError::OwnLoop) => {
@@ -395,7 +410,8 @@ fn type_label(kind: RecordType) -> &'static str {
     known.map_or("other", |(_, label)| label)
 }
 
-fn code_label(code: ResponseCode) -> &'static str {
+/// A response code as the metrics label it.
+pub(super) fn code_label(code: ResponseCode) -> &'static str {
     const LABELS: [(ResponseCode, &str); 7] = [
         (ResponseCode::NoError, "NOERROR"),
         (ResponseCode::NXDomain, "NXDOMAIN"),

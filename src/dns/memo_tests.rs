@@ -8,6 +8,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use prometheus::Registry;
 use proptest::prelude::*;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::model::ServiceName;
@@ -18,11 +19,14 @@ use super::super::cache::Key;
 use super::super::exchange::{Answered, Exchange, Step};
 use super::super::fixture::{cluster, ip, ready, service, slice};
 use super::super::forward::{Forwarder, Upstreams};
+use super::super::health::Probes;
+use super::super::limits::Limits;
 use super::super::message::{Question, Transport};
 use super::super::metrics::Metrics;
 use super::super::names::Zone;
 use super::super::records::Authority;
 use super::super::relayed::Relayed;
+use super::super::upstream::UpstreamOrder;
 use super::super::wire::MAX_UDP;
 use super::*;
 use crate::model::{Protocol, ServiceKind};
@@ -41,23 +45,39 @@ fn exchange() -> (Exchange, Published) {
     table.publish(builder.build().table);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
     let upstreams = Upstreams::new(&[], &[], &[]);
-    let forwarder = Forwarder::new(upstreams, TaskTracker::new(), metrics.clone());
+    let limits = Arc::new(Limits::default());
+    let probes = Probes {
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+        metrics: metrics.clone(),
+    };
+    let forwarder = Forwarder::new(upstreams, UpstreamOrder::Random, &limits, probes);
     for kind in [RecordType::A, RecordType::TXT] {
         let question = query("www.test.", kind, 0x0100, None);
-        let key = Key::of(&Question::parse(&question).unwrap());
+        let key = Key::of(&Question::parse(&question, MAX_UDP).unwrap());
         forwarder.remember(&key, &Arc::new(said(kind)));
     }
     let authority = Authority {
-        zone: Zone::parse("cluster.local").unwrap(),
+        zones: vec![
+            Zone::parse("cluster.local").unwrap(),
+            Zone::parse("other.example").unwrap(),
+        ],
         pods: PodMode::Insecure,
         dns_service: ServiceName::new("kube-system", "kube-dns"),
         own_addresses: vec![ip("127.0.0.1")],
         hide_empty: false,
         ttl: 5,
         negative_ttl: 7,
+        max_aliases: 10,
         owned_ranges: vec!["10.96.0.0/16".parse().unwrap()],
     };
-    let exchange = Exchange::new(authority, table.clone(), Arc::new(forwarder), metrics);
+    let exchange = Exchange::new(
+        authority,
+        table.clone(),
+        Arc::new(forwarder),
+        limits,
+        metrics,
+    );
     (exchange, table)
 }
 

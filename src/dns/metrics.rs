@@ -1,6 +1,8 @@
 //! What the DNS server counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 /// Counters and gauges of the DNS server. Labels come from closed sets: query types outside a short list are `other`.
 #[derive(Clone, Debug)]
@@ -29,8 +31,22 @@ pub struct Metrics {
     pub(super) forwards_rejected: IntCounter,
     /// Questions sent to upstreams.
     pub(super) upstream_requests: IntCounter,
-    /// Seconds from a question to the upstream's usable reply.
-    pub(super) upstream_duration: Histogram,
+    /// Seconds from a question to an upstream's reply, by upstream and response code.
+    pub(super) upstream_duration: HistogramVec,
+    /// Probes of dead upstreams that got no reply.
+    pub(super) health_failures: IntCounter,
+    /// Questions for which every upstream was thought dead.
+    pub(super) all_upstreams_down: IntCounter,
+    /// Forwarded questions that became one with another.
+    pub(super) coalesced: IntCounter,
+    /// Answers given after their time, because nobody had newer ones.
+    pub(super) cache_stale: IntCounter,
+    /// Octets of the cache.
+    pub(super) cache_octets: IntGauge,
+    /// Services in the table that is answered from.
+    pub(super) table_services: IntGauge,
+    /// When that table was first seen, in seconds of Unix time.
+    pub(super) table_time: IntGauge,
     /// Attempts that got no usable reply, by reason.
     pub(super) upstream_failures: IntCounterVec,
     /// Questions answered from the cache.
@@ -134,9 +150,38 @@ impl Metrics {
                 "viaduct_dns_upstream_requests_total",
                 "DNS questions sent to upstream resolvers, repetitions included.",
             )?,
-            upstream_duration: histogram(
-                "viaduct_dns_upstream_duration_seconds",
-                "Seconds until an upstream resolver gave a usable reply, earlier attempts included.",
+            upstream_duration: {
+                let name = "viaduct_dns_upstream_duration_seconds";
+                let help = "Seconds until an upstream resolver replied, earlier attempts included, by upstream and response code.";
+                let options = HistogramOpts::new(name, help).buckets(buckets.clone());
+                let histograms = HistogramVec::new(options, &["upstream", "rcode"])?;
+                registry.register(Box::new(histograms.clone()))?;
+                histograms
+            },
+            health_failures: counter(
+                "viaduct_dns_upstream_health_failures_total",
+                "Probes of upstream resolvers thought dead that got no reply.",
+            )?,
+            all_upstreams_down: counter(
+                "viaduct_dns_upstreams_all_down_total",
+                "Forwarded DNS questions for which every upstream resolver was thought dead; one was asked all the same.",
+            )?,
+            coalesced: counter(
+                "viaduct_dns_coalesced_forwards_total",
+                "Forwarded DNS questions that waited for the answer to another, equal one.",
+            )?,
+            cache_stale: counter(
+                "viaduct_dns_cache_stale_total",
+                "DNS answers given from the cache after their time, because no upstream resolver had a newer one.",
+            )?,
+            cache_octets: gauge("viaduct_dns_cache_bytes", "Octets of the DNS cache.")?,
+            table_services: gauge(
+                "viaduct_dns_table_services",
+                "Services in the table that DNS answers from.",
+            )?,
+            table_time: gauge(
+                "viaduct_dns_table_timestamp_seconds",
+                "Unix time at which DNS saw the table that it answers from.",
             )?,
             upstream_failures: counters(
                 "viaduct_dns_upstream_failures_total",

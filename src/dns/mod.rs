@@ -13,9 +13,12 @@
 
 mod cache;
 mod exchange;
+mod explain;
 #[cfg(test)]
 mod fixture;
 mod forward;
+mod health;
+mod limits;
 mod listen;
 mod memo;
 mod message;
@@ -36,10 +39,13 @@ mod udp;
 mod upstream;
 mod wire;
 
+pub use explain::{ExplainedAnswer, ExplainedName};
+pub use limits::{Limit, Limits};
 pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
-pub use server::Server;
+pub use server::{Names, Server};
+pub use upstream::UpstreamOrder;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -54,10 +60,13 @@ use crate::model::ServiceName;
 pub struct Config {
     /// Where to listen, over UDP and TCP. Port 0 means any, the same one for both.
     pub listen: Vec<SocketAddr>,
-    /// The cluster domain, usually `cluster.local`.
-    pub domain: String,
+    /// The cluster domains, usually `cluster.local` alone. Every name exists under each; addresses have their names
+    /// under the first.
+    pub domains: Vec<String>,
     /// Who is asked about other names; empty = the `nameserver` lines of `/etc/resolv.conf`, followed as they change.
     pub upstreams: Vec<SocketAddr>,
+    /// Which of several upstreams is asked first.
+    pub upstream_order: UpstreamOrder,
     /// Who is asked about names under a domain instead; the longest domain wins, and one domain may have several.
     pub domain_upstreams: Vec<(String, SocketAddr)>,
     /// Which pod names exist.
@@ -70,6 +79,8 @@ pub struct Config {
     pub ttl: u32,
     /// Seconds that a client may keep the absence of one.
     pub negative_ttl: u32,
+    /// The bounds of everything.
+    pub limits: Limits,
     /// The Services' address ranges: the reverse name of an unused address in them is answered here, not upstream.
     pub owned_ranges: Vec<IpNet>,
 }

@@ -236,6 +236,13 @@ pub(super) fn age(message: &mut [u8], layout: &Layout, seconds: u32) {
     }
 }
 
+/// Sets every TTL to `seconds`.
+pub(super) fn set_ttls(message: &mut [u8], layout: &Layout, seconds: u32) {
+    for span in &layout.records {
+        message[span.ttl_at..span.ttl_at + 4].copy_from_slice(&seconds.to_be_bytes());
+    }
+}
+
 /// Puts the addresses of the answer in a new order, each family on its own. Aliases stay where they are.
 pub(super) fn shuffle_addresses(message: &mut [u8], layout: &Layout, rng: &mut impl rand::Rng) {
     for (kind, length) in [(TYPE_A, 4), (TYPE_AAAA, 16)] {

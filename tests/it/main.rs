@@ -14,6 +14,7 @@ mod command_line;
 mod dataplane;
 mod dev;
 mod dns;
+mod dns_table;
 mod explain;
 mod get;
 mod health;
