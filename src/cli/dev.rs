@@ -41,7 +41,7 @@ impl Dev {
         };
         let config = Config::resolve(given.read()?.settings, Profile::Dev)?;
         let (shutdown, reloads) = catch_signals()?;
-        let domain = config.dns.domain.clone();
+        let domain = config.dns.domains.first().cloned().unwrap_or_default();
         let mut app = App::build(config.clone()).await?;
         let readiness = app.readiness().clone();
         tokio::select! {

@@ -24,7 +24,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Map, Value};
 
 use crate::capture::Mode;
-use crate::dns::PodMode;
+use crate::dns::{Limits, PodMode, UpstreamOrder};
 use crate::model::{Algorithm, Family, Knobs, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
@@ -116,6 +116,11 @@ pub const LIVE_KEYS: [&str; 6] = [
     "oomScoreAdj",
 ];
 
+/// Seconds that clients may keep names of the cluster. The answers are in memory, so asking again costs little, and
+/// what is kept for longer is stale for longer.
+const CLUSTER_TTL: u32 = 5;
+const MAX_CLUSTER_TTL: u32 = 3600;
+
 /// DNS settings, narrowed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DnsConfig {
@@ -125,8 +130,16 @@ pub struct DnsConfig {
     pub upstreams: Vec<SocketAddr>,
     /// Upstreams of single domains.
     pub domain_upstreams: Vec<(String, SocketAddr)>,
-    /// The cluster domain, without a dot at the end.
-    pub domain: String,
+    /// Which of several upstreams is asked first.
+    pub upstream_order: UpstreamOrder,
+    /// The cluster domains, main one first, without a dot at the end.
+    pub domains: Vec<String>,
+    /// Seconds that clients may keep a name of the cluster.
+    pub ttl: u32,
+    /// Seconds that they may keep the absence of one.
+    pub negative_ttl: u32,
+    /// Bounds.
+    pub limits: Limits,
     /// How Pod names are answered.
     pub pods: PodMode,
     /// The Service that leads here.
@@ -447,12 +460,9 @@ fn bind_address(
     }
 }
 
-fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
-    let raw_domain = settings
-        .cluster_domain
-        .as_deref()
-        .unwrap_or("cluster.local");
-    let domain = raw_domain.trim_end_matches('.').to_lowercase();
+// One of the cluster's domains, in lower case and without a dot at the end.
+fn domain(raw: &str) -> Result<String, ConfigError> {
+    let domain = raw.trim().trim_end_matches('.').to_lowercase();
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
@@ -463,9 +473,31 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
     if domain.len() > 200 || !domain.split('.').all(label) {
         return Err(value_error(
             "cluster-domain",
-            format!("{raw_domain} is not a domain name"),
+            format!("{raw} is not a domain name"),
         ));
     }
+    Ok(domain)
+}
+
+fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
+    let raw_domains = settings
+        .cluster_domain
+        .as_deref()
+        .unwrap_or("cluster.local");
+    let domains = raw_domains.split(',').map(domain);
+    let domains: Vec<String> = domains.collect::<Result<_, _>>()?;
+    let seconds = |flag, value: Option<u32>| match value.unwrap_or(CLUSTER_TTL) {
+        seconds if seconds <= MAX_CLUSTER_TTL => Ok(seconds),
+        seconds => Err(value_error(
+            flag,
+            format!("{seconds} is not within 0-{MAX_CLUSTER_TTL} seconds"),
+        )),
+    };
+    let mut limits = Limits::default();
+    for limit in plain_list(settings.dns_limit.clone()) {
+        limits = limits.with(limit);
+    }
+    limits.allowed = plain_list(settings.dns_allow.clone());
     let raw_service = settings
         .dns_service
         .as_deref()
@@ -493,7 +525,11 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
         listen: settings.dns_listen.clone().unwrap_or_default(),
         upstreams,
         domain_upstreams,
-        domain,
+        upstream_order: plain(settings.dns_upstream_order).unwrap_or_default(),
+        domains,
+        ttl: seconds("dns-ttl", settings.dns_ttl)?,
+        negative_ttl: seconds("dns-negative-ttl", settings.dns_negative_ttl)?,
+        limits,
         pods: plain(settings.dns_pods).unwrap_or(PodMode::Insecure),
         service,
         hide_empty: settings.dns_hide_empty.unwrap_or(false),

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
-use crate::dns::PodMode;
+use crate::dns::{Limit, PodMode, UpstreamOrder};
 use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
@@ -203,9 +203,40 @@ pub struct Settings {
     )]
     pub dns_upstream: Option<Vec<Text<Upstream>>>,
 
-    /// Domain of the cluster's names [default: cluster.local]
+    /// Which of several upstreams is asked first: random, or sequential for the first that answers [default: random]
+    #[arg(long, value_name = "ORDER", env = "VIADUCT_DNS_UPSTREAM_ORDER")]
+    pub dns_upstream_order: Option<Text<UpstreamOrder>>,
+
+    /// Domains of the cluster's names; the main one first [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", env = "VIADUCT_CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
+
+    /// Seconds that clients may keep a name of the cluster, 0-3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "VIADUCT_DNS_TTL")]
+    pub dns_ttl: Option<u32>,
+
+    /// Seconds that clients may keep the absence of one, 0-3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "VIADUCT_DNS_NEGATIVE_TTL")]
+    pub dns_negative_ttl: Option<u32>,
+
+    /// Networks whose clients get answers besides loopback, private, link-local and Pod addresses
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_DNS_ALLOW",
+        value_delimiter = ','
+    )]
+    pub dns_allow: Option<Vec<Text<IpNet>>>,
+
+    /// Bounds of the DNS server: forwards, client-forwards, connections, client-connections, pipelined, udp-size,
+    /// aliases, cache (MiB), idle-timeout, read-timeout, write-timeout, serve-stale (seconds)
+    #[arg(
+        long,
+        value_name = "NAME=NUMBER",
+        env = "VIADUCT_DNS_LIMIT",
+        value_delimiter = ','
+    )]
+    pub dns_limit: Option<Vec<Text<Limit>>>,
 
     /// Pod names in DNS: disabled, insecure or verified [default: insecure]
     #[arg(long, value_name = "MODE", env = "VIADUCT_DNS_PODS")]
@@ -314,7 +345,12 @@ impl Settings {
             data_threads,
             dns_listen,
             dns_upstream,
+            dns_upstream_order,
             cluster_domain,
+            dns_ttl,
+            dns_negative_ttl,
+            dns_allow,
+            dns_limit,
             dns_pods,
             dns_service,
             dns_hide_empty,
@@ -369,7 +405,12 @@ impl Settings {
                 Vec::new()
             }),
             dns_upstream: Some(Vec::new()),
+            dns_upstream_order: Some(Text(UpstreamOrder::Random)),
             cluster_domain: Some("cluster.local".to_owned()),
+            dns_ttl: Some(5),
+            dns_negative_ttl: Some(5),
+            dns_allow: Some(Vec::new()),
+            dns_limit: Some(Vec::new()),
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),

@@ -166,7 +166,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let config = resolve(flags.or(file)).unwrap();
     assert_eq!(config.drain_timeout, Duration::from_secs(1));
     assert_eq!(config.dns.pods, PodMode::Verified);
-    assert_eq!(config.dns.domain, "cluster.local");
+    assert_eq!(config.dns.domains, ["cluster.local"]);
 }
 
 #[test]
