@@ -31,6 +31,7 @@ use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
 use crate::health_checks::HealthCheckPorts;
+use crate::net::streams::Liveness;
 use crate::readiness::Readiness;
 use crate::reconciler::{self, Draining, Parts, Reconciler, Tuning};
 use crate::routing::{Published, TableBuilder};
@@ -46,10 +47,6 @@ pub use sources::control_plane;
 
 /// How far from a taken port `dev` looks for the next free one.
 const NEXT_FREE: u16 = 100;
-
-/// Seconds that clients may keep an answer about the cluster, or the lack of one. Short: the data is in memory, and a
-/// Pod that starts late should be found soon.
-const CLUSTER_TTL: u32 = 5;
 
 /// How long DNS may finish what it has begun.
 const DNS_GRACE: Duration = Duration::from_secs(2);
@@ -121,11 +118,6 @@ impl App {
         let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
         let contact = Contact::default();
-        let sources = Sources {
-            objects: objects.clone(),
-            table: table.clone(),
-            contact: contact.clone(),
-        };
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
         let captures = open_captures(&config).await?;
@@ -138,6 +130,10 @@ impl App {
                     connect_timeout: config.connect_timeout,
                     retries: config.retries,
                 },
+                liveness: Liveness {
+                    keepalive: config.tcp_keepalive,
+                    user_timeout: config.tcp_user_timeout,
+                },
                 ..dataplane::Config::default()
             },
             table.clone(),
@@ -145,6 +141,12 @@ impl App {
         );
         let dataplane = Arc::new(dataplane.context("starting the data threads")?);
         let dns = start_dns(&config, &table, &registry).await?;
+        let sources = Sources {
+            objects: objects.clone(),
+            table: table.clone(),
+            contact: contact.clone(),
+            names: dns.as_ref().map(dns::Server::names),
+        };
         let probe_metrics = prober::Metrics::new(&registry).context("registering metrics")?;
         let (prober, reports) = Prober::new(config.exec_probes, probe_metrics);
 
@@ -193,7 +195,8 @@ impl App {
             node_name: config.node_name.clone(),
             local_pods: local_pods(&config),
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
-                .ejecting(config.outlier_ejection),
+                .ejecting(config.outlier_ejection)
+                .reserving(addresses.dns.iter().copied()),
             table,
             objects,
             dataplane: dataplane.clone(),
@@ -343,14 +346,16 @@ async fn start_dns(
     let metrics = Arc::new(dns::Metrics::new(registry).context("registering metrics")?);
     let mut wanted = dns::Config {
         listen: config.dns.listen.clone(),
-        domain: config.dns.domain.clone(),
+        domains: config.dns.domains.clone(),
         upstreams: config.dns.upstreams.clone(),
+        upstream_order: config.dns.upstream_order,
         domain_upstreams: config.dns.domain_upstreams.clone(),
         pods: config.dns.pods,
         dns_service: config.dns.service.clone(),
         hide_empty: config.dns.hide_empty,
-        ttl: CLUSTER_TTL,
-        negative_ttl: CLUSTER_TTL,
+        ttl: config.dns.ttl,
+        negative_ttl: config.dns.negative_ttl,
+        limits: config.dns.limits.clone(),
         owned_ranges: config.service_cidrs.clone(),
     };
     let first = wanted.listen.clone();

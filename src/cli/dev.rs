@@ -42,7 +42,7 @@ impl Dev {
         let changes = FileChanges::of(given.file.clone());
         let config = Config::resolve(given.read()?.settings, Profile::Dev)?;
         let (shutdown, reloads) = catch_signals()?;
-        let domain = config.dns.domain.clone();
+        let domain = config.dns.domains.first().cloned().unwrap_or_default();
         let mut app = App::build(config.clone()).await?;
         let readiness = app.readiness().clone();
         tokio::select! {

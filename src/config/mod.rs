@@ -24,7 +24,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Map, Value};
 
 use crate::capture::Mode;
-use crate::dns::PodMode;
+use crate::dns::{Limits, PodMode, UpstreamOrder};
 use crate::model::{Algorithm, Family, Knobs, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
@@ -82,6 +82,10 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How many attempts may follow the first.
     pub retries: u8,
+    /// After how long of silence a TCP peer is probed; `None` = as the kernel does.
+    pub tcp_keepalive: Option<Duration>,
+    /// How long sent bytes may stay unacknowledged; `None` = as the kernel does.
+    pub tcp_user_timeout: Option<Duration>,
     /// Data threads; 0 = one per core.
     pub data_threads: usize,
     /// The DNS server, if there is one.
@@ -112,6 +116,11 @@ pub const LIVE_KEYS: [&str; 6] = [
     "oomScoreAdj",
 ];
 
+/// Seconds that clients may keep names of the cluster. The answers are in memory, so asking again costs little, and
+/// what is kept for longer is stale for longer.
+const CLUSTER_TTL: u32 = 5;
+const MAX_CLUSTER_TTL: u32 = 3600;
+
 /// DNS settings, narrowed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DnsConfig {
@@ -121,8 +130,16 @@ pub struct DnsConfig {
     pub upstreams: Vec<SocketAddr>,
     /// Upstreams of single domains.
     pub domain_upstreams: Vec<(String, SocketAddr)>,
-    /// The cluster domain, without a dot at the end.
-    pub domain: String,
+    /// Which of several upstreams is asked first.
+    pub upstream_order: UpstreamOrder,
+    /// The cluster domains, main one first, without a dot at the end.
+    pub domains: Vec<String>,
+    /// Seconds that clients may keep a name of the cluster.
+    pub ttl: u32,
+    /// Seconds that they may keep the absence of one.
+    pub negative_ttl: u32,
+    /// Bounds.
+    pub limits: Limits,
     /// How Pod names are answered.
     pub pods: PodMode,
     /// The Service that leads here.
@@ -236,6 +253,8 @@ impl Config {
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
             retries: retries(settings.retries)?,
+            tcp_keepalive: seconds("tcp-keepalive", plain(settings.tcp_keepalive))?,
+            tcp_user_timeout: seconds("tcp-user-timeout", plain(settings.tcp_user_timeout))?,
             data_threads: settings.data_threads.unwrap_or(0),
             dns: dns(&settings)?,
             healthz: bind_address(
@@ -375,6 +394,16 @@ fn positive(flag: &'static str, given: Option<GoDuration>) -> Result<Duration, C
     }
 }
 
+// The kernel counts keepalive in seconds.
+fn seconds(flag: &'static str, given: Option<GoDuration>) -> Result<Option<Duration>, ConfigError> {
+    match given {
+        Some(GoDuration(duration)) if duration < Duration::from_secs(1) => {
+            Err(value_error(flag, "must be at least 1s"))
+        }
+        given => Ok(given.map(|GoDuration(duration)| duration)),
+    }
+}
+
 fn min_sync_period(settings: &Settings) -> Result<Duration, ConfigError> {
     let given = plain(settings.iptables_min_sync_period).map_or(Duration::ZERO, |given| given.0);
     let period = plain(settings.iptables_sync_period).map_or(given, |period| period.0);
@@ -431,12 +460,9 @@ fn bind_address(
     }
 }
 
-fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
-    let raw_domain = settings
-        .cluster_domain
-        .as_deref()
-        .unwrap_or("cluster.local");
-    let domain = raw_domain.trim_end_matches('.').to_lowercase();
+// One of the cluster's domains, in lower case and without a dot at the end.
+fn domain(raw: &str) -> Result<String, ConfigError> {
+    let domain = raw.trim().trim_end_matches('.').to_lowercase();
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
@@ -447,9 +473,31 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
     if domain.len() > 200 || !domain.split('.').all(label) {
         return Err(value_error(
             "cluster-domain",
-            format!("{raw_domain} is not a domain name"),
+            format!("{raw} is not a domain name"),
         ));
     }
+    Ok(domain)
+}
+
+fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
+    let raw_domains = settings
+        .cluster_domain
+        .as_deref()
+        .unwrap_or("cluster.local");
+    let domains = raw_domains.split(',').map(domain);
+    let domains: Vec<String> = domains.collect::<Result<_, _>>()?;
+    let seconds = |flag, value: Option<u32>| match value.unwrap_or(CLUSTER_TTL) {
+        seconds if seconds <= MAX_CLUSTER_TTL => Ok(seconds),
+        seconds => Err(value_error(
+            flag,
+            format!("{seconds} is not within 0-{MAX_CLUSTER_TTL} seconds"),
+        )),
+    };
+    let mut limits = Limits::default();
+    for limit in plain_list(settings.dns_limit.clone()) {
+        limits = limits.with(limit);
+    }
+    limits.allowed = plain_list(settings.dns_allow.clone());
     let raw_service = settings
         .dns_service
         .as_deref()
@@ -477,7 +525,11 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
         listen: settings.dns_listen.clone().unwrap_or_default(),
         upstreams,
         domain_upstreams,
-        domain,
+        upstream_order: plain(settings.dns_upstream_order).unwrap_or_default(),
+        domains,
+        ttl: seconds("dns-ttl", settings.dns_ttl)?,
+        negative_ttl: seconds("dns-negative-ttl", settings.dns_negative_ttl)?,
+        limits,
         pods: plain(settings.dns_pods).unwrap_or(PodMode::Insecure),
         service,
         hide_empty: settings.dns_hide_empty.unwrap_or(false),

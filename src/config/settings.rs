@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
-use crate::dns::PodMode;
+use crate::dns::{Limit, PodMode, UpstreamOrder};
 use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
@@ -173,6 +173,14 @@ pub struct Settings {
     #[arg(skip)]
     pub retries: Option<u8>,
 
+    /// A TCP peer silent for so long is probed, and again after as long [default: the kernel's tcp_keepalive_time]
+    #[arg(skip)]
+    pub tcp_keepalive: Option<Text<GoDuration>>,
+
+    /// A TCP connection whose bytes stay unacknowledged for so long ends [default: as the kernel has it]
+    #[arg(skip)]
+    pub tcp_user_timeout: Option<Text<GoDuration>>,
+
     /// Data threads [default: one per core]
     #[arg(skip)]
     pub data_threads: Option<usize>,
@@ -195,9 +203,40 @@ pub struct Settings {
     )]
     pub dns_upstream: Option<Vec<Text<Upstream>>>,
 
-    /// Domain of the cluster's names [default: cluster.local]
+    /// Which of several upstreams is asked first: random, or sequential for the first that answers [default: random]
+    #[arg(long, value_name = "ORDER", env = "VIADUCT_DNS_UPSTREAM_ORDER")]
+    pub dns_upstream_order: Option<Text<UpstreamOrder>>,
+
+    /// Domains of the cluster's names; the main one first [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", env = "VIADUCT_CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
+
+    /// Seconds that clients may keep a name of the cluster, 0-3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "VIADUCT_DNS_TTL")]
+    pub dns_ttl: Option<u32>,
+
+    /// Seconds that clients may keep the absence of one, 0-3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "VIADUCT_DNS_NEGATIVE_TTL")]
+    pub dns_negative_ttl: Option<u32>,
+
+    /// Networks whose clients get answers besides loopback, private, link-local and Pod addresses
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_DNS_ALLOW",
+        value_delimiter = ','
+    )]
+    pub dns_allow: Option<Vec<Text<IpNet>>>,
+
+    /// Bounds of the DNS server: forwards, client-forwards, connections, client-connections, pipelined, udp-size,
+    /// aliases, cache (MiB), idle-timeout, read-timeout, write-timeout, serve-stale (seconds)
+    #[arg(
+        long,
+        value_name = "NAME=NUMBER",
+        env = "VIADUCT_DNS_LIMIT",
+        value_delimiter = ','
+    )]
+    pub dns_limit: Option<Vec<Text<Limit>>>,
 
     /// Pod names in DNS: disabled, insecure or verified [default: insecure]
     #[arg(long, value_name = "MODE", env = "VIADUCT_DNS_PODS")]
@@ -301,10 +340,17 @@ impl Settings {
             udp_idle_timeout,
             connect_timeout,
             retries,
+            tcp_keepalive,
+            tcp_user_timeout,
             data_threads,
             dns_listen,
             dns_upstream,
+            dns_upstream_order,
             cluster_domain,
+            dns_ttl,
+            dns_negative_ttl,
+            dns_allow,
+            dns_limit,
             dns_pods,
             dns_service,
             dns_hide_empty,
@@ -350,6 +396,8 @@ impl Settings {
             udp_idle_timeout: duration(60),
             connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
             retries: Some(3),
+            tcp_keepalive: None,
+            tcp_user_timeout: None,
             data_threads: Some(0),
             dns_listen: Some(if dev {
                 vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
@@ -357,7 +405,12 @@ impl Settings {
                 Vec::new()
             }),
             dns_upstream: Some(Vec::new()),
+            dns_upstream_order: Some(Text(UpstreamOrder::Random)),
             cluster_domain: Some("cluster.local".to_owned()),
+            dns_ttl: Some(5),
+            dns_negative_ttl: Some(5),
+            dns_allow: Some(Vec::new()),
+            dns_limit: Some(Vec::new()),
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),

@@ -102,6 +102,11 @@ fn a_bad_value_names_its_flag() {
         ..Settings::default()
     };
     assert_eq!(message(retries), "--retries: 11 is no number from 0 to 10");
+    let hasty = Settings {
+        tcp_keepalive: Some(Text(GoDuration(Duration::from_millis(999)))),
+        ..Settings::default()
+    };
+    assert_eq!(message(hasty), "--tcp-keepalive: must be at least 1s");
 }
 
 #[test]
@@ -161,7 +166,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let config = resolve(flags.or(file)).unwrap();
     assert_eq!(config.drain_timeout, Duration::from_secs(1));
     assert_eq!(config.dns.pods, PodMode::Verified);
-    assert_eq!(config.dns.domain, "cluster.local");
+    assert_eq!(config.dns.domains, ["cluster.local"]);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod configuration;
 mod dataplane;
 mod dev;
 mod dns;
+mod dns_table;
 mod explain;
 mod get;
 mod health;
