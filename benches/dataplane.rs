@@ -113,6 +113,7 @@ fn slice(protocol: Protocol, backend: SocketAddr) -> EndpointSlice {
         }],
         sctp_ports: Vec::new(),
         headless: false,
+        triggered: None,
     }
 }
 

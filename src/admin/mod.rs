@@ -8,6 +8,6 @@ mod node_health;
 mod server;
 mod views;
 
-pub use node_health::{HealthServer, MetricsServer, bind, serve_health, serve_metrics};
+pub use node_health::{Answers, HealthServer, MetricsServer, bind, serve_health, serve_metrics};
 pub use server::{AdminServer, BindError, OUT_OF_TOUCH, Sources};
 pub use views::{Resource, Selection, Snapshot, TableView};

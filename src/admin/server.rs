@@ -1,6 +1,6 @@
 //! The admin API: HTTP over a Unix socket that only its owner can reach.
 //!
-//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json` and `GET /v1/explain?target=`. Reads the published
+//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json` `GET /v1/explain?target=` and `GET /v1/names?target=`. Reads the published
 //! snapshots; never waits for the reconciler and never changes anything.
 
 use std::io;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::control::PublishedObjects;
+use crate::dns::Names;
 use crate::routing::{Published, Target};
 use crate::sources::kube::Contact;
 
@@ -37,6 +38,8 @@ pub struct Sources {
     pub table: Published,
     /// Whether the API server is heard, where there is one.
     pub contact: Contact,
+    /// What explains names, if there is a DNS server.
+    pub names: Option<Names>,
 }
 
 impl Sources {
@@ -132,6 +135,7 @@ impl AdminServer {
         let sources = Arc::new(sources);
         let router = Router::new()
             .route("/v1/explain", get(explain))
+            .route("/v1/names", get(explain_name))
             .route("/v1/{resource}", get(answer))
             .layer(map_response_with_state(Arc::clone(&sources), marked))
             .with_state(sources);
@@ -199,6 +203,17 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
     match sources.table.load_full().explain(&target, Instant::now()) {
         Ok(explanation) => Json(explanation).into_response(),
         Err(unknown) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
+    }
+}
+
+async fn explain_name(State(sources): State<Arc<Sources>>, Query(about): Query<About>) -> Response {
+    let Some(names) = &sources.names else {
+        let words = "there is no DNS server here; --dns-listen starts one";
+        return (StatusCode::NOT_FOUND, words).into_response();
+    };
+    match names.explain(&about.target) {
+        Ok(explained) => Json(explained).into_response(),
+        Err(invalid) => (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
     }
 }
 

@@ -141,10 +141,11 @@ impl Access {
         };
         let mut config = Config::new(master.0.clone());
         let directory = Path::new(SERVICE_ACCOUNT);
-        if directory.is_dir() {
-            config.root_cert_file = Some(directory.join("ca.crt"));
+        let (authority, token) = (directory.join("ca.crt"), directory.join("token"));
+        config.root_cert_file = authority.is_file().then_some(authority);
+        if token.is_file() {
             config.auth_info = AuthInfo {
-                token_file: Some(directory.join("token").to_string_lossy().into_owned()),
+                token_file: Some(token.to_string_lossy().into_owned()),
                 ..AuthInfo::default()
             };
         }

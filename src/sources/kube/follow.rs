@@ -44,7 +44,27 @@ pub(super) struct Feed {
 }
 
 /// The reconciler is gone: nothing is left to do.
-struct Unheard;
+pub(super) struct Unheard;
+
+impl Feed {
+    /// A start that still waits for a list goes on with what an earlier run has kept.
+    pub(super) async fn recall(&self) -> Result<(), Unheard> {
+        let Some(keeper) = &self.keeper else {
+            return Ok(());
+        };
+        if self.initial.is_complete() {
+            return Ok(());
+        }
+        match keeper.recall().await {
+            Some(objects) => self.send(vec![Update::Kept(objects), Update::Synced]).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, batch: Vec<Update>) -> Result<(), Unheard> {
+        self.updates.send(batch).await.map_err(|_| Unheard)
+    }
+}
 
 /// Follows a kind until nobody listens any more.
 pub(super) async fn follow<K>(feed: Feed, watched: Watched, wrap: fn(Box<K>) -> Object)
@@ -118,10 +138,10 @@ impl Follower {
             };
             if !batch.is_empty() {
                 self.heard_again();
-                self.send(batch).await?;
+                self.feed.send(batch).await?;
             }
             if synced && self.feed.initial.listed(self.kind) {
-                self.send(vec![Update::Synced]).await?;
+                self.feed.send(vec![Update::Synced]).await?;
             }
             let Some(failure) = failure else {
                 continue;
@@ -182,9 +202,11 @@ impl Follower {
             warn!(kind = %self.kind, error = told, "API server is still out of touch");
         }
         self.last_failure = told;
-        self.recall().await?;
+        if matches!(self.kind, Kind::Service | Kind::EndpointSlice) {
+            self.feed.recall().await?;
+        }
         if self.feed.initial.failed(self.kind) {
-            self.send(vec![Update::Synced]).await?;
+            self.feed.send(vec![Update::Synced]).await?;
         }
         let wait = self.backoff.failed(now, rand::random());
         tokio::select! {
@@ -193,30 +215,10 @@ impl Follower {
         }
     }
 
-    // A start that waits for this kind goes on with what an earlier run has kept.
-    async fn recall(&self) -> Result<(), Unheard> {
-        let Some(keeper) = &self.feed.keeper else {
-            return Ok(());
-        };
-        if self.feed.initial.is_complete()
-            || !matches!(self.kind, Kind::Service | Kind::EndpointSlice)
-        {
-            return Ok(());
-        }
-        match keeper.recall().await {
-            Some(objects) => self.send(vec![Update::Kept(objects), Update::Synced]).await,
-            None => Ok(()),
-        }
-    }
-
     fn heard_again(&mut self) {
         self.last_failure.clear();
         let now = Instant::now().into_std();
         self.feed.contact.heard(self.kind, now);
-    }
-
-    async fn send(&self, batch: Vec<Update>) -> Result<(), Unheard> {
-        self.feed.updates.send(batch).await.map_err(|_| Unheard)
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Patience {
     pub page: Duration,
     /// After which a watch is ended by the server, and asked for again. Below 295 s, the client's own bound.
     pub watch: Duration,
+    /// For a first list, before what an earlier run has kept is served; a failure ends the waiting at once.
+    pub first_list: Duration,
     /// Before the first retry.
     pub first_retry: Duration,
     /// Between retries in the long run.
@@ -121,6 +123,7 @@ impl Default for Patience {
             answer: Duration::from_secs(30),
             page: Duration::from_secs(60),
             watch: Duration::from_secs(290),
+            first_list: Duration::from_secs(3),
             first_retry: Duration::from_millis(500),
             last_retry: Duration::from_secs(30),
         }
@@ -177,7 +180,11 @@ pub async fn watch(
     for watched in watched {
         spawn_follower(&mut tasks, feed.clone(), watched);
     }
-    drop(feed);
+    tasks.spawn(async move {
+        tokio::time::sleep(feed.patience.first_list).await;
+        // An error means that the reconciler is gone, and with it everything that waits for this.
+        let _ = feed.recall().await;
+    });
     stop.cancelled().await;
     tasks.shutdown().await;
     if let Some(keeping) = keeping {

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::listener::{node, service, slice};
-use crate::api_server::ApiServer;
+use crate::api_server::{ApiServer, Fault};
 use crate::cluster::{eventually, http_get, udp_ask};
 
 /// A `viaduct run` that captures nothing: what it would do shows in `get` and `explain`.
@@ -212,6 +212,43 @@ fn names_come_from_the_cluster_and_health_from_its_node() {
         (503, _) => Ok(()),
         other => Err(other),
     });
+}
+
+#[test]
+fn another_zone_of_the_node_is_another_choice_of_endpoints() {
+    let server = server();
+    let mut hinted = slice("web", &["10.1.0.1", "10.1.0.2"], 8080);
+    for (index, zone) in ["z1", "z2"].into_iter().enumerate() {
+        hinted["endpoints"][index]["hints"] = serde_json::json!({"forZones": [{"name": zone}]});
+    }
+    server.apply(hinted);
+    let proxy = Proxy::start(&["--master", &server.url()]);
+    let used = |wanted: &str| {
+        eventually(wanted, || {
+            let backends = proxy.items("backends");
+            let addresses: Vec<String> = backends.iter().map(ToString::to_string).collect();
+            match &addresses[..] {
+                [one] if one.contains(wanted) => Ok(()),
+                other => Err(other.to_vec()),
+            }
+        });
+    };
+    used("10.1.0.1:8080");
+    server.apply(node("z2"));
+    used("10.1.0.2:8080");
+}
+
+#[test]
+fn a_server_that_says_nothing_is_not_waited_for_when_there_is_a_kept_state() {
+    let server = server();
+    let url = server.url();
+    let first = Proxy::start(&["--master", &url]);
+    first.explains("default/web", &["10.1.0.1:8080"]);
+    let directory = first.stop();
+    server.set_fault(Fault::Silence);
+    let second = Proxy::over(directory, &["--master", &url]);
+    second.waits_for("serving the kept state");
+    second.explains("10.96.0.10:80", &["10.1.0.1:8080"]);
 }
 
 #[test]

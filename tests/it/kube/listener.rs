@@ -50,6 +50,7 @@ pub(super) fn patience() -> Patience {
         answer: Duration::from_secs(5),
         page: Duration::from_secs(5),
         watch: Duration::from_secs(60),
+        first_list: Duration::from_secs(1),
         first_retry: Duration::from_millis(10),
         last_retry: Duration::from_millis(100),
     }
