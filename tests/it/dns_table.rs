@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 
-use crate::cluster::patience;
+use crate::cluster::{eventually, patience};
 
 const OBJECTS: &str = include_str!("../data/dns.yaml");
 
@@ -58,11 +58,21 @@ impl Server {
             }
         }
         std::thread::spawn(move || lines.for_each(drop));
-        Self {
+        let server = Self {
             child,
             address: address.expect("it says where it listens"),
             _root: root,
-        }
+        };
+        // Until the first table is out, nothing of the cluster is known.
+        eventually("the first table", || {
+            let reply = server.udp(&question("web.ns.svc.cluster.local.", A));
+            let message = Message::from_vec(&reply).unwrap();
+            if message.answers.is_empty() {
+                return Err(self::flags(&message));
+            }
+            Ok(())
+        });
+        server
     }
 
     fn udp(&self, message: &[u8]) -> Vec<u8> {
