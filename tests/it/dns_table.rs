@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 
-use crate::cluster::patience;
+use crate::cluster::{eventually, patience};
 
 const OBJECTS: &str = include_str!("../data/dns.yaml");
 
@@ -58,11 +58,19 @@ impl Server {
             }
         }
         std::thread::spawn(move || lines.for_each(drop));
-        Self {
+        let server = Self {
             child,
             address: address.expect("it says where it listens"),
             _root: root,
-        }
+        };
+        // The table of the complete state follows its announcement.
+        eventually("the names of the manifests", || {
+            let reply = server.udp(&question("web.ns.svc.cluster.local.", A));
+            let missing = server.udp(&question("gone.ns.svc.cluster.local.", A));
+            let codes = [reply[3] & 0x0F, missing[3] & 0x0F];
+            if codes == [0, 3] { Ok(()) } else { Err(codes) }
+        });
+        server
     }
 
     fn udp(&self, message: &[u8]) -> Vec<u8> {
