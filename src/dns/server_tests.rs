@@ -829,3 +829,6 @@ async fn a_server_is_never_its_own_upstream() {
     drop(free);
     assert!(format!("{upstreams:?}").contains("others: []"));
 }
+
+#[path = "mutation_tests.rs"]
+mod mutations;
