@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, AdminServer, HealthServer, MetricsServer, Sources};
 use crate::balancers::Algorithms;
-use crate::capture::{self, Capture, Mode};
+use crate::capture::{Capture, Climbed, Mode};
 use crate::config::{self, Config};
 use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
@@ -121,6 +121,7 @@ impl App {
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
         let captures = open_captures(&config).await?;
+        let mode = captures.first().map_or(Mode::None, |first| first.mode());
         let metrics = Arc::new(dataplane::Metrics::new(&registry).context("registering metrics")?);
         let dataplane = Dataplane::start(
             dataplane::Config {
@@ -184,7 +185,7 @@ impl App {
         let configz = Arc::new(ArcSwap::from_pointee(config::configz(&config)));
         let metrics_server = MetricsServer {
             registry,
-            mode: config.capture.as_str(),
+            mode: mode.as_str(),
             configz: configz.clone(),
         };
         addresses.healthz = start_health(&config, probes, &servers).await;
@@ -201,9 +202,10 @@ impl App {
             objects,
             dataplane: dataplane.clone(),
             captures,
-            rules_owner: match config.capture {
+            rules_owner: match mode {
                 Mode::Nftables | Mode::Iptables => Some(config.data_dir.join("rules-owner")),
-                Mode::Loopback | Mode::None => None,
+                // Two processes cannot both be bound to one address.
+                Mode::Local | Mode::Loopback | Mode::None => None,
             },
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(),
@@ -215,7 +217,7 @@ impl App {
             control
                 .tasks
                 .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
-        info!(node = %config.node_name, capture = config.capture.as_str(), source = %config.source, dns = ?addresses.dns,
+        info!(node = %config.node_name, capture = %mode, source = %config.source, dns = ?addresses.dns,
             healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
         Ok(Self {
             addresses,
@@ -312,26 +314,31 @@ fn set_oom_score(config: &Config) {
 // One family that cannot be captured does not stop the other; none at all does.
 async fn open_captures(config: &Config) -> anyhow::Result<Vec<Box<dyn Capture>>> {
     let mut captures = Vec::new();
-    if config.capture == Mode::None {
+    if config.capture.is(Mode::None) {
         return Ok(captures);
     }
-    let mut refusals = Vec::new();
+    let (mut chosen, mut refused) = (Vec::new(), Vec::new());
     for family in config.families() {
-        match capture::open(config.capture, family).await {
-            Ok(capture) => captures.push(capture),
-            Err(error) => {
-                error!(%family, mode = config.capture.as_str(), %error, "family cannot be captured");
-                refusals.push(format!("{family}: {error}"));
+        let refusals = match config.capture.climb(family).await {
+            Ok(Climbed { capture, refusals }) => {
+                chosen.push(format!("{family}: {}", capture.mode()));
+                captures.push(capture);
+                refusals
             }
+            Err(refusals) => {
+                error!(%family, modes = %config.capture, %refusals, "family cannot be captured");
+                refusals
+            }
+        };
+        if !refusals.0.is_empty() {
+            refused.push(format!("{family}: {refusals}"));
         }
     }
+    let refused = refused.join("; ");
     if captures.is_empty() {
-        anyhow::bail!(
-            "--capture {}: {}",
-            config.capture.as_str(),
-            refusals.join("; ")
-        );
+        anyhow::bail!("--capture {}: {refused}", config.capture);
     }
+    info!(chosen = chosen.join(", "), refused, "capture modes chosen");
     Ok(captures)
 }
 

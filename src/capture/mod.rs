@@ -3,9 +3,12 @@
 //! A mode takes [`plan::Rules`] and works out what to change; only tables and chains of our own name are touched.
 //! What is to be changed is computed by pure functions (`plan`, each mode's `render`); the modes themselves only run
 //! the system's tools. One instance serves one family, so that one failing never stops the other. A new mode is one
-//! folder and one line in [`open`].
+//! file and its lines here; `ladder` says which to try.
 
+mod conflicts;
 mod iptables;
+mod ladder;
+mod local;
 mod nftables;
 mod passive;
 pub mod plan;
@@ -21,10 +24,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tracing::debug;
 
 use crate::model::Family;
 
 use plan::{Arrival, Rules};
+
+pub use conflicts::conflicts;
+pub use ladder::{Climbed, Ladder, ParseLadderError, Refusals};
 
 /// How traffic gets to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub enum Mode {
     Nftables,
     /// Own chains of x_tables.
     Iptables,
+    /// Virtual addresses become the node's own by routes, and listeners are bound to them; no netfilter.
+    Local,
     /// Listeners are bound to the virtual addresses, which are loopback addresses; no rules at all.
     Loopback,
     /// Nothing is captured.
@@ -41,12 +50,18 @@ pub enum Mode {
 
 /// A word that names no capture mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no capture mode (nftables, iptables, loopback, none)")]
+#[error("{0:?} is no capture mode (auto, nftables, iptables, local, loopback, none)")]
 pub struct UnknownMode(pub String);
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Nftables, Self::Iptables, Self::Loopback, Self::None];
+    pub const ALL: [Self; 5] = [
+        Self::Nftables,
+        Self::Iptables,
+        Self::Local,
+        Self::Loopback,
+        Self::None,
+    ];
 
     /// The mode of that name; `None` if there is none.
     pub fn parse(name: &str) -> Option<Self> {
@@ -58,6 +73,7 @@ impl Mode {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Local => "local",
             Self::Loopback => "loopback",
             Self::None => "none",
         }
@@ -84,6 +100,9 @@ pub trait Capture: Send {
     /// The family it captures.
     fn family(&self) -> Family;
 
+    /// Which mode it is.
+    fn mode(&self) -> Mode;
+
     /// How captured traffic reaches listeners.
     fn arrival(&self) -> Arrival;
 
@@ -101,6 +120,14 @@ pub trait Capture: Send {
     /// # Errors
     /// The rules could not be read or restored.
     async fn reassert(&mut self) -> Result<bool, CaptureError>;
+
+    /// Captures nothing new, and leaves established flows what they need to go on until [`Self::release`].
+    ///
+    /// # Errors
+    /// New flows may still be captured.
+    async fn drain(&mut self) -> Result<(), CaptureError> {
+        self.apply(&Rules::translating(self.family())).await
+    }
 
     /// Removes everything of ours in this family. Doing it twice is no error.
     ///
@@ -154,19 +181,42 @@ pub enum CaptureError {
 /// # Errors
 /// The mode cannot work here: in the kernel's own words, with the remedy.
 pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, CaptureError> {
+    probe(mode, family).await?;
+    if !matches!(mode, Mode::Loopback | Mode::None) {
+        for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
+            // A mode that does not work here cannot have left anything that works, so this is no reason not to start.
+            if let Err(error) = remove(other, family).await {
+                debug!(mode = %other, %family, %error, "nothing of another capture mode could be removed");
+            }
+        }
+    }
+    Ok(match mode {
+        Mode::Nftables => Box::new(nftables::Nftables::new(family)),
+        Mode::Iptables => Box::new(iptables::Iptables::new(family)),
+        Mode::Local => Box::new(local::Local::new(family)),
+        Mode::Loopback | Mode::None => Box::new(passive::Passive::new(mode, family)),
+    })
+}
+
+/// Checks that `mode` can work for `family`: what it needs is loaded for a moment, and nothing of it stays.
+///
+/// # Errors
+/// It cannot: in the kernel's own words, with the remedy.
+pub async fn probe(mode: Mode, family: Family) -> Result<(), CaptureError> {
     match mode {
-        Mode::Nftables => {
-            let capture = nftables::Nftables::open(family).await?;
-            leftovers_go(Mode::Iptables, iptables::remove(family).await);
-            Ok(Box::new(capture))
-        }
-        Mode::Iptables => {
-            let capture = iptables::Iptables::open(family).await?;
-            leftovers_go(Mode::Nftables, nftables::remove(family).await);
-            Ok(Box::new(capture))
-        }
-        Mode::Loopback => Ok(Box::new(passive::Passive::new(family))),
-        Mode::None => Ok(Box::new(passive::Passive::new(family))),
+        Mode::Nftables => nftables::probe(family).await,
+        Mode::Iptables => iptables::probe(family).await,
+        Mode::Local => local::probe(family).await,
+        Mode::Loopback | Mode::None => Ok(()),
+    }
+}
+
+async fn remove(mode: Mode, family: Family) -> Result<(), CaptureError> {
+    match mode {
+        Mode::Nftables => nftables::remove(family).await,
+        Mode::Iptables => iptables::remove(family).await,
+        Mode::Local => local::remove(family).await,
+        Mode::Loopback | Mode::None => Ok(()),
     }
 }
 
@@ -178,21 +228,11 @@ pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, Captur
 pub async fn cleanup() -> Result<(), CaptureError> {
     let mut outcome = Ok(());
     for family in Family::BOTH {
-        for removed in [
-            nftables::remove(family).await,
-            iptables::remove(family).await,
-        ] {
-            outcome = outcome.and(removed);
+        for mode in Mode::ALL {
+            outcome = outcome.and(remove(mode, family).await);
         }
     }
     outcome
-}
-
-// A mode that does not work here cannot have left anything that works, so this is never a reason not to start.
-fn leftovers_go(mode: Mode, removed: Result<(), CaptureError>) {
-    if let Err(error) = removed {
-        tracing::debug!(%mode, %error, "nothing of another capture mode could be removed");
-    }
 }
 
 #[cfg(test)]

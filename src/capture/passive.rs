@@ -7,16 +7,17 @@ use async_trait::async_trait;
 use crate::model::Family;
 
 use super::plan::{Arrival, Rules};
-use super::{Capture, CaptureError};
+use super::{Capture, CaptureError, Mode};
 
 /// Captures nothing: what is bound to an address gets its traffic anyway.
 pub(super) struct Passive {
+    mode: Mode,
     family: Family,
 }
 
 impl Passive {
-    pub(super) fn new(family: Family) -> Self {
-        Self { family }
+    pub(super) fn new(mode: Mode, family: Family) -> Self {
+        Self { mode, family }
     }
 }
 
@@ -24,6 +25,10 @@ impl Passive {
 impl Capture for Passive {
     fn family(&self) -> Family {
         self.family
+    }
+
+    fn mode(&self) -> Mode {
+        self.mode
     }
 
     fn arrival(&self) -> Arrival {

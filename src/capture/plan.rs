@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::{Family, Frontend, Protocol, ServicePortKey};
-use crate::routing::{FrontendKind, Origin, Route, Verdict};
+use crate::routing::{FrontendKind, NodeView, Origin, Route, Verdict};
 
 /// How captured traffic reaches a listener, which decides where listeners are bound and how a flow's destination is
 /// found.
@@ -65,6 +65,17 @@ pub struct ListenerSpec {
     pub bind: SocketAddr,
     /// Whether it serves or only holds its port.
     pub state: ListenerState,
+    /// Who is heard there; where rules decide it, everybody.
+    pub callers: Callers,
+}
+
+/// Who is heard at a listener; everybody else meets silence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Everybody.
+    All,
+    /// These networks, of the listener's family. None = nobody.
+    Only(Vec<IpNet>),
 }
 
 impl ListenerSpec {
@@ -92,12 +103,8 @@ pub enum ListenerState {
     HeldClosed,
 }
 
-/// The listeners that `route` needs under `arrival`. `node_addresses` are those that answer node ports.
-pub fn plan_listeners(
-    route: &Route,
-    arrival: Arrival,
-    node_addresses: &BTreeSet<IpAddr>,
-) -> Vec<ListenerSpec> {
+/// The listeners that `route` needs on `node` under `arrival`.
+pub fn plan_listeners(route: &Route, arrival: Arrival, node: &NodeView) -> Vec<ListenerSpec> {
     let state = if route.any_endpoints {
         ListenerState::Serving
     } else {
@@ -110,6 +117,7 @@ pub fn plan_listeners(
         },
         bind,
         state,
+        callers: Callers::All,
     };
     let any = SocketAddr::new(route.key.family.unspecified(), 0);
     let has_external = route.node_port.is_some()
@@ -128,7 +136,8 @@ pub fn plan_listeners(
         (Arrival::Direct, protocol) => {
             let own = route.frontends.iter().copied();
             let node_port = route.node_port.into_iter().flat_map(|port| {
-                let of_family = node_addresses
+                let of_family = node
+                    .node_port_addresses
                     .iter()
                     .filter(|ip| Family::of(**ip) == route.key.family);
                 of_family.map(move |ip| {
@@ -143,10 +152,52 @@ pub fn plan_listeners(
                 })
             });
             own.chain(node_port)
-                .map(|(frontend, kind)| spec(Entry::At(frontend, kind), frontend.addr()))
+                .map(|(frontend, kind)| ListenerSpec {
+                    callers: callers(route, frontend.ip, kind, node),
+                    ..spec(Entry::At(frontend, kind), frontend.addr())
+                })
                 .collect()
         }
     }
+}
+
+// Who is heard at the address `ip` of `route`, where no rule decides it. Without any endpoint everybody is refused.
+fn callers(route: &Route, ip: IpAddr, kind: FrontendKind, node: &NodeView) -> Callers {
+    if !route.any_endpoints {
+        return Callers::All;
+    }
+    if kind == FrontendKind::LoadBalancer
+        && let Some(ranges) = allowed_at(ip, route, &node.local_addresses)
+    {
+        return Callers::Only(ranges);
+    }
+    match silence(route, kind) {
+        None => Callers::All,
+        Some(Silence::Everyone) => Callers::Only(Vec::new()),
+        Some(Silence::Outside) => {
+            let of_family = |ip: &&IpAddr| Family::of(**ip) == route.key.family;
+            let local = node.local_addresses.iter().filter(of_family).copied();
+            let pods = node.pod_cidrs.iter().copied();
+            let pods = pods.filter(|cidr| Family::of(cidr.addr()) == route.key.family);
+            // The node calls an address of its own from that address.
+            let local = local.map(local_network).chain([ip.into()]);
+            Callers::Only(pods.chain(local).collect())
+        }
+    }
+}
+
+// Who may call the load-balancer address `ip`; `None` = anybody. Without any endpoint everybody is refused. Where the
+// node itself may call, so may the address: a node that has it configured calls itself from there.
+fn allowed_at(ip: IpAddr, route: &Route, local: &BTreeSet<IpAddr>) -> Option<Vec<IpNet>> {
+    if route.source_ranges.is_empty() || !route.any_endpoints {
+        return None;
+    }
+    let mut ranges = route.source_ranges.clone();
+    let contains = |local| ranges.iter().any(|range| range.contains(local));
+    if local.iter().any(contains) {
+        ranges.push(ip.into());
+    }
+    Some(ranges)
 }
 
 /// Everything the kernel should do for one family: the desired state, whole. Capture modes work out the difference
@@ -157,6 +208,8 @@ pub struct Rules {
     pub family: Family,
     /// Frontend → proxy port.
     pub redirects: BTreeMap<Frontend, u16>,
+    /// Cluster IPs that are captured: at any other port of theirs callers are refused, where the mode can do that.
+    pub cluster_ips: BTreeSet<IpAddr>,
     /// Node port → proxy port, at every one of `node_addresses` that is no frontend itself.
     pub node_ports: BTreeMap<(Protocol, u16), u16>,
     /// The addresses that answer node ports. 127.0.0.1 stands for all of 127.0.0.0/8; `::1` is never here.
@@ -190,6 +243,7 @@ impl Rules {
         Self {
             family,
             redirects: BTreeMap::new(),
+            cluster_ips: BTreeSet::new(),
             node_ports: BTreeMap::new(),
             node_addresses: BTreeSet::new(),
             silent: BTreeMap::new(),
@@ -199,6 +253,20 @@ impl Rules {
             local_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
         }
+    }
+
+    /// Rules that capture nobody: their only redirect is for an address that no packet has. It keeps the kernel's
+    /// connection tracking and NAT at work, which it takes down with the last rule that needs them, and established
+    /// flows with it.
+    pub fn translating(family: Family) -> Self {
+        let mut rules = Self::none(family);
+        let nobody = Frontend {
+            ip: family.unspecified(),
+            port: 1,
+            protocol: Protocol::Tcp,
+        };
+        rules.redirects.insert(nobody, 1);
+        rules
     }
 
     /// The node's own address that captured traffic is led to. `before` stays as long as the node has it; otherwise one
@@ -240,20 +308,6 @@ impl Rules {
         silenced
     }
 
-    // Who may call the load-balancer address `ip`; `None` = anybody. Without any endpoint everybody is refused. Where
-    // the node itself may call, so may the address: a node that has it configured calls itself from there.
-    fn allowed_at(&self, ip: IpAddr, route: &Route) -> Option<Vec<IpNet>> {
-        if route.source_ranges.is_empty() || !route.any_endpoints {
-            return None;
-        }
-        let mut ranges = route.source_ranges.clone();
-        let contains = |local| ranges.iter().any(|range| range.contains(local));
-        if self.local_addresses.iter().any(contains) {
-            ranges.push(ip.into());
-        }
-        Some(ranges)
-    }
-
     /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
     /// opened (its frontends are then not captured).
     pub fn add(&mut self, route: &Route, port_of: impl Fn(Entry) -> Option<u16>) {
@@ -273,13 +327,17 @@ impl Rules {
             } else {
                 external
             };
-            let Some(port) = port_of(entry) else { continue };
+            let port = port_of(entry).or_else(|| port_of(Entry::At(*frontend, *kind)));
+            let Some(port) = port else { continue };
             self.redirects.insert(*frontend, port);
+            if *kind == FrontendKind::ClusterIp {
+                self.cluster_ips.insert(frontend.ip);
+            }
             if let Some(silence) = silence(route, *kind) {
                 self.silent.insert(*frontend, silence);
             }
             if *kind == FrontendKind::LoadBalancer
-                && let Some(ranges) = self.allowed_at(frontend.ip, route)
+                && let Some(ranges) = allowed_at(frontend.ip, route, &self.local_addresses)
             {
                 self.source_ranges.insert(*frontend, ranges);
             }

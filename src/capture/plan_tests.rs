@@ -1,11 +1,12 @@
 //! The pure plan: which listeners a route needs and what the kernel is told, for both ways of arrival.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use super::plan::{Arrival, Entry, ListenerSpec, ListenerState, Rules, Silence, plan_listeners};
+use super::plan::{
+    Arrival, Callers, Entry, ListenerSpec, ListenerState, Rules, Silence, plan_listeners,
+};
 use crate::model::{Family, Frontend, Protocol, ServicePortKey, TrafficPolicy};
-use crate::routing::{FrontendKind, Route};
+use crate::routing::{FrontendKind, NodeView, Route};
 use crate::testkit::{addr, backend, ip, port_key, route, tcp, udp};
 
 /// A route with one backend, a cluster IP, an external IP and the node port 30080.
@@ -35,8 +36,14 @@ fn internal(protocol: Protocol) -> Route {
     route
 }
 
-fn node() -> BTreeSet<IpAddr> {
-    ["127.0.0.1", "172.18.0.2", "fd00::2"].map(ip).into()
+fn node() -> NodeView {
+    let addresses = ["127.0.0.1", "172.18.0.2", "fd00::2"].map(ip);
+    NodeView {
+        local_addresses: addresses.into(),
+        node_port_addresses: addresses.into(),
+        pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+        ..NodeView::default()
+    }
 }
 
 fn entries(specs: &[ListenerSpec]) -> Vec<Entry> {
@@ -123,6 +130,45 @@ fn a_route_without_any_endpoint_is_held_closed_and_one_with_others_is_not() {
     }
 }
 
+#[test]
+fn without_rules_the_listener_itself_keeps_silent() {
+    let callers = |route: &Route, kind| {
+        let specs = plan_listeners(route, Arrival::Direct, &node());
+        let of_kind = |spec: &&ListenerSpec| matches!(spec.id.entry, Entry::At(_, k) if k == kind);
+        specs.iter().find(of_kind).unwrap().callers.clone()
+    };
+    let only = |networks: &[&str]| {
+        Callers::Only(networks.iter().map(|text| text.parse().unwrap()).collect())
+    };
+    let elsewhere = Route {
+        internal_policy: TrafficPolicy::Local,
+        external_policy: TrafficPolicy::Local,
+        ..exposed(Protocol::Tcp)
+    };
+    assert_eq!(callers(&elsewhere, FrontendKind::ClusterIp), only(&[]));
+    assert_eq!(
+        callers(&elsewhere, FrontendKind::ExternalIp),
+        only(&[
+            "10.244.0.0/24",
+            "127.0.0.0/8",
+            "172.18.0.2/32",
+            "192.0.2.1/32"
+        ])
+    );
+    let plain = exposed(Protocol::Tcp);
+    assert_eq!(callers(&plain, FrontendKind::ClusterIp), Callers::All);
+    let mut guarded = exposed(Protocol::Udp);
+    guarded.frontends[1].1 = FrontendKind::LoadBalancer;
+    guarded.source_ranges = vec!["172.18.0.0/16".parse().unwrap()];
+    assert_eq!(
+        callers(&guarded, FrontendKind::LoadBalancer),
+        only(&["172.18.0.0/16", "192.0.2.1/32"]),
+        "the node may call, so may the address"
+    );
+    guarded.any_endpoints = false;
+    assert_eq!(callers(&guarded, FrontendKind::LoadBalancer), Callers::All);
+}
+
 /// The rules for one route whose listeners have these proxy ports.
 fn rules(route: &Route, port_of: impl Fn(Entry) -> Option<u16>) -> Rules {
     let mut rules = Rules::none(Family::V4);
@@ -144,6 +190,7 @@ fn tcp_is_led_to_one_port() {
     let rules = rules(&exposed(Protocol::Tcp), by_entry);
     let redirects = [(tcp("10.96.0.10:80"), 4000), (tcp("192.0.2.1:80"), 4000)];
     let expected = Rules {
+        cluster_ips: [ip("10.96.0.10")].into(),
         redirects: redirects.into(),
         node_ports: [((Protocol::Tcp, 30080), 4000)].into(),
         ..Rules::none(Family::V4)
@@ -154,6 +201,7 @@ fn tcp_is_led_to_one_port() {
 #[test]
 fn udp_is_led_to_a_port_for_each_class_and_both_are_guarded() {
     let expected = Rules {
+        cluster_ips: [ip("10.96.0.10")].into(),
         redirects: [(udp("10.96.0.10:80"), 4001), (udp("192.0.2.1:80"), 4002)].into(),
         node_ports: [((Protocol::Udp, 30080), 4002)].into(),
         guarded_udp_ports: [4001, 4002].into(),
@@ -166,6 +214,7 @@ fn udp_is_led_to_a_port_for_each_class_and_both_are_guarded() {
 fn what_has_no_listener_is_not_captured() {
     let only_internal = |entry| by_entry(entry).filter(|_| entry == Entry::ClusterIp);
     let expected = Rules {
+        cluster_ips: [ip("10.96.0.10")].into(),
         redirects: [(udp("10.96.0.10:80"), 4001)].into(),
         guarded_udp_ports: [4001].into(),
         ..Rules::none(Family::V4)
@@ -230,7 +279,7 @@ fn a_node_inside_the_source_ranges_may_call_from_the_address_itself() {
     route.frontends.push((balancer, FrontendKind::LoadBalancer));
     route.source_ranges = vec!["172.18.0.0/16".parse().unwrap()];
     let mut added = Rules::none(Family::V4);
-    added.local_addresses = node();
+    added.local_addresses = node().local_addresses;
     added.add(&route, by_entry);
     let allowed: Vec<String> = added.source_ranges[&balancer]
         .iter()

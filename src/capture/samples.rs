@@ -38,6 +38,7 @@ pub(super) fn one_of_everything(family: Family) -> Rules {
         (frontend(balancer, 443, Protocol::Udp), 40005),
     ]
     .into();
+    rules.cluster_ips = [web, dns].map(|ip| ip.parse().unwrap()).into();
     rules.node_ports = [
         ((Protocol::Tcp, 30080), 40001),
         ((Protocol::Udp, 30053), 40006),

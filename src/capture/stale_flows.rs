@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 
 use crate::model::{Family, Protocol};
 use crate::net::conntrack::{self, UdpFlow};
+use crate::net::netlink::IpVersion;
 
 use super::plan::{Rules, local_network};
 
@@ -136,8 +137,8 @@ pub(super) async fn forget(family: Family, stale: StaleFlows) {
         return;
     }
     let ip_version = match family {
-        Family::V4 => conntrack::IpVersion::V4,
-        Family::V6 => conntrack::IpVersion::V6,
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
     };
     let work = move || conntrack::forget_udp(ip_version, |flow| stale.contains(flow));
     match tokio::task::spawn_blocking(work).await {

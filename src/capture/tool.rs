@@ -106,12 +106,13 @@ fn search_path() -> OsString {
     path
 }
 
-fn remedy(words: &str) -> &'static str {
+/// What to do about a refusal in these words, beginning with "; "; empty if unknown.
+pub(super) fn remedy(words: &str) -> &'static str {
     if words.contains("Operation not permitted") || words.contains("Permission denied") {
         if words.contains("xtables.lock") {
             return "; set XTABLES_LOCKFILE to a path that may be written";
         }
-        return "; run as root or with CAP_NET_ADMIN, or use --capture loopback";
+        return "; run as root or with CAP_NET_ADMIN, or use `viaduct dev`, which needs neither";
     }
     if LACKING.iter().any(|sign| words.contains(sign))
         || words.contains("No such file or directory")

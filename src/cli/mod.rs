@@ -7,6 +7,7 @@ mod check;
 mod cleanup;
 mod completion;
 mod dev;
+mod doctor;
 mod echo;
 mod explain;
 mod get;
@@ -64,6 +65,8 @@ enum Command {
     Get(get::Get),
     /// Say why traffic to a Service or an address goes where it goes
     Explain(explain::Explain),
+    /// Say what this machine lets viaduct do, and what to do about the rest
+    Doctor(doctor::Doctor),
     /// Validate manifests as an API server would, without running
     Check(check::Check),
     /// Send load to a Service or an address and report what came of it
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_filter = match &cli.command {
         Command::Dev(_)
+        | Command::Doctor(_)
         | Command::Check(_)
         | Command::Load(_)
         | Command::Echo(_)
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
             Command::Run(command) => command.run().await.map(ended),
             Command::Dev(command) => command.run().await.map(ended),
             Command::Get(command) => command.run().await.map(done),
+            Command::Doctor(command) => command.run().await.map(Some),
             Command::Explain(command) => command.run().await.map(Some),
             Command::Check(command) => command.run().map(Some),
             Command::Load(command) => command.run().await.map(Some),

@@ -24,7 +24,7 @@ pub fn configz(config: &Config) -> Value {
             "kind": kube_proxy::KIND,
             "hostnameOverride": config.node_name.as_str(),
             "clientConnection": { "kubeconfig": settings.kubeconfig },
-            "mode": config.capture.as_str(),
+            "mode": config.capture.to_string(),
             "clusterCIDR": cidrs.collect::<Vec<_>>().join(","),
             "detectLocalMode": settings.detect_local_mode,
             "detectLocal": {

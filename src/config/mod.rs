@@ -23,7 +23,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Map, Value};
 
-use crate::capture::Mode;
+use crate::capture::{Ladder, Mode};
 use crate::dns::{Limits, PodMode, UpstreamOrder};
 use crate::model::{Algorithm, Family, Knobs, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
@@ -46,8 +46,8 @@ pub struct Config {
     pub settings: Settings,
     /// Where the objects come from.
     pub source: Source,
-    /// The capture mode.
-    pub capture: Mode,
+    /// The capture modes to try.
+    pub capture: Ladder,
     /// The node's name.
     pub node_name: NodeName,
     /// Who counts as a Pod of this node.
@@ -204,15 +204,17 @@ impl Config {
     /// The first value that does not do, by its flag.
     pub fn resolve(settings: Settings, profile: Profile) -> Result<Self, ConfigError> {
         let mut defaults = Settings::defaults(profile);
-        let capture = plain(settings.capture.or(defaults.capture)).unwrap_or(Mode::None);
-        if capture == Mode::Loopback {
+        let capture = plain(settings.capture.clone().or(defaults.capture.clone()));
+        let capture = capture.unwrap_or_else(Ladder::auto);
+        let loopback = capture.is(Mode::Loopback);
+        if loopback {
             let dev = Settings::defaults(Profile::Dev);
             defaults.service_cluster_ip_range = dev.service_cluster_ip_range;
         }
         let settings = settings.or(defaults);
         let effective = settings.clone();
         let source = source::source(&settings)?;
-        if capture == Mode::Loopback && source.manifests().is_none() {
+        if loopback && source.manifests().is_none() {
             return Err(value_error(
                 "capture",
                 "loopback serves manifests only: a cluster's addresses are not on loopback",
@@ -221,13 +223,13 @@ impl Config {
         Ok(Self {
             settings: effective,
             source,
-            capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
             detect_local: detect_local::detect_local(&settings)?,
             service_cidrs: service_cidrs(
                 plain_list(settings.service_cluster_ip_range.clone()),
-                capture,
+                &capture,
             )?,
+            capture,
             node_port_range: plain(settings.service_node_port_range.clone())
                 .map_or(30000..=32767, |range| range.0),
             load_balancer_range: plain(settings.load_balancer_ip_range),
@@ -332,10 +334,10 @@ fn node_name(given: Option<&str>) -> Result<NodeName, ConfigError> {
         .ok_or_else(|| value_error("hostname-override", "this host has no name; give one"))
 }
 
-fn service_cidrs(cidrs: Vec<IpNet>, capture: Mode) -> Result<Vec<IpNet>, ConfigError> {
+fn service_cidrs(cidrs: Vec<IpNet>, capture: &Ladder) -> Result<Vec<IpNet>, ConfigError> {
     let flag = "service-cluster-ip-range";
     let outside = cidrs.iter().find(|cidr| !LOOPBACK.contains(*cidr));
-    if let (Mode::Loopback, Some(cidr)) = (capture, outside) {
+    if let (true, Some(cidr)) = (capture.is(Mode::Loopback), outside) {
         let message =
             format!("{cidr} is outside {LOOPBACK}, and --capture loopback can serve nothing else");
         return Err(value_error(flag, message));

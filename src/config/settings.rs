@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::capture::Mode;
+use crate::capture::{Ladder, Mode};
 use crate::dns::{Limit, PodMode, UpstreamOrder};
 use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
@@ -47,9 +47,9 @@ pub struct Settings {
     )]
     pub master: Option<Vec<Text<Master>>>,
 
-    /// How traffic is captured: nftables, iptables, loopback or none [default: nftables; dev: loopback]
+    /// How traffic is captured: auto, loopback, none, or the first that works of a list of nftables, iptables and local [default: auto; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
-    pub capture: Option<Text<Mode>>,
+    pub capture: Option<Text<Ladder>>,
 
     /// Name of this node [default: the hostname]
     #[arg(long, value_name = "NAME", env = "VIADUCT_HOSTNAME_OVERRIDE")]
@@ -372,7 +372,11 @@ impl Settings {
             api_version: Some(Self::API_VERSION.to_owned()),
             kind: Some(Self::KIND.to_owned()),
             master: Some(Vec::new()),
-            capture: Some(Text(if dev { Mode::Loopback } else { Mode::Nftables })),
+            capture: Some(Text(if dev {
+                Mode::Loopback.into()
+            } else {
+                Ladder::auto()
+            })),
             cluster_cidr: Some(Vec::new()),
             detect_local_mode: Some(Text(DetectLocalMode::ClusterCidr)),
             service_cluster_ip_range: Some(vec![net(if dev {

@@ -58,7 +58,7 @@ fn a_bad_value_names_its_flag() {
         "--service-cluster-ip-range: two CIDRs must be of different families"
     );
     let outside = Settings {
-        capture: Some(Text(Mode::Loopback)),
+        capture: Some(Text(Mode::Loopback.into())),
         service_cluster_ip_range: cidrs(&["10.96.0.0/16"]),
         ..Settings::default()
     };

@@ -8,9 +8,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState};
+use crate::capture::plan::{Arrival, Callers, ListenerId, ListenerSpec, ListenerState};
 use crate::model::Protocol;
 use crate::net::sockets::{Bound, Held, Sharing, Transport};
+use crate::net::source_filter::SourceFilter;
 use crate::net::streams::Liveness;
 
 use super::mailbox::{Period, Socket};
@@ -56,6 +57,7 @@ pub(super) struct Listeners {
 struct Open {
     addr: SocketAddr,
     state: State,
+    callers: Callers,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,7 @@ impl Listeners {
     ) -> Result<SocketAddr, OpenError> {
         if let Some(open) = self.open.get(&spec.id)
             && open.state.is(spec.state)
+            && (open.callers == spec.callers || spec.state == ListenerState::HeldClosed)
         {
             return Ok(open.addr);
         }
@@ -124,8 +127,13 @@ impl Listeners {
             self.shared.admission.return_listeners(sockets);
             OpenError::Bind { addr, source }
         })?;
+        let opened = Open {
+            addr,
+            state,
+            callers: spec.callers.clone(),
+        };
         // Only now is the old socket closed: the port is never free in between.
-        if let Some(before) = self.open.insert(spec.id.clone(), Open { addr, state }) {
+        if let Some(before) = self.open.insert(spec.id.clone(), opened) {
             self.end(before, threads).await;
         }
         Ok(addr)
@@ -184,7 +192,7 @@ impl Listeners {
         let mut sockets = vec![start(first, transport, liveness)?];
         for _further in on.iter().skip(1) {
             sockets.push(start(
-                Bound::new(transport, addr, Sharing::Join)?,
+                bound(spec, addr, Sharing::Join)?,
                 transport,
                 liveness,
             )?);
@@ -224,7 +232,16 @@ fn start(bound: Bound, transport: Transport, liveness: Liveness) -> io::Result<S
 }
 
 fn bind(spec: &ListenerSpec, addr: SocketAddr, sharing: Sharing) -> Result<Bound, OpenError> {
-    Bound::new(transport(spec), addr, sharing).map_err(|source| OpenError::Bind { addr, source })
+    bound(spec, addr, sharing).map_err(|source| OpenError::Bind { addr, source })
+}
+
+// A port that is held closed refuses everybody.
+fn bound(spec: &ListenerSpec, addr: SocketAddr, sharing: Sharing) -> io::Result<Bound> {
+    let filter = match (&spec.callers, spec.state) {
+        (Callers::Only(networks), ListenerState::Serving) => Some(SourceFilter::only(networks)),
+        (Callers::All, _) | (_, ListenerState::HeldClosed) => None,
+    };
+    Bound::filtered(transport(spec), addr, sharing, filter.as_ref())
 }
 
 // Binds a new listener: a direct one whose port may not be bound moves to another.
@@ -232,9 +249,9 @@ fn bind_first(spec: &ListenerSpec) -> Result<Bound, OpenError> {
     let mut refused = None;
     for port in ports_to_try(spec.bind.port()) {
         let addr = SocketAddr::new(spec.bind.ip(), port);
-        match Bound::new(transport(spec), addr, Sharing::First) {
+        match bound(spec, addr, Sharing::First) {
             Ok(bound) => return Ok(bound),
-            Err(error) if spec.arrival() == Arrival::Direct && is_taken(&error) => {
+            Err(error) if may_move(spec) && is_taken(&error) => {
                 refused = Some(error);
             }
             Err(source) => return Err(OpenError::Bind { addr, source }),
@@ -244,6 +261,11 @@ fn bind_first(spec: &ListenerSpec) -> Result<Bound, OpenError> {
         addr: spec.bind,
         source: refused.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()),
     })
+}
+
+// An address of the loopback network is ours to choose, and so is its port; clients of any other know no stand-in.
+fn may_move(spec: &ListenerSpec) -> bool {
+    spec.arrival() == Arrival::Direct && spec.bind.ip().is_loopback()
 }
 
 fn is_taken(error: &io::Error) -> bool {

@@ -22,18 +22,18 @@ mod thread;
 mod udp;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use crate::capture::plan::{ListenerId, ListenerSpec};
+use crate::capture::plan::{Entry, ListenerId, ListenerSpec};
 use crate::model::ServicePortKey;
 use crate::net::descriptors::raise_limit;
 use crate::net::streams::Liveness;
-use crate::routing::Published;
+use crate::routing::{Origin, Published, RoutingTable};
 
 use accounts::ServiceAccount;
 use admission::Admission;
@@ -128,11 +128,11 @@ impl Dataplane {
         })
     }
 
-    /// Opens a listener, serving or held closed, and returns where it is bound. For an open listener the state changes
+    /// Opens a listener, serving or held closed, and returns where it is bound. For an open listener the state, or who is heard, changes
     /// in place, on the same port, which is never free in between.
     ///
-    /// A direct listener whose port may not be bound (below 1024 without privilege, or taken) is bound 8000 higher or
-    /// at the next free port after that. Flows are served once their table has been published.
+    /// A direct listener on a loopback address whose port may not be bound (below 1024 without privilege, or taken) is
+    /// bound 8000 higher or at the next free port after that. Flows are served once their table has been published.
     ///
     /// # Errors
     /// If no port can be bound or the descriptor budget is used up; a listener that was open stays as it was.
@@ -202,6 +202,16 @@ impl Listener {
             id,
             shared,
             account: OnceLock::new(),
+        }
+    }
+
+    /// Where a client at `ip` is. The node calls an address that is its own from that very address.
+    fn origin(&self, ip: IpAddr, table: &RoutingTable) -> Origin {
+        match self.id.entry {
+            Entry::At(frontend, _) if frontend.ip == ip.to_canonical() => Origin::Node,
+            Entry::At(..) | Entry::All | Entry::ClusterIp | Entry::External => {
+                table.node.origin(ip)
+            }
         }
     }
 

@@ -6,23 +6,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::SockProtocol;
 
-/// An IP version, as connection tracking keeps them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IpVersion {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
+use super::netlink::{self, ACK, DUMP, IpVersion, REQUEST, Socket, aligned, attributes};
 
 /// A UDP flow as connection tracking knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,108 +27,44 @@ pub struct UdpFlow {
 /// # Errors
 /// The kernel has no ctnetlink, or does not let us; some flows may have been forgotten.
 pub fn forget_udp(version: IpVersion, is_stale: impl Fn(UdpFlow) -> bool) -> io::Result<usize> {
-    let socket = Socket::open()?;
-    let stale = socket.list(version, is_stale)?;
+    let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let stale = list(&socket, version, is_stale)?;
     for flow in &stale {
-        socket.delete(version, flow)?;
+        delete(&socket, version, flow)?;
     }
     Ok(stale.len())
 }
-
-struct Socket(OwnedFd);
 
 /// What deletes a flow: the attributes that identify it, as the kernel sent them.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity(Vec<u8>);
 
-impl Socket {
-    fn open() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(2))?;
-        Ok(Self(fd))
-    }
+fn list(
+    socket: &Socket,
+    version: IpVersion,
+    is_stale: impl Fn(UdpFlow) -> bool,
+) -> io::Result<Vec<Identity>> {
+    let mut found = Vec::new();
+    socket.dump(&request(CT_GET, REQUEST | DUMP, version, &[]), |body| {
+        let flow = parse_flow(body);
+        let stale = flow.filter(|(flow, _)| is_stale(*flow));
+        found.extend(stale.map(|(_, identity)| identity));
+    })?;
+    Ok(found)
+}
 
-    fn list(
-        &self,
-        version: IpVersion,
-        is_stale: impl Fn(UdpFlow) -> bool,
-    ) -> io::Result<Vec<Identity>> {
-        self.send(&request(CT_GET, REQUEST | DUMP, version, &[]))?;
-        let mut found = Vec::new();
-        let mut buffer = vec![0; RECEIVE_BUFFER];
-        loop {
-            let length = self.receive(&mut buffer)?;
-            for message in messages(&buffer[..length]) {
-                match message.kind {
-                    DONE => return Ok(found),
-                    ERROR => {
-                        return Err(
-                            error_of(message.body).unwrap_or(io::ErrorKind::InvalidData.into())
-                        );
-                    }
-                    _ => {
-                        let flow = parse_flow(message.body);
-                        let stale = flow.filter(|(flow, _)| is_stale(*flow));
-                        found.extend(stale.map(|(_, identity)| identity));
-                    }
-                }
-            }
-        }
-    }
-
-    fn delete(&self, version: IpVersion, flow: &Identity) -> io::Result<()> {
-        self.send(&request(CT_DELETE, REQUEST | ACK, version, &flow.0))?;
-        let mut buffer = [0; 1024];
-        let length = self.receive(&mut buffer)?;
-        for message in messages(&buffer[..length]) {
-            if message.kind == ERROR
-                && let Some(error) = error_of(message.body)
-                // It may have ended by itself in the meantime.
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn send(&self, message: &[u8]) -> io::Result<()> {
-        let kernel = NetlinkAddr::new(0, 0);
-        sendto(self.0.as_raw_fd(), message, &kernel, MsgFlags::empty())?;
-        Ok(())
-    }
-
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match recv(self.0.as_raw_fd(), buffer, MsgFlags::empty()) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => return Ok(length),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+fn delete(socket: &Socket, version: IpVersion, flow: &Identity) -> io::Result<()> {
+    match socket.ask(&request(CT_DELETE, REQUEST | ACK, version, &flow.0)) {
+        // It may have ended by itself in the meantime.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
     }
 }
 
-/// The kernel fills at most 32 KiB at a time when it lists.
-const RECEIVE_BUFFER: usize = 64 << 10;
-
-const HEADER: usize = 16;
 const NFGENMSG: usize = 4;
 
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 const CT_GET: u16 = 0x0101;
 const CT_DELETE: u16 = 0x0102;
-
-const REQUEST: u16 = 0x001;
-const ACK: u16 = 0x004;
-const DUMP: u16 = 0x300;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
@@ -158,49 +81,10 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const UDP: u8 = 17;
 
-/// The upper two bits say "nested" and "network order".
-const TYPE_MASK: u16 = 0x3fff;
-
+// The header that every request of ctnetlink begins with: the family; version and resource are zero.
 fn request(kind: u16, flags: u16, version: IpVersion, attributes: &[u8]) -> Vec<u8> {
-    let family: u8 = match version {
-        IpVersion::V4 => 2,
-        IpVersion::V6 => 10,
-    };
-    let length = u32::try_from(HEADER + NFGENMSG + attributes.len())
-        .expect("attributes come from one datagram");
-    let mut message = Vec::with_capacity(HEADER + NFGENMSG + attributes.len());
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    // Sequence number and port: one request at a time on a socket of its own needs neither.
-    message.extend([0; 8]);
-    message.extend([family, 0, 0, 0]);
-    message.extend(attributes);
-    message
-}
-
-/// One message of netlink.
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) body: &'a [u8],
-}
-
-/// The messages in one datagram; ends at the first that does not fit.
-pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*rest.first_chunk()?);
-        let length = usize::try_from(length).ok()?;
-        let body = rest.get(HEADER..length)?;
-        let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-        rest = rest.get(aligned(length)..).unwrap_or_default();
-        Some(Message { kind, body })
-    })
-}
-
-/// What an error message says; `None` is an acknowledgement.
-pub(super) fn error_of(body: &[u8]) -> Option<io::Error> {
-    let code = i32::from_ne_bytes(*body.first_chunk()?);
-    (code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg()))
+    let body = [&[version.family(), 0, 0, 0], attributes].concat();
+    netlink::message(kind, flags, &body)
 }
 
 /// A UDP flow and what identifies it; `None` for anything else.
@@ -257,45 +141,12 @@ fn parse_end(tuple: &[u8], end: End) -> Option<SocketAddr> {
     (protocol == Some(UDP)).then_some(SocketAddr::new(ip?, port?))
 }
 
-struct Attribute<'a> {
-    kind: u16,
-    value: &'a [u8],
-    whole: &'a [u8],
-}
-
-/// The attributes in `rest`; ends at the first that does not fit.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
-    std::iter::from_fn(move || {
-        let [l0, l1, k0, k1] = *rest.first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let whole = rest.get(..length)?;
-        let value = whole.get(4..)?;
-        rest = rest.get(aligned(length)..).unwrap_or_default();
-        Some(Attribute {
-            kind: u16::from_ne_bytes([k0, k1]) & TYPE_MASK,
-            value,
-            whole,
-        })
-    })
-}
-
-fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::netlink::{attribute, error_of, messages};
     use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(aligned(bytes.len()), 0);
-        bytes
-    }
 
     fn tuple(protocol: u8, source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> Vec<u8> {
         let nested = 0x8000;
@@ -355,13 +206,6 @@ mod tests {
         let message = messages(&request).next().unwrap();
         assert_eq!(message.kind, CT_DELETE);
         assert_eq!(message.body, [10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn an_acknowledgement_is_no_error() {
-        assert!(error_of(&0i32.to_ne_bytes()).is_none());
-        let refused = error_of(&(-1i32).to_ne_bytes()).unwrap();
-        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     }
 
     proptest! {

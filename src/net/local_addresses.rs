@@ -16,7 +16,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::conntrack::{Message, error_of, messages};
+use super::netlink::{Message, error_of, messages};
 
 /// The mark of IPv4 addresses; it must begin with the interface's name.
 const LABEL: &[u8] = b"lo:viaduct\0";

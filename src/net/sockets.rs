@@ -13,6 +13,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::net::TcpSocket;
 
+use super::source_filter::SourceFilter;
+
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096).
 const BACKLOG: i32 = 4096;
 
@@ -55,9 +57,23 @@ impl Bound {
     /// # Errors
     /// Those of `socket(2)` and `bind(2)`: `AddrInUse`, `PermissionDenied` for a port below 1024, shortages.
     pub fn new(transport: Transport, addr: SocketAddr, sharing: Sharing) -> io::Result<Self> {
-        let socket = match (transport, bind(transport, addr, sharing, Leftovers::Mind)) {
+        Self::filtered(transport, addr, sharing, None)
+    }
+
+    /// The same, and nothing that `filter` refuses is ever heard there.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`], and those of `SO_ATTACH_FILTER`.
+    pub fn filtered(
+        transport: Transport,
+        addr: SocketAddr,
+        sharing: Sharing,
+        filter: Option<&SourceFilter>,
+    ) -> io::Result<Self> {
+        let bind = |leftovers| bind(transport, addr, sharing, leftovers, filter);
+        let socket = match (transport, bind(Leftovers::Mind)) {
             (Transport::Tcp, Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
-                bind(transport, addr, sharing, Leftovers::Ignore)?
+                bind(Leftovers::Ignore)?
             }
             (Transport::Tcp | Transport::Udp, bound) => bound?,
         };
@@ -136,6 +152,7 @@ fn bind(
     addr: SocketAddr,
     sharing: Sharing,
     leftovers: Leftovers,
+    filter: Option<&SourceFilter>,
 ) -> io::Result<Socket> {
     let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
@@ -152,6 +169,9 @@ fn bind(
     }
     socket.set_reuse_address(leftovers == Leftovers::Ignore)?;
     socket.set_reuse_port(sharing == Sharing::Join)?;
+    if let Some(SourceFilter(program)) = filter {
+        socket.attach_filter(program)?;
+    }
     socket.bind(&addr.into())?;
     Ok(socket)
 }

@@ -10,7 +10,7 @@ use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, Rules};
 use crate::capture::{Capture, CaptureError};
 use crate::dataplane::{Dataplane, OpenError};
 use crate::health_checks::{HealthCheckPorts, Unbound};
-use crate::model::{Family, Frontend, Protocol, ServicePortKey};
+use crate::model::{Family, ServicePortKey};
 use crate::routing::{HealthCheck, Published, RoutingTable};
 
 use super::handover::Claim;
@@ -85,7 +85,7 @@ impl Captured {
             return;
         }
         for capture in &mut self.captures {
-            if let Err(error) = capture.apply(&translating(capture.family())).await {
+            if let Err(error) = capture.drain().await {
                 warn!(family = %capture.family(), %error, "flows may still be captured while others drain");
             }
         }
@@ -113,25 +113,11 @@ impl Captured {
     }
 }
 
-// Rules that capture nobody: their only redirect is for an address that no packet has. It keeps the kernel's connection
-// tracking and NAT at work, which it takes down with the last rule that needs them, and established flows with it.
-fn translating(family: Family) -> Rules {
-    let mut rules = Rules::none(family);
-    let nobody = Frontend {
-        ip: family.unspecified(),
-        port: 1,
-        protocol: Protocol::Tcp,
-    };
-    rules.redirects.insert(nobody, 1);
-    rules
-}
-
 impl Effects for Live {
-    fn arrival(&self) -> Option<Arrival> {
-        self.captures
-            .captures
-            .first()
-            .map(|capture| capture.arrival())
+    fn arrival(&self, family: Family) -> Option<Arrival> {
+        let mut captures = self.captures.captures.iter();
+        let capture = captures.find(|capture| capture.family() == family);
+        capture.map(|capture| capture.arrival())
     }
 
     async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {

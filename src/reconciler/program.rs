@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use crate::capture::CaptureError;
 use crate::capture::plan::{
-    Arrival, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
+    Arrival, Callers, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
 };
 use crate::dataplane::OpenError;
 use crate::health_checks::Unbound;
@@ -30,8 +30,8 @@ use super::rules::{Due, KernelRules};
 
 /// What programming does to the world.
 pub(super) trait Effects {
-    /// How traffic arrives; `None` captures nothing and opens nothing.
-    fn arrival(&self) -> Option<Arrival>;
+    /// How traffic of that family arrives; `None` captures nothing and opens nothing.
+    fn arrival(&self, family: Family) -> Option<Arrival>;
     async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError>;
     async fn close(&mut self, id: &ListenerId);
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]);
@@ -67,11 +67,11 @@ pub(super) struct Programmer<E> {
     node: Option<Arc<NodeView>>,
 }
 
-// An open listener: where, and in which state.
-#[derive(Clone, Copy)]
+// An open listener: where, in which state, and who is heard there.
 struct Bound {
     addr: SocketAddr,
     state: ListenerState,
+    callers: Callers,
 }
 
 #[derive(Default)]
@@ -148,10 +148,7 @@ impl<E: Effects> Programmer<E> {
             .map(|name| (name.clone(), self.plan(&name, &built.table)))
             .collect();
         // A direct listener that takes over an address finds it free only after the one before has gone.
-        let direct = self.effects.arrival() == Some(Arrival::Direct);
-        if direct {
-            self.close_replaced(&wanted).await;
-        }
+        self.close_replaced(&wanted).await;
         let mut moved = false;
         for (name, service) in &wanted {
             moved |= self.open_listeners(name, service, builder, now).await;
@@ -169,9 +166,6 @@ impl<E: Effects> Programmer<E> {
         for (name, service) in wanted {
             sweep(&service.routes, now);
             self.settle(name, service, now).await;
-        }
-        if direct {
-            self.close_unused().await;
         }
         self.health_checks.apply(&mut self.effects, now).await;
     }
@@ -228,29 +222,26 @@ impl<E: Effects> Programmer<E> {
 
     fn plan(&self, name: &ServiceName, table: &RoutingTable) -> Programmed {
         let routes = table.service(name).map_or(&[][..], |entry| &entry.routes);
-        let specs = match self.effects.arrival() {
-            None => BTreeMap::new(),
-            Some(arrival) => {
-                let captured = |route: &&Arc<Route>| self.rules.has(route.key.family);
-                // A node port does not answer at another Service's own address.
-                let owned = |spec: &ListenerSpec| match &spec.id.entry {
-                    Entry::At(frontend, _) => table
-                        .destination(frontend)
-                        .is_some_and(|destination| destination.route.key == spec.id.route),
-                    Entry::All | Entry::ClusterIp | Entry::External => true,
-                };
-                let specs = |route: &Arc<Route>| {
-                    plan_listeners(route, arrival, &table.node.node_port_addresses)
-                };
-                routes
-                    .iter()
-                    .filter(captured)
-                    .flat_map(specs)
-                    .filter(owned)
-                    .map(|spec| (spec.id.clone(), spec))
-                    .collect()
-            }
+        // A node port does not answer at another Service's own address.
+        let owned = |spec: &ListenerSpec| match &spec.id.entry {
+            Entry::At(frontend, _) => table
+                .destination(frontend)
+                .is_some_and(|destination| destination.route.key == spec.id.route),
+            Entry::All | Entry::ClusterIp | Entry::External => true,
         };
+        let specs = |route: &Arc<Route>| {
+            let arrival = self.effects.arrival(route.key.family);
+            arrival.map_or_else(Vec::new, |arrival| {
+                plan_listeners(route, arrival, &table.node)
+            })
+        };
+        let specs = routes
+            .iter()
+            .filter(|route| self.rules.has(route.key.family))
+            .flat_map(specs)
+            .filter(owned)
+            .map(|spec| (spec.id.clone(), spec))
+            .collect();
         Programmed {
             specs,
             routes: routes.to_vec(),
@@ -280,7 +271,8 @@ impl<E: Effects> Programmer<E> {
         specs.sort_by_key(|(_, spec)| spec.bind.port() < FIRST_UNPRIVILEGED);
         for (id, spec) in specs {
             let good = |bound: &Bound| {
-                bound.state == ListenerState::Serving || spec.state == ListenerState::HeldClosed
+                spec.state == ListenerState::HeldClosed
+                    || (bound.state == ListenerState::Serving && bound.callers == spec.callers)
             };
             if self.bound.get(id).is_some_and(good) {
                 continue;
@@ -288,8 +280,12 @@ impl<E: Effects> Programmer<E> {
             self.closing.retain(|closing| closing != id);
             match self.effects.open(spec).await {
                 Ok(addr) => {
-                    let state = spec.state;
-                    self.bound.insert(id.clone(), Bound { addr, state });
+                    let bound = Bound {
+                        addr,
+                        state: spec.state,
+                        callers: spec.callers.clone(),
+                    };
+                    self.bound.insert(id.clone(), bound);
                     if let Entry::At(frontend, _) = id.entry {
                         builder.set_served_port(frontend, addr.port());
                         moved |= addr.port() != frontend.port;
@@ -380,6 +376,7 @@ impl<E: Effects> Programmer<E> {
             let gone = before
                 .into_iter()
                 .flat_map(BTreeMap::values)
+                .filter(|spec| spec.arrival() == Arrival::Direct)
                 .filter(|spec| {
                     !service.specs.contains_key(&spec.id) && places.contains(&spec.bind)
                 });

@@ -47,7 +47,7 @@ impl Recorder {
 }
 
 impl Effects for Recorder {
-    fn arrival(&self) -> Option<Arrival> {
+    fn arrival(&self, _family: Family) -> Option<Arrival> {
         self.arrival
     }
 

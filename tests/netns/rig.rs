@@ -171,13 +171,14 @@ pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Every rule of every program on the node, without counters. Tables of iptables are listed by iptables only: over
+/// Every rule and local route of every program on the node, without counters. Tables of iptables are listed by iptables only: over
 /// nf_tables it makes built-in chains when they are first named, and lets them stand.
 pub(crate) fn all_rules(world: &World) -> String {
     let line =
         "nft list tables | grep -vE ' (nat|mangle|filter|raw)$' | while read -r _ family name; do \
                     nft -s list table $family $name; done
                 for table in nat mangle filter raw; do for tool in iptables ip6tables; do \
-                    $tool-save -t $table 2>/dev/null | grep -v '^#' | sed 's/\\[.*//'; done; done";
+                    $tool-save -t $table 2>/dev/null | grep -v '^#' | sed 's/\\[.*//'; done; done
+                for v in 4 6; do ip -$v route show table local | sed '/ proto kernel /d'; done";
     world.shell(Place::Node, line)
 }

@@ -75,7 +75,7 @@ fn all_there(mode: Mode, tools: &[&str]) -> Result<(), String> {
     let of_mode: &[&str] = match mode {
         Mode::Nftables => &["nft"],
         Mode::Iptables => &["iptables", "ip6tables"],
-        Mode::Loopback | Mode::None => &[],
+        Mode::Local | Mode::Loopback | Mode::None => &[],
     };
     for tool in ["ip"].iter().chain(of_mode).chain(tools) {
         let mut version = Command::new(tool);

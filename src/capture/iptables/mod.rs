@@ -17,7 +17,7 @@ use crate::model::Family;
 use super::plan::{Arrival, Rules};
 use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
-use super::{Capture, CaptureError};
+use super::{Capture, CaptureError, Mode};
 
 use render::{Chains, Table, parse_saved, plan_chains, render_restore};
 
@@ -33,15 +33,13 @@ pub(super) struct Iptables {
 }
 
 impl Iptables {
-    /// Checks that rules like ours load.
-    pub(super) async fn open(family: Family) -> Result<Self, CaptureError> {
-        restore(family, &render::render_probe()).await?;
-        Ok(Self {
+    pub(super) fn new(family: Family) -> Self {
+        Self {
             family,
             applied: BTreeMap::new(),
             landing: None,
             captured: Rules::none(family),
-        })
+        }
     }
 
     // True if anything had to be changed.
@@ -88,6 +86,10 @@ impl Iptables {
 impl Capture for Iptables {
     fn family(&self) -> Family {
         self.family
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::Iptables
     }
 
     fn arrival(&self) -> Arrival {
@@ -139,6 +141,11 @@ impl Capture for Iptables {
         .await;
         Ok(())
     }
+}
+
+/// Checks that rules like ours load.
+pub(super) async fn probe(family: Family) -> Result<(), CaptureError> {
+    restore(family, &render::render_probe()).await
 }
 
 /// Removes our chains of that family, and what leads to them.

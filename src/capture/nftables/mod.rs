@@ -16,7 +16,7 @@ use crate::model::Family;
 use super::plan::{Arrival, Rules};
 use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
-use super::{Capture, CaptureError};
+use super::{Capture, CaptureError, Mode};
 
 use listing::{Listing, parse_listing};
 use render::Elements;
@@ -41,14 +41,12 @@ struct Applied {
 }
 
 impl Nftables {
-    /// Checks that a table like ours loads.
-    pub(super) async fn open(family: Family) -> Result<Self, CaptureError> {
-        load(&render::render_probe(family)).await?;
-        Ok(Self {
+    pub(super) fn new(family: Family) -> Self {
+        Self {
             family,
             applied: None,
             captured: Rules::none(family),
-        })
+        }
     }
 
     async fn change(&mut self, rules: &Rules) -> Result<(), CaptureError> {
@@ -109,6 +107,10 @@ impl Nftables {
 impl Capture for Nftables {
     fn family(&self) -> Family {
         self.family
+    }
+
+    fn mode(&self) -> Mode {
+        Mode::Nftables
     }
 
     fn arrival(&self) -> Arrival {
@@ -173,6 +175,11 @@ fn same_elements(expected: &Elements, listing: &Listing) -> bool {
     let expected = expected.map(|(set, all)| (*set, all));
     let listed = listing.elements.iter();
     expected.eq(listed.map(|(set, all)| (set.as_str(), all)))
+}
+
+/// Checks that a table like ours loads.
+pub(super) async fn probe(family: Family) -> Result<(), CaptureError> {
+    load(&render::render_probe(family)).await
 }
 
 /// Removes our table of that family, if it is there.

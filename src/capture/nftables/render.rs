@@ -3,6 +3,7 @@
 //! ```text
 //!   packet ─► conntrack ─► silence (-150) ─► capture (nat, -110) ─► routing ─► guard (input) ─► listener
 //!                            only the first packet of a flow gets to silence and capture
+//!                            what was not captured goes on ─► refuse (forward, output)
 //! ```
 //!
 //! The chains never change; everything that does is an element of a set or map. So a change is a handful of elements
@@ -26,7 +27,7 @@ pub(super) const TABLE: &str = "viaduct";
 
 /// Every set and map of the table: its name, its type (`ADDR` stands for the family's address type), and whether it
 /// holds intervals. Intervals are replaced as a whole when one of them changes.
-const SETS: [(&str, &str, Shape); 9] = [
+const SETS: [(&str, &str, Shape); 10] = [
     (
         "redirects",
         "ADDR . inet_proto . inet_service : inet_service",
@@ -37,6 +38,7 @@ const SETS: [(&str, &str, Shape); 9] = [
         "inet_proto . inet_service : inet_service",
         Shape::Map,
     ),
+    ("cluster_ips", "ADDR", Shape::Set),
     ("node_addresses", "ADDR", Shape::Intervals),
     ("silent", "ADDR . inet_proto . inet_service", Shape::Set),
     (
@@ -72,6 +74,9 @@ pub(super) fn plan_elements(rules: &Rules) -> Elements {
     };
     for (frontend, port) in &rules.redirects {
         add("redirects", frontend_key(frontend), port.to_string());
+    }
+    for ip in &rules.cluster_ips {
+        add("cluster_ips", ip.to_string(), String::new());
     }
     for ((protocol, port), target) in &rules.node_ports {
         let key = format!("{} . {port}", protocol.lower());
@@ -211,6 +216,10 @@ pub(super) fn listing_arguments(family: Family) -> [&'static str; 5] {
 
 fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) -> String {
     let (ip, kind) = (family_word(family), address_type(family));
+    let icmp = match family {
+        Family::V4 => "icmp",
+        Family::V6 => "icmpv6",
+    };
     let lead = match landing {
         Some(IpAddr::V4(address)) => format!("dnat to {address} :"),
         Some(IpAddr::V6(address)) => format!("dnat to [{address}] :"),
@@ -274,6 +283,22 @@ fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) ->
 \tchain capture_out {{
 \t\ttype nat hook output priority -110; policy accept;
 \t\tjump capture
+\t}}
+
+\tchain refuse {{
+\t\tct status confirmed return
+\t\t{ip} daddr @cluster_ips meta l4proto tcp reject with tcp reset
+\t\t{ip} daddr @cluster_ips meta l4proto udp reject with {icmp} type port-unreachable
+\t}}
+
+\tchain refuse_forward {{
+\t\ttype filter hook forward priority 0; policy accept;
+\t\tjump refuse
+\t}}
+
+\tchain refuse_out {{
+\t\ttype filter hook output priority 0; policy accept;
+\t\tjump refuse
 \t}}
 
 \tchain guard {{

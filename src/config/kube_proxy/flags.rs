@@ -61,7 +61,7 @@ impl KubeProxyFlags {
     fn checked(&self) -> Result<Settings, Invalid> {
         let servers = Servers::beside("bind-address", self.bind_address.as_deref())?;
         Ok(Settings {
-            capture: mode("proxy-mode", self.proxy_mode.as_deref())?.map(Text),
+            capture: mode("proxy-mode", self.proxy_mode.as_deref())?.map(|mode| Text(mode.into())),
             healthz_bind_address: servers.healthz,
             metrics_bind_address: servers.metrics,
             udp_idle_timeout: self.udp_timeout,

@@ -81,7 +81,7 @@ fn settings(document: KubeProxyConfiguration) -> Result<Settings, Invalid> {
     check_conntrack(&document.conntrack.clone().unwrap_or_default())?;
     Ok(Settings {
         kubeconfig: said(client.kubeconfig).map(Into::into),
-        capture: mode.map(Text),
+        capture: mode.map(|mode| Text(mode.into())),
         detect_local_mode: said(document.detect_local_mode).and_then(|mode| mode.parse().ok()),
         pod_bridge_interface: said(local.bridge_interface),
         pod_interface_name_prefix: said(local.interface_name_prefix),

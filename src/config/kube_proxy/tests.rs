@@ -142,7 +142,7 @@ fn an_unknown_or_doubled_field_is_passed_over_and_told_with_its_place() {
     let told = taken("mode: iptables\niptables: {colour: red}\n").unwrap();
     assert_eq!(
         told.settings.capture,
-        Some(Text(crate::capture::Mode::Iptables))
+        Some(Text(crate::capture::Mode::Iptables.into()))
     );
     let reason = told.loose.unwrap();
     assert!(
@@ -152,7 +152,7 @@ fn an_unknown_or_doubled_field_is_passed_over_and_told_with_its_place() {
     let told = taken("mode: iptables\nmode: nftables\n").unwrap();
     assert_eq!(
         told.settings.capture,
-        Some(Text(crate::capture::Mode::Nftables))
+        Some(Text(crate::capture::Mode::Nftables.into()))
     );
     assert!(told.loose.unwrap().contains("line 4"));
 }
@@ -274,7 +274,10 @@ fn command_lines_written_for_kube_proxy_are_understood() {
     );
     let settings = read.settings;
     assert_eq!(settings.oom_score_adj, Some(-997), "the last one wins");
-    assert_eq!(settings.capture, Some(Text(crate::capture::Mode::Iptables)));
+    assert_eq!(
+        settings.capture,
+        Some(Text(crate::capture::Mode::Iptables.into()))
+    );
     assert_eq!(settings.healthz_bind_address.as_deref(), Some("0.0.0.0"));
     assert_eq!(
         settings.metrics_bind_address.as_deref(),

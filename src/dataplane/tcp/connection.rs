@@ -347,7 +347,7 @@ fn wanted(
     };
     let wanted = Wanted {
         client_ip: peer.ip().to_canonical(),
-        origin: table.node.origin(peer.ip()),
+        origin: listener.origin(peer.ip(), &table),
         kind,
         route,
         header,

@@ -262,7 +262,7 @@ impl Session {
         let (route, origin) = {
             let table = listener.shared.table.load();
             let route = table.route(&listener.id.route).ok_or(Loss::NoBackend)?;
-            (route.clone(), table.node.origin(self.client.ip()))
+            (route.clone(), listener.origin(self.client.ip(), &table))
         };
         let backends = match route.verdict(kind(listener), origin) {
             Verdict::Serve(backends) => backends,

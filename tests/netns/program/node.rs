@@ -104,6 +104,10 @@ pub(super) struct Node {
     second: Option<Running>,
     pub(super) mode: Mode,
     pub(super) flags: Vec<String>,
+    /// In place of the mode's name.
+    pub(super) capture: Option<&'static str>,
+    /// Tools that the program finds unusable.
+    pub(super) hidden: Vec<&'static str>,
     directory: TempDir,
     _backends: [Backend; 2],
     pub(super) world: World,
@@ -118,6 +122,8 @@ impl Node {
             second: None,
             mode,
             flags: Vec::new(),
+            capture: None,
+            hidden: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
             _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
             world,
@@ -173,10 +179,11 @@ impl Node {
 
     fn command(&self, name: &str, pods: &str) -> Command {
         let directory = self.directory.path();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
+        let capture = self.capture.unwrap_or(self.mode.as_str());
+        let mut command = self.program_with_tools_hidden();
         command
             .args(["run", "--hostname-override", name])
-            .args(["--capture", self.mode.as_str()])
+            .args(["--capture", capture])
             .args(["--iptables-sync-period", "500ms", "--drain-timeout", "3s"])
             .args([
                 "--service-cluster-ip-range",
@@ -194,6 +201,26 @@ impl Node {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         command
+    }
+
+    // In a mount namespace of its own, where nothing can be executed in place of the hidden tools.
+    fn program_with_tools_hidden(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_viaduct");
+        if self.hidden.is_empty() {
+            return Command::new(program);
+        }
+        let hide = format!(
+            "for tool in {}; do place=$(command -v $tool) || continue; mount --bind /dev/null $place || exit 9; done; exec \"$@\"",
+            self.hidden.join(" ")
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &hide, "sh", program]);
+        command
+    }
+
+    /// What it has said so far.
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// As a crash would.
