@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
+use crate::faults::{self, ActiveFaults};
 use crate::health_checks::HealthCheckPorts;
 use crate::readiness::Readiness;
 use crate::reconciler::{Draining, Parts, Reconciler};
@@ -110,6 +111,8 @@ impl App {
         }
         let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
+        let faults =
+            ActiveFaults::new(faults::Metrics::new(&registry).context("registering metrics")?);
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");
         // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
@@ -119,6 +122,7 @@ impl App {
         let sources = Sources {
             objects: objects.clone(),
             table: table.clone(),
+            faults: faults.clone(),
             contact: contact.clone(),
         };
 
@@ -129,6 +133,7 @@ impl App {
             dataplane::Config {
                 threads: config.data_threads,
                 udp_idle_timeout: config.udp_idle_timeout,
+                faults: faults.clone(),
                 effort: dataplane::Effort {
                     connect_timeout: config.connect_timeout,
                     retries: config.retries,
@@ -185,7 +190,7 @@ impl App {
             dataplane: dataplane.clone(),
             captures,
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
-            simulator: Simulator::new(),
+            simulator: Simulator::new(faults.clone()),
             prober,
             health,
             sync_period: config.sync_period,

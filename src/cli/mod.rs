@@ -9,6 +9,7 @@ mod completion;
 mod dev;
 mod echo;
 mod explain;
+mod fault;
 mod get;
 mod load;
 mod man;
@@ -61,6 +62,8 @@ enum Command {
     Get(get::Get),
     /// Say why traffic to a Service or an address goes where it goes
     Explain(explain::Explain),
+    /// Break something on purpose: delays, resets, losses
+    Fault(fault::Fault),
     /// Validate manifests as an API server would, without running
     Check(check::Check),
     /// Send load to a Service or an address and report what came of it
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Dev(_)
         | Command::Check(_)
         | Command::Load(_)
+        | Command::Fault(_)
         | Command::Echo(_)
         | Command::Completion(_)
         | Command::Man(_) => "warn",
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
             Command::Dev(command) => command.run().await.map(done),
             Command::Get(command) => command.run().await.map(done),
             Command::Explain(command) => command.run().await,
+            Command::Fault(command) => command.run().await.map(done),
             Command::Check(command) => command.run(),
             Command::Load(command) => command.run().await,
             Command::Echo(command) => command.run().await.map(done),

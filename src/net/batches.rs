@@ -240,6 +240,11 @@ impl Batch {
         self.slots[slot].len
     }
 
+    /// The datagram in `slot`.
+    pub fn bytes(&self, slot: usize) -> &[u8] {
+        &self.bytes[slot * SLOT_BYTES..][..self.slots[slot].len]
+    }
+
     /// Where the datagram in `slot` came from; `None` if it has no IP address.
     pub fn source(&self, slot: usize) -> Option<SocketAddr> {
         self.slots[slot].name.get()

@@ -15,6 +15,7 @@ mod dataplane;
 mod dev;
 mod dns;
 mod explain;
+mod faults;
 mod get;
 mod health;
 mod house_rules;
