@@ -1,5 +1,6 @@
-# A static binary in an empty image. `dev` needs nothing else; `run --capture nftables|iptables` calls the host's nft or
-# iptables, so give the container those tools (or another base) for these modes.
+# Two images of one static binary, for x86-64 and arm64 (`docker buildx build --platform linux/amd64,linux/arm64`):
+#   node    the binary with nft and iptables, for config/kubernetes; `--target node`
+#   dev     the binary alone, as an ordinary user; the default
 FROM rust:1-alpine AS build
 RUN apk add --no-cache musl-dev
 WORKDIR /src
@@ -12,7 +13,13 @@ RUN RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile dis
 # Folders that an ordinary user may write to: an empty image has none.
 RUN mkdir -p /rootfs/run/viaduct /rootfs/var/lib/viaduct /rootfs/manifests
 
-FROM scratch
+FROM alpine:3 AS node
+RUN apk add --no-cache iptables nftables
+COPY --from=build /src/target/dist/viaduct /usr/local/bin/viaduct
+ENTRYPOINT ["/usr/local/bin/viaduct"]
+CMD ["run"]
+
+FROM scratch AS dev
 COPY --from=build /src/target/dist/viaduct /viaduct
 COPY --from=build --chown=65532:65532 /rootfs /
 COPY config/demo /manifests

@@ -76,6 +76,7 @@ fn slice(n: u32, endpoints: u32) -> Event {
         sctp_ports: Vec::new(),
         endpoints: (0..endpoints).map(endpoint).collect(),
         headless: false,
+        triggered: None,
     }))
 }
 

@@ -13,25 +13,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use prometheus::Registry;
+use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admin::{self, AdminServer, HealthServer, MetricsServer, Sources};
 use crate::balancers::Algorithms;
 use crate::capture::{self, Capture, Mode};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
 use crate::faults::{self, ActiveFaults};
 use crate::health_checks::HealthCheckPorts;
+use crate::net::streams::Liveness;
 use crate::readiness::Readiness;
-use crate::reconciler::{Draining, Parts, Reconciler};
+use crate::reconciler::{self, Draining, Parts, Reconciler, Tuning};
 use crate::routing::{Published, TableBuilder};
 use crate::sources::kube::Contact;
 use crate::sources::manifests::WatchError;
@@ -46,10 +49,6 @@ pub use sources::control_plane;
 /// How far from a taken port `dev` looks for the next free one.
 const NEXT_FREE: u16 = 100;
 
-/// Seconds that clients may keep an answer about the cluster, or the lack of one. Short: the data is in memory, and a
-/// Pod that starts late should be found soon.
-const CLUSTER_TTL: u32 = 5;
-
 /// How long DNS may finish what it has begun.
 const DNS_GRACE: Duration = Duration::from_secs(2);
 
@@ -59,6 +58,8 @@ pub struct App {
     sources: Sources,
     readiness: Readiness,
     drain_timeout: Duration,
+    tuning: watch::Sender<Tuning>,
+    configz: Arc<ArcSwap<Value>>,
     dataplane: Arc<Dataplane>,
     dns: Option<dns::Server>,
     servers: Part,
@@ -109,6 +110,7 @@ impl App {
                 "nothing to do: backends see this node as the client of every flow"
             );
         }
+        set_oom_score(&config);
         let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
         let faults =
@@ -119,12 +121,6 @@ impl App {
         let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
         let contact = Contact::default();
-        let sources = Sources {
-            objects: objects.clone(),
-            table: table.clone(),
-            faults: faults.clone(),
-            contact: contact.clone(),
-        };
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
         let captures = open_captures(&config).await?;
@@ -138,6 +134,10 @@ impl App {
                     connect_timeout: config.connect_timeout,
                     retries: config.retries,
                 },
+                liveness: Liveness {
+                    keepalive: config.tcp_keepalive,
+                    user_timeout: config.tcp_user_timeout,
+                },
                 ..dataplane::Config::default()
             },
             table.clone(),
@@ -145,6 +145,13 @@ impl App {
         );
         let dataplane = Arc::new(dataplane.context("starting the data threads")?);
         let dns = start_dns(&config, &table, &registry).await?;
+        let sources = Sources {
+            objects: objects.clone(),
+            table: table.clone(),
+            faults: faults.clone(),
+            contact: contact.clone(),
+            names: dns.as_ref().map(dns::Server::names),
+        };
         let probe_metrics = prober::Metrics::new(&registry).context("registering metrics")?;
         let (prober, reports) = Prober::new(config.exec_probes, probe_metrics);
 
@@ -164,8 +171,11 @@ impl App {
             readiness: readiness.clone(),
             contact: contact.clone(),
             timeout: health_timeout,
+            answers: admin::Answers::new(&registry).context("registering metrics")?,
         };
+        let (tuning, tuned) = watch::channel(tuning_of(&config));
         let source_parts = SourceParts {
+            tuning: tuned,
             config: &config,
             part: &control,
             readiness: &readiness,
@@ -175,20 +185,31 @@ impl App {
             registry: &registry,
         };
         let (inputs, failed) = start_sources(&source_parts, reports)?;
+        let loop_metrics = reconciler::Metrics::new(&registry).context("registering metrics")?;
+        let configz = Arc::new(ArcSwap::from_pointee(config::configz(&config)));
+        let metrics_server = MetricsServer {
+            registry,
+            mode: config.capture.as_str(),
+            configz: configz.clone(),
+        };
         addresses.healthz = start_health(&config, probes, &servers).await;
-        addresses.metrics = start_metrics(&config, registry, &servers).await;
+        addresses.metrics = start_metrics(&config, metrics_server, &servers).await;
 
         let parts = Parts {
+            metrics: loop_metrics,
             node_name: config.node_name.clone(),
             local_pods: local_pods(&config),
-            node_port_addresses: config.node_port_addresses.clone(),
-            localhost_node_ports: config.localhost_node_ports,
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
-                .ejecting(config.outlier_ejection),
+                .ejecting(config.outlier_ejection)
+                .reserving(addresses.dns.iter().copied()),
             table,
             objects,
             dataplane: dataplane.clone(),
             captures,
+            rules_owner: match config.capture {
+                Mode::Nftables | Mode::Iptables => Some(config.data_dir.join("rules-owner")),
+                Mode::Loopback | Mode::None => None,
+            },
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(faults.clone()),
             prober,
@@ -206,6 +227,8 @@ impl App {
             sources,
             readiness,
             drain_timeout: config.drain_timeout,
+            tuning,
+            configz,
             dataplane,
             dns,
             servers,
@@ -213,6 +236,14 @@ impl App {
             reconciler,
             failed,
         })
+    }
+
+    /// Takes over a configuration that differs in nothing but keys of [`config::LIVE_KEYS`].
+    pub fn take_over(&mut self, config: &Config) {
+        set_oom_score(config);
+        self.drain_timeout = config.drain_timeout;
+        self.configz.store(Arc::new(config::configz(config)));
+        self.tuning.send_replace(tuning_of(config));
     }
 
     /// Where things listen.
@@ -265,6 +296,24 @@ impl App {
     }
 }
 
+fn tuning_of(config: &Config) -> Tuning {
+    Tuning {
+        node_port_addresses: config.node_port_addresses.clone(),
+        localhost_node_ports: config.localhost_node_ports,
+        min_sync_period: config.min_sync_period,
+    }
+}
+
+// Lowering it needs CAP_SYS_RESOURCE; without, the process runs as well, only less safely.
+fn set_oom_score(config: &Config) {
+    let Some(score) = config.oom_score_adj else {
+        return;
+    };
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        warn!(flag = "oom-score-adj", score, %error, "not set");
+    }
+}
+
 // One family that cannot be captured does not stop the other; none at all does.
 async fn open_captures(config: &Config) -> anyhow::Result<Vec<Box<dyn Capture>>> {
     let mut captures = Vec::new();
@@ -302,14 +351,16 @@ async fn start_dns(
     let metrics = Arc::new(dns::Metrics::new(registry).context("registering metrics")?);
     let mut wanted = dns::Config {
         listen: config.dns.listen.clone(),
-        domain: config.dns.domain.clone(),
+        domains: config.dns.domains.clone(),
         upstreams: config.dns.upstreams.clone(),
+        upstream_order: config.dns.upstream_order,
         domain_upstreams: config.dns.domain_upstreams.clone(),
         pods: config.dns.pods,
         dns_service: config.dns.service.clone(),
         hide_empty: config.dns.hide_empty,
-        ttl: CLUSTER_TTL,
-        negative_ttl: CLUSTER_TTL,
+        ttl: config.dns.ttl,
+        negative_ttl: config.dns.negative_ttl,
+        limits: config.dns.limits.clone(),
         owned_ranges: config.service_cidrs.clone(),
     };
     let first = wanted.listen.clone();
@@ -334,10 +385,8 @@ async fn start_health(config: &Config, server: HealthServer, part: &Part) -> Opt
     Some(address)
 }
 
-async fn start_metrics(config: &Config, registry: Registry, part: &Part) -> Option<SocketAddr> {
+async fn start_metrics(config: &Config, server: MetricsServer, part: &Part) -> Option<SocketAddr> {
     let (listener, address) = bind(config.metrics?, config.dev).await;
-    let mode = config.capture.as_str();
-    let server = MetricsServer { registry, mode };
     let serving = admin::serve_metrics(server, address, listener, part.stop.clone());
     part.tasks.spawn(serving);
     Some(address)

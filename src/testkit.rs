@@ -111,6 +111,7 @@ pub(crate) fn slice(
         endpoints,
         sctp_ports: Vec::new(),
         headless: false,
+        triggered: None,
     }
 }
 

@@ -10,6 +10,6 @@ mod server;
 mod views;
 
 pub use faults::FaultOrder;
-pub use node_health::{HealthServer, MetricsServer, bind, serve_health, serve_metrics};
+pub use node_health::{Answers, HealthServer, MetricsServer, bind, serve_health, serve_metrics};
 pub use server::{AdminServer, BindError, OUT_OF_TOUCH, Sources};
 pub use views::{Resource, Selection, Snapshot, TableView};

@@ -7,13 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use jiff::Timestamp;
-use prometheus::Registry;
+use prometheus::{IntCounterVec, Opts, Registry};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,40 @@ pub struct HealthServer {
     pub contact: Contact,
     /// A change may wait for this long: twice the sync period.
     pub timeout: Duration,
+    /// How it was answered.
+    pub answers: Answers,
+}
+
+/// How often probes were answered with which status. Source: kube-proxy's metrics of that name.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    healthz: IntCounterVec,
+    livez: IntCounterVec,
+}
+
+impl Answers {
+    /// Registers the figures.
+    ///
+    /// # Errors
+    ///
+    /// A name that is taken.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["code"])?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        Ok(Self {
+            healthz: counter(
+                "kubeproxy_proxy_healthz_total",
+                "Answers of /healthz by status.",
+            )?,
+            livez: counter(
+                "kubeproxy_proxy_livez_total",
+                "Answers of /livez by status.",
+            )?,
+        })
+    }
 }
 
 /// What the metrics server reports.
@@ -52,6 +87,8 @@ pub struct MetricsServer {
     pub registry: Registry,
     /// The capture mode's name.
     pub mode: &'static str,
+    /// The running configuration, keyed by component config group.
+    pub configz: Arc<ArcSwap<Value>>,
 }
 
 /// Serves health on `listener`, or on `address` as soon as it can be bound, until `stop`.
@@ -79,6 +116,7 @@ pub async fn serve_metrics(
     let router = Router::new()
         .route("/metrics", any(metrics))
         .route("/healthz", any(async || "ok"))
+        .route("/configz", any(configz))
         .route(
             "/proxyMode",
             any(async |State(server): State<Arc<MetricsServer>>| server.mode),
@@ -142,12 +180,16 @@ async fn healthz(State(server): State<Arc<HealthServer>>) -> Response {
     let report = server.health.report(Instant::now(), server.timeout);
     let mut body = body(&report);
     body.insert("nodeEligible".to_owned(), report.node_eligible.into());
-    respond(report.healthy && report.node_eligible, body)
+    respond(
+        report.healthy && report.node_eligible,
+        body,
+        &server.answers.healthz,
+    )
 }
 
 async fn livez(State(server): State<Arc<HealthServer>>) -> Response {
     let report = server.health.report(Instant::now(), server.timeout);
-    respond(report.healthy, body(&report))
+    respond(report.healthy, body(&report), &server.answers.livez)
 }
 
 // Names what start-up still waits for. A lost API server keeps nobody from serving, so it is only told.
@@ -166,12 +208,13 @@ async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
     (status, Json(body)).into_response()
 }
 
-fn respond(good: bool, body: Map<String, Value>) -> Response {
+fn respond(good: bool, body: Map<String, Value>, answers: &IntCounterVec) -> Response {
     let status = if good {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
+    answers.with_label_values(&[status.as_str()]).inc();
     (
         status,
         [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")],
@@ -218,6 +261,10 @@ async fn metrics(State(server): State<Arc<MetricsServer>>) -> Response {
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
 }
 
+async fn configz(State(server): State<Arc<MetricsServer>>) -> Response {
+    Json(server.configz.load().as_ref()).into_response()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -234,6 +281,7 @@ mod tests {
             readiness: Readiness::default(),
             contact: Contact::default(),
             timeout: TIMEOUT,
+            answers: Answers::new(&Registry::new()).unwrap(),
         }))
     }
 

@@ -1,8 +1,8 @@
 //! The admin API: HTTP over a Unix socket that only its owner can reach.
 //!
-//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json` and `GET /v1/explain?target=` read the published snapshots.
-//! `GET /v1/faults` lists the faults that are on, and `POST /v1/faults` turns them on and off: the only thing that anybody
-//! changes here. Never waits for the reconciler.
+//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json`, `GET /v1/explain?target=` and `GET /v1/names?target=` read the
+//! published snapshots. `GET /v1/faults` lists the faults that are on, and `POST /v1/faults` turns them on and off: the only
+//! thing that anybody changes here. Never waits for the reconciler.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::control::PublishedObjects;
+use crate::dns::Names;
 use crate::faults::ActiveFaults;
 use crate::routing::{Published, Target};
 use crate::sources::kube::Contact;
@@ -41,6 +42,8 @@ pub struct Sources {
     pub faults: ActiveFaults,
     /// Whether the API server is heard, where there is one.
     pub contact: Contact,
+    /// What explains names, if there is a DNS server.
+    pub names: Option<Names>,
 }
 
 impl Sources {
@@ -138,6 +141,7 @@ impl AdminServer {
         let router = Router::new()
             .route("/v1/explain", get(explain))
             .route("/v1/faults", get(faults::list).post(faults::change))
+            .route("/v1/names", get(explain_name))
             .route("/v1/{resource}", get(answer))
             .layer(map_response_with_state(Arc::clone(&sources), marked))
             .with_state(sources);
@@ -210,6 +214,17 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
             Json(explanation).into_response()
         }
         Err(unknown) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
+    }
+}
+
+async fn explain_name(State(sources): State<Arc<Sources>>, Query(about): Query<About>) -> Response {
+    let Some(names) = &sources.names else {
+        let words = "there is no DNS server here; --dns-listen starts one";
+        return (StatusCode::NOT_FOUND, words).into_response();
+    };
+    match names.explain(&about.target) {
+        Ok(explained) => Json(explained).into_response(),
+        Err(invalid) => (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::config::{self, Config, DetectLocal};
 use crate::control::{self, ControlPlane, OwnNode, PublishedObjects};
 use crate::dns::PodMode;
 use crate::readiness::Readiness;
-use crate::reconciler::{Inputs, LocalPods, Manifests, Source};
+use crate::reconciler::{Inputs, LocalPods, Manifests, Source, Tuning};
 use crate::routing::Published;
 use crate::sources::interfaces;
 use crate::sources::kube::{self, Contact, DnsNeeds};
@@ -41,6 +41,7 @@ pub(super) struct SourceParts<'a> {
     pub(super) objects: &'a PublishedObjects,
     pub(super) contact: &'a Contact,
     pub(super) registry: &'a Registry,
+    pub(super) tuning: watch::Receiver<Tuning>,
 }
 
 /// Starts the sources. The second value ends when there is nothing to serve at all.
@@ -65,6 +66,7 @@ pub(super) fn start_sources(
     let inputs = Inputs {
         source,
         addresses,
+        tuning: parts.tuning.clone(),
         pod_networks: follow_pods(parts),
     };
     Ok((inputs, failed))

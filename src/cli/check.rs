@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::app::control_plane;
-use crate::config::{Config, ConfigError, PortRange, Profile, Settings, Text};
+use crate::config::{Config, ConfigError, PortRange, Profile, ReadSettings, Settings, Text};
 use crate::reconciler::{Remark, verify};
 use crate::sources::manifests::{Directory, Finding, Update};
 
@@ -95,12 +95,7 @@ impl Check {
 
     // The configuration that would serve these manifests.
     fn config(&self, directory: &Path) -> Result<Config, ConfigError> {
-        let file = self
-            .config
-            .as_deref()
-            .map(Settings::read)
-            .transpose()?
-            .unwrap_or_default();
+        let file = ReadSettings::of(self.config.as_deref())?.settings;
         let given = Settings {
             manifests: Some(directory.to_owned()),
             service_cluster_ip_range: self.service_cluster_ip_range.clone(),

@@ -11,6 +11,9 @@ impl Cleanup {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         crate::capture::cleanup()
             .await
-            .context("removing our rules")
+            .context("removing our rules")?;
+        crate::net::local_addresses::remove_leftovers()
+            .context("removing our addresses from the loopback interface")?;
+        Ok(())
     }
 }

@@ -8,10 +8,10 @@ use clap::Args;
 
 use crate::admin::{Resource, Selection};
 use crate::app::App;
-use crate::config::{Config, Profile, Settings};
+use crate::config::{Config, Given, Profile, Settings};
 
 use super::get::align;
-use super::run::{catch_signals, stop};
+use super::run::{Ended, Following, catch_signals, stop};
 use super::try_commands::{Tools, try_commands};
 
 /// How long the first state may take before the table is printed as far as it is.
@@ -30,26 +30,24 @@ pub(super) struct Dev {
 }
 
 impl Dev {
-    pub(super) async fn run(self) -> anyhow::Result<()> {
-        let file = self
-            .config
-            .as_deref()
-            .map(Settings::read)
-            .transpose()?
-            .unwrap_or_default();
-        let settings = Settings {
-            manifests: self.directory.or(self.settings.manifests),
-            ..self.settings
+    pub(super) async fn run(self) -> anyhow::Result<Ended> {
+        let given = Given {
+            file: self.config,
+            settings: Settings {
+                manifests: self.directory.or(self.settings.manifests),
+                ..self.settings
+            },
+            ..Given::default()
         };
-        let config = Config::resolve(settings.or(file), Profile::Dev)?;
-        let shutdown = catch_signals()?;
-        let domain = config.dns.domain.clone();
-        let mut app = App::build(config).await?;
+        let config = Config::resolve(given.read()?.settings, Profile::Dev)?;
+        let (shutdown, reloads) = catch_signals()?;
+        let domain = config.dns.domains.first().cloned().unwrap_or_default();
+        let mut app = App::build(config.clone()).await?;
         let readiness = app.readiness().clone();
         tokio::select! {
             _ = tokio::time::timeout(PATIENCE, readiness.ready()) => {}
             error = app.failed() => return stop(app, &shutdown).await.and(Err(error)),
-            () = shutdown.begun().cancelled() => return stop(app, &shutdown).await,
+            () = shutdown.begun().cancelled() => return stop(app, &shutdown).await.map(|()| Ended::Done),
         }
         let greeting = greeting(&app, &domain);
         // One write and a flush, so that who reads a pipe sees all of it at once.
@@ -62,8 +60,13 @@ impl Dev {
             let error = anyhow::Error::new(error).context("writing to standard output");
             return stop(app, &shutdown).await.and(Err(error));
         }
-        shutdown.begun().cancelled().await;
-        stop(app, &shutdown).await
+        let follow = Following {
+            given,
+            profile: Profile::Dev,
+            config,
+            reloads,
+        };
+        follow.serve(app, &shutdown).await
     }
 }
 

@@ -35,7 +35,7 @@ impl Echo {
             Some(name) => name,
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
-        let shutdown = catch_signals()?;
+        let (shutdown, _reloads) = catch_signals()?;
         let mut simulator = Simulator::new(ActiveFaults::default());
         let backends = self.listen.iter().map(|addr| SimulatedPod {
             namespace: String::new(),

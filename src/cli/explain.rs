@@ -4,12 +4,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::admin::TableView;
 use crate::config::default_admin_socket;
+use crate::dns::ExplainedName;
 use crate::routing::{
     ExplainedFlow, ExplainedFrontend, ExplainedPort, Explanation, Outcome, Standing, Target,
 };
@@ -24,8 +26,8 @@ const NAMED: usize = 3;
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_STATUS)]
 pub(super) struct Explain {
-    /// NAMESPACE/NAME, NAMESPACE/NAME:PORT or IP:PORT
-    target: Target,
+    /// NAMESPACE/NAME, NAMESPACE/NAME:PORT, IP:PORT, or a DNS name
+    target: About,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -35,6 +37,7 @@ pub(super) struct Explain {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 served, 1 not served or not known, 2 usage error. \
+    A DNS name counts as served if it has a record of any type, or if other resolvers decide. \
     A Service is served if each of its ports serves all callers at one of its addresses at least; an address, if it serves all callers.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,23 +46,74 @@ enum Output {
     Json,
 }
 
+// What may be explained.
+#[derive(Clone, Debug)]
+enum About {
+    Traffic(Target),
+    Name(String),
+}
+
+impl FromStr for About {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(target) => Ok(Self::Traffic(target)),
+            Err(_) if text.contains('.') && !text.contains(['/', ':']) => {
+                Ok(Self::Name(text.to_owned()))
+            }
+            Err(invalid) => Err(format!("{invalid}, nor a DNS name with a dot in it")),
+        }
+    }
+}
+
 impl Explain {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let socket = self.admin_socket.unwrap_or_else(default_admin_socket);
-        let url = format!("/v1/explain?target={}", escape(&self.target.to_string()));
+        let (resource, target) = match &self.target {
+            About::Traffic(target) => ("explain", target.to_string()),
+            About::Name(name) => ("names", name.clone()),
+        };
+        let url = format!("/v1/{resource}?target={}", escape(&target));
         let answer = ask(&socket, &url).await?;
-        let explanation: Explanation =
-            serde_json::from_slice(&answer).context("reading the answer")?;
+        let (served, words) = match &self.target {
+            About::Traffic(_) => {
+                let explanation: Explanation =
+                    serde_json::from_slice(&answer).context("reading the answer")?;
+                (explanation.served, text(&explanation))
+            }
+            About::Name(_) => {
+                let explained: ExplainedName =
+                    serde_json::from_slice(&answer).context("reading the answer")?;
+                (explained.answered, about_name(&explained))
+            }
+        };
         print(&match self.output {
-            Output::Text => text(&explanation),
+            Output::Text => words,
             Output::Json => pretty(&answer)?,
         })?;
-        Ok(if explanation.served {
+        Ok(if served {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         })
     }
+}
+
+fn about_name(explained: &ExplainedName) -> String {
+    let by = match &*explained.zone {
+        "cluster" => "is answered from the cluster's objects",
+        "reverse" => "is the reverse name of an address of the cluster",
+        _ => "is asked of other resolvers",
+    };
+    let mut text = format!("{} {by}\n", explained.name);
+    for reason in &explained.because {
+        text.push_str(&format!("* {reason}\n"));
+    }
+    for answer in &explained.answers {
+        text.push_str(&format!("{:<6} {}\n", answer.kind, answer.says.join(", ")));
+    }
+    text
 }
 
 fn text(explanation: &Explanation) -> String {

@@ -18,6 +18,7 @@ mod try_commands;
 mod watch;
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -25,6 +26,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigError;
 use crate::telemetry::{self, Format};
+
+use run::Ended;
 
 /// A userspace L4 proxy for Kubernetes Services.
 ///
@@ -81,7 +84,7 @@ enum Command {
 /// Runs the program as the command line says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default_filter = match cli.command {
+    let default_filter = match &cli.command {
         Command::Dev(_)
         | Command::Check(_)
         | Command::Load(_)
@@ -89,7 +92,8 @@ pub fn main() -> ExitCode {
         | Command::Echo(_)
         | Command::Completion(_)
         | Command::Man(_) => "warn",
-        Command::Run(_) | Command::Get(_) | Command::Explain(_) | Command::Cleanup(_) => "info",
+        Command::Run(run) => run.log_filter(),
+        Command::Get(_) | Command::Explain(_) | Command::Cleanup(_) => "info",
     };
     let format = match cli.log_format {
         LogFormat::Text => Format::Text,
@@ -111,16 +115,20 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = |()| ExitCode::SUCCESS;
+    let done = |()| Some(ExitCode::SUCCESS);
+    let ended = |ended| match ended {
+        Ended::Done => Some(ExitCode::SUCCESS),
+        Ended::ToRestart => None,
+    };
     let outcome = runtime.block_on(async {
         match cli.command {
-            Command::Run(command) => command.run().await.map(done),
-            Command::Dev(command) => command.run().await.map(done),
+            Command::Run(command) => command.run().await.map(ended),
+            Command::Dev(command) => command.run().await.map(ended),
             Command::Get(command) => command.run().await.map(done),
-            Command::Explain(command) => command.run().await,
+            Command::Explain(command) => command.run().await.map(Some),
             Command::Fault(command) => command.run().await.map(done),
-            Command::Check(command) => command.run(),
-            Command::Load(command) => command.run().await,
+            Command::Check(command) => command.run().map(Some),
+            Command::Load(command) => command.run().await.map(Some),
             Command::Echo(command) => command.run().await.map(done),
             Command::Completion(command) => command.run().map(done),
             Command::Man(command) => command.run().map(done),
@@ -130,12 +138,25 @@ pub fn main() -> ExitCode {
     // Blocking calls that still hang (a resolver, a full pipe) must not hold up the end.
     runtime.shutdown_background();
     match outcome {
-        Ok(status) => status,
+        Ok(Some(status)) => status,
+        Ok(None) => restart(),
         Err(error) => {
             eprintln!("error: {}", in_one_line(&error));
             ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
         }
     }
+}
+
+// Runs the same program with the same arguments in this process's place: its id, and so its supervisor, stay.
+fn restart() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "viaduct".into());
+    let error = std::process::Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(arguments)
+        .exec();
+    eprintln!("error: restarting: {error}");
+    ExitCode::FAILURE
 }
 
 /// Prints to standard output. A reader that has seen enough (`| head`) is no failure.

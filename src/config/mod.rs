@@ -3,7 +3,11 @@
 //! [`Settings`] are the flags, the environment and the file alike; flag > environment > file > default. [`Config`] is
 //! the outcome, narrowed once. `config/viaduct.yaml` shows every key with its default; a test holds the two together.
 
+mod configz;
 mod detect_local;
+mod file;
+mod follow;
+mod kube_proxy;
 mod paths;
 mod settings;
 mod source;
@@ -17,15 +21,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
+use serde_json::{Map, Value};
 
 use crate::capture::Mode;
-use crate::dns::PodMode;
+use crate::dns::{Limits, PodMode, UpstreamOrder};
 use crate::model::{Algorithm, Family, Knobs, NodeName, OutlierEjection, ServiceName};
 use crate::routing::NodePortAddresses;
 use crate::sources::kube::AccessError;
 use crate::sources::prober::ExecProbes;
 
+pub use configz::configz;
 pub use detect_local::{DetectLocal, DetectLocalMode};
+pub use file::{Given, ReadSettings};
+pub use follow::FileChanges;
+pub use kube_proxy::KubeProxyFlags;
 pub use settings::Settings;
 pub use source::Source;
 pub use values::{GoDuration, PortRange, Text, Upstream};
@@ -33,6 +42,8 @@ pub use values::{GoDuration, PortRange, Text, Upstream};
 /// What holds in the end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// All settings as they hold, defaults included.
+    pub settings: Settings,
     /// Where the objects come from.
     pub source: Source,
     /// The capture mode.
@@ -61,12 +72,20 @@ pub struct Config {
     pub outlier_ejection: OutlierEjection,
     /// How often rules are checked and failures tried again.
     pub sync_period: Duration,
+    /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
+    pub min_sync_period: Duration,
+    /// The process's own `oom_score_adj`; `None` = left alone.
+    pub oom_score_adj: Option<i32>,
     /// Idle end of a UDP flow.
     pub udp_idle_timeout: Duration,
     /// How long the first attempt to reach a backend may take.
     pub connect_timeout: Duration,
     /// How many attempts may follow the first.
     pub retries: u8,
+    /// After how long of silence a TCP peer is probed; `None` = as the kernel does.
+    pub tcp_keepalive: Option<Duration>,
+    /// How long sent bytes may stay unacknowledged; `None` = as the kernel does.
+    pub tcp_user_timeout: Option<Duration>,
     /// Data threads; 0 = one per core.
     pub data_threads: usize,
     /// The DNS server, if there is one.
@@ -87,6 +106,21 @@ pub struct Config {
     pub dev: bool,
 }
 
+/// Keys that a running process takes over as they change. Any other makes it restart itself.
+pub const LIVE_KEYS: [&str; 6] = [
+    "drainTimeout",
+    "iptablesLocalhostNodeports",
+    "iptablesMinSyncPeriod",
+    "masqueradeAll",
+    "nodeportAddresses",
+    "oomScoreAdj",
+];
+
+/// Seconds that clients may keep names of the cluster. The answers are in memory, so asking again costs little, and
+/// what is kept for longer is stale for longer.
+const CLUSTER_TTL: u32 = 5;
+const MAX_CLUSTER_TTL: u32 = 3600;
+
 /// DNS settings, narrowed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DnsConfig {
@@ -96,8 +130,16 @@ pub struct DnsConfig {
     pub upstreams: Vec<SocketAddr>,
     /// Upstreams of single domains.
     pub domain_upstreams: Vec<(String, SocketAddr)>,
-    /// The cluster domain, without a dot at the end.
-    pub domain: String,
+    /// Which of several upstreams is asked first.
+    pub upstream_order: UpstreamOrder,
+    /// The cluster domains, main one first, without a dot at the end.
+    pub domains: Vec<String>,
+    /// Seconds that clients may keep a name of the cluster.
+    pub ttl: u32,
+    /// Seconds that they may keep the absence of one.
+    pub negative_ttl: u32,
+    /// Bounds.
+    pub limits: Limits,
     /// How Pod names are answered.
     pub pods: PodMode,
     /// The Service that leads here.
@@ -168,6 +210,7 @@ impl Config {
             defaults.service_cluster_ip_range = dev.service_cluster_ip_range;
         }
         let settings = settings.or(defaults);
+        let effective = settings.clone();
         let source = source::source(&settings)?;
         if capture == Mode::Loopback && source.manifests().is_none() {
             return Err(value_error(
@@ -176,6 +219,7 @@ impl Config {
             ));
         }
         Ok(Self {
+            settings: effective,
             source,
             capture,
             node_name: node_name(settings.hostname_override.as_deref())?,
@@ -204,9 +248,13 @@ impl Config {
                 .map(|Text(rule)| rule)
                 .unwrap_or_default(),
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
+            min_sync_period: min_sync_period(&settings)?,
+            oom_score_adj: oom_score_adj(settings.oom_score_adj)?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
             retries: retries(settings.retries)?,
+            tcp_keepalive: seconds("tcp-keepalive", plain(settings.tcp_keepalive))?,
+            tcp_user_timeout: seconds("tcp-user-timeout", plain(settings.tcp_user_timeout))?,
             data_threads: settings.data_threads.unwrap_or(0),
             dns: dns(&settings)?,
             healthz: bind_address(
@@ -225,6 +273,21 @@ impl Config {
                 .map_or(Duration::from_secs(5), |timeout| timeout.0),
             dev: profile == Profile::Dev,
         })
+    }
+
+    /// The keys whose values differ between this configuration and `other`.
+    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let fields = |config: &Self| match serde_json::to_value(&config.settings) {
+            Ok(Value::Object(fields)) => fields,
+            Ok(_) | Err(_) => Map::new(),
+        };
+        let (before, after) = (fields(self), fields(other));
+        let differs = |(key, value): &(&String, &Value)| before.get(*key) != Some(*value);
+        after
+            .iter()
+            .filter(differs)
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// The families that Services can have here. A cluster may have both, whatever we are told of its ranges.
@@ -331,6 +394,37 @@ fn positive(flag: &'static str, given: Option<GoDuration>) -> Result<Duration, C
     }
 }
 
+// The kernel counts keepalive in seconds.
+fn seconds(flag: &'static str, given: Option<GoDuration>) -> Result<Option<Duration>, ConfigError> {
+    match given {
+        Some(GoDuration(duration)) if duration < Duration::from_secs(1) => {
+            Err(value_error(flag, "must be at least 1s"))
+        }
+        given => Ok(given.map(|GoDuration(duration)| duration)),
+    }
+}
+
+fn min_sync_period(settings: &Settings) -> Result<Duration, ConfigError> {
+    let given = plain(settings.iptables_min_sync_period).map_or(Duration::ZERO, |given| given.0);
+    let period = plain(settings.iptables_sync_period).map_or(given, |period| period.0);
+    if given > period {
+        let message = "must not be longer than --iptables-sync-period";
+        return Err(value_error("iptables-min-sync-period", message));
+    }
+    Ok(given)
+}
+
+// Source: proc_pid_oom_score_adj(5).
+fn oom_score_adj(given: Option<i32>) -> Result<Option<i32>, ConfigError> {
+    match given {
+        Some(score) if !(-1000..=1000).contains(&score) => {
+            let message = format!("{score} is no number from -1000 to 1000");
+            Err(value_error("oom-score-adj", message))
+        }
+        given => Ok(given),
+    }
+}
+
 fn retries(given: Option<u8>) -> Result<u8, ConfigError> {
     let given = given.unwrap_or(3);
     if given > Knobs::MAX_RETRIES {
@@ -366,12 +460,9 @@ fn bind_address(
     }
 }
 
-fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
-    let raw_domain = settings
-        .cluster_domain
-        .as_deref()
-        .unwrap_or("cluster.local");
-    let domain = raw_domain.trim_end_matches('.').to_lowercase();
+// One of the cluster's domains, in lower case and without a dot at the end.
+fn domain(raw: &str) -> Result<String, ConfigError> {
+    let domain = raw.trim().trim_end_matches('.').to_lowercase();
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
@@ -382,9 +473,31 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
     if domain.len() > 200 || !domain.split('.').all(label) {
         return Err(value_error(
             "cluster-domain",
-            format!("{raw_domain} is not a domain name"),
+            format!("{raw} is not a domain name"),
         ));
     }
+    Ok(domain)
+}
+
+fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
+    let raw_domains = settings
+        .cluster_domain
+        .as_deref()
+        .unwrap_or("cluster.local");
+    let domains = raw_domains.split(',').map(domain);
+    let domains: Vec<String> = domains.collect::<Result<_, _>>()?;
+    let seconds = |flag, value: Option<u32>| match value.unwrap_or(CLUSTER_TTL) {
+        seconds if seconds <= MAX_CLUSTER_TTL => Ok(seconds),
+        seconds => Err(value_error(
+            flag,
+            format!("{seconds} is not within 0-{MAX_CLUSTER_TTL} seconds"),
+        )),
+    };
+    let mut limits = Limits::default();
+    for limit in plain_list(settings.dns_limit.clone()) {
+        limits = limits.with(limit);
+    }
+    limits.allowed = plain_list(settings.dns_allow.clone());
     let raw_service = settings
         .dns_service
         .as_deref()
@@ -412,7 +525,11 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
         listen: settings.dns_listen.clone().unwrap_or_default(),
         upstreams,
         domain_upstreams,
-        domain,
+        upstream_order: plain(settings.dns_upstream_order).unwrap_or_default(),
+        domains,
+        ttl: seconds("dns-ttl", settings.dns_ttl)?,
+        negative_ttl: seconds("dns-negative-ttl", settings.dns_negative_ttl)?,
+        limits,
         pods: plain(settings.dns_pods).unwrap_or(PodMode::Insecure),
         service,
         hide_empty: settings.dns_hide_empty.unwrap_or(false),

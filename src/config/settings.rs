@@ -4,19 +4,19 @@
 //! narrows what is left at the end.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Mode;
-use crate::dns::PodMode;
+use crate::dns::{Limit, PodMode, UpstreamOrder};
 use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
 use super::values::{GoDuration, PortRange, Text, Upstream};
-use super::{ConfigError, DetectLocalMode, Profile, paths};
+use super::{DetectLocalMode, Profile, paths};
 
 /// What can be set, by flag, environment variable (`VIADUCT_` and the flag's name) or key of the file. A field that is
 /// absent leaves the choice to the next place in line.
@@ -144,6 +144,23 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", env = "VIADUCT_IPTABLES_SYNC_PERIOD")]
     pub iptables_sync_period: Option<Text<GoDuration>>,
 
+    /// The kernel is written to at most this often [default: changes of 10ms are gathered, and no more]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_IPTABLES_MIN_SYNC_PERIOD"
+    )]
+    pub iptables_min_sync_period: Option<Text<GoDuration>>,
+
+    /// How soon the kernel ends this process when memory runs out, from -1000 (never) to 1000 [default: left alone]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VIADUCT_OOM_SCORE_ADJ",
+        allow_hyphen_values = true
+    )]
+    pub oom_score_adj: Option<i32>,
+
     /// A UDP flow without a datagram for so long ends [default: 60s]
     #[arg(skip)]
     pub udp_idle_timeout: Option<Text<GoDuration>>,
@@ -155,6 +172,14 @@ pub struct Settings {
     /// Attempts that may follow the first [default: 3]
     #[arg(skip)]
     pub retries: Option<u8>,
+
+    /// A TCP peer silent for so long is probed, and again after as long [default: the kernel's tcp_keepalive_time]
+    #[arg(skip)]
+    pub tcp_keepalive: Option<Text<GoDuration>>,
+
+    /// A TCP connection whose bytes stay unacknowledged for so long ends [default: as the kernel has it]
+    #[arg(skip)]
+    pub tcp_user_timeout: Option<Text<GoDuration>>,
 
     /// Data threads [default: one per core]
     #[arg(skip)]
@@ -178,9 +203,40 @@ pub struct Settings {
     )]
     pub dns_upstream: Option<Vec<Text<Upstream>>>,
 
-    /// Domain of the cluster's names [default: cluster.local]
+    /// Which of several upstreams is asked first: random, or sequential for the first that answers [default: random]
+    #[arg(long, value_name = "ORDER", env = "VIADUCT_DNS_UPSTREAM_ORDER")]
+    pub dns_upstream_order: Option<Text<UpstreamOrder>>,
+
+    /// Domains of the cluster's names; the main one first [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", env = "VIADUCT_CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
+
+    /// Seconds that clients may keep a name of the cluster, 0-3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "VIADUCT_DNS_TTL")]
+    pub dns_ttl: Option<u32>,
+
+    /// Seconds that clients may keep the absence of one, 0-3600 [default: 5]
+    #[arg(long, value_name = "SECONDS", env = "VIADUCT_DNS_NEGATIVE_TTL")]
+    pub dns_negative_ttl: Option<u32>,
+
+    /// Networks whose clients get answers besides loopback, private, link-local and Pod addresses
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "VIADUCT_DNS_ALLOW",
+        value_delimiter = ','
+    )]
+    pub dns_allow: Option<Vec<Text<IpNet>>>,
+
+    /// Bounds of the DNS server: forwards, client-forwards, connections, client-connections, pipelined, udp-size,
+    /// aliases, cache (MiB), idle-timeout, read-timeout, write-timeout, serve-stale (seconds)
+    #[arg(
+        long,
+        value_name = "NAME=NUMBER",
+        env = "VIADUCT_DNS_LIMIT",
+        value_delimiter = ','
+    )]
+    pub dns_limit: Option<Vec<Text<Limit>>>,
 
     /// Pod names in DNS: disabled, insecure or verified [default: insecure]
     #[arg(long, value_name = "MODE", env = "VIADUCT_DNS_PODS")]
@@ -232,29 +288,20 @@ impl Settings {
     /// `kind` of the configuration file.
     pub const KIND: &'static str = "ViaductConfiguration";
 
-    /// Reads a configuration file.
+    /// Reads the text of a configuration file.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, an unknown key or a bad value (with line and column), another kind of document.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let parse_error = |message: String| ConfigError::Parse {
-            path: path.to_owned(),
-            message,
-        };
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let settings: Self =
-            serde_saphyr::from_str(&text).map_err(|error| parse_error(error.to_string()))?;
+    /// An unknown key or a bad value (with line and column), another kind of document.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let settings: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
         for (key, found, wanted) in [
             ("apiVersion", &settings.api_version, Self::API_VERSION),
             ("kind", &settings.kind, Self::KIND),
         ] {
             if found.as_deref() != Some(wanted) {
                 let found = found.as_deref().unwrap_or("nothing");
-                return Err(parse_error(format!("{key}: {found} is not {wanted}")));
+                return Err(format!("{key}: {found} is not {wanted}"));
             }
         }
         Ok(settings)
@@ -288,13 +335,22 @@ impl Settings {
             lb_algorithm,
             outlier_ejection,
             iptables_sync_period,
+            iptables_min_sync_period,
+            oom_score_adj,
             udp_idle_timeout,
             connect_timeout,
             retries,
+            tcp_keepalive,
+            tcp_user_timeout,
             data_threads,
             dns_listen,
             dns_upstream,
+            dns_upstream_order,
             cluster_domain,
+            dns_ttl,
+            dns_negative_ttl,
+            dns_allow,
+            dns_limit,
             dns_pods,
             dns_service,
             dns_hide_empty,
@@ -340,6 +396,8 @@ impl Settings {
             udp_idle_timeout: duration(60),
             connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
             retries: Some(3),
+            tcp_keepalive: None,
+            tcp_user_timeout: None,
             data_threads: Some(0),
             dns_listen: Some(if dev {
                 vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
@@ -347,7 +405,12 @@ impl Settings {
                 Vec::new()
             }),
             dns_upstream: Some(Vec::new()),
+            dns_upstream_order: Some(Text(UpstreamOrder::Random)),
             cluster_domain: Some("cluster.local".to_owned()),
+            dns_ttl: Some(5),
+            dns_negative_ttl: Some(5),
+            dns_allow: Some(Vec::new()),
+            dns_limit: Some(Vec::new()),
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),

@@ -102,6 +102,11 @@ fn a_bad_value_names_its_flag() {
         ..Settings::default()
     };
     assert_eq!(message(retries), "--retries: 11 is no number from 0 to 10");
+    let hasty = Settings {
+        tcp_keepalive: Some(Text(GoDuration(Duration::from_millis(999)))),
+        ..Settings::default()
+    };
+    assert_eq!(message(hasty), "--tcp-keepalive: must be at least 1s");
 }
 
 #[test]
@@ -161,7 +166,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let config = resolve(flags.or(file)).unwrap();
     assert_eq!(config.drain_timeout, Duration::from_secs(1));
     assert_eq!(config.dns.pods, PodMode::Verified);
-    assert_eq!(config.dns.domain, "cluster.local");
+    assert_eq!(config.dns.domains, ["cluster.local"]);
 }
 
 #[test]
@@ -172,7 +177,7 @@ fn an_unknown_key_is_refused_with_its_line() {
         "apiVersion: viaduct.dev/v1alpha1\nkind: ViaductConfiguration\ncolour: red\n",
     )
     .unwrap();
-    let message = Settings::read(file.path()).unwrap_err().to_string();
+    let message = ReadSettings::of(Some(file.path())).unwrap_err().to_string();
     assert!(
         message.contains("colour") && message.contains('3'),
         "{message}"
@@ -183,7 +188,7 @@ fn an_unknown_key_is_refused_with_its_line() {
 fn another_kind_of_document_is_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "apiVersion: v1\nkind: Service\n").unwrap();
-    let message = Settings::read(file.path()).unwrap_err().to_string();
+    let message = ReadSettings::of(Some(file.path())).unwrap_err().to_string();
     assert!(
         message.contains("apiVersion: v1 is not viaduct.dev/v1alpha1"),
         "{message}"
@@ -194,7 +199,7 @@ fn another_kind_of_document_is_refused() {
 #[test]
 fn the_reference_file_shows_every_key_with_its_default() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/viaduct.yaml");
-    let written = serde_json::to_value(Settings::read(&path).unwrap()).unwrap();
+    let written = serde_json::to_value(ReadSettings::of(Some(&path)).unwrap().settings).unwrap();
     let mut expected = serde_json::to_value(Settings::defaults(Profile::Run)).unwrap();
     // Paths depend on who runs it; the file shows root's.
     expected["adminSocket"] = "/run/viaduct/admin.sock".into();

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Service;
 use serde::{Deserialize, Serialize};
 
 use super::load_balancers::ingress_ips;
@@ -23,6 +24,26 @@ pub struct Allocations {
     /// Of simulated Pods, by namespace and name.
     #[serde(default)]
     pub pods: Vec<SavedPod>,
+}
+
+/// What one object holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// A Service.
+    Service(SavedService),
+    /// A simulated Pod.
+    Pod(SavedPod),
+}
+
+impl Extend<Saved> for Allocations {
+    fn extend<T: IntoIterator<Item = Saved>>(&mut self, more: T) {
+        for saved in more {
+            match saved {
+                Saved::Service(service) => self.services.push(service),
+                Saved::Pod(pod) => self.pods.push(pod),
+            }
+        }
+    }
 }
 
 /// What one Service holds.
@@ -73,44 +94,55 @@ pub struct SavedPod {
 impl ControlPlane {
     /// Everything allocated at this moment.
     pub fn allocations(&self) -> Allocations {
-        let services = self.store.list(Kind::Service).filter_map(|object| {
-            let service = object.as_service()?;
-            let spec = spec_of(service);
-            let id = ServiceId::of(&object.key());
-            let node_ports = spec.ports.iter().flatten().filter_map(|port| {
-                Some(SavedPort {
-                    port: port.port,
-                    protocol: port.protocol.clone().unwrap_or_default(),
-                    node_port: u16::try_from(port.node_port?).ok()?,
-                })
-            });
-            let addresses = cluster_ips(spec).iter();
-            Some(SavedService {
-                accepted_us: self
-                    .accepted
-                    .get(&id)
-                    .map_or(0, |time| time.as_microsecond()),
-                cluster_ips: addresses.filter_map(|ip| ips::parse_sloppily(ip)).collect(),
-                node_ports: node_ports.collect(),
-                health_check_node_port: spec
-                    .health_check_node_port
-                    .and_then(|port| u16::try_from(port).ok()),
-                load_balancer_ip: self.assigned.get(&id).copied(),
-                namespace: id.namespace.to_string(),
-                name: id.name.to_string(),
-            })
-        });
-        let pods = self.store.entries(Kind::Pod).filter_map(|(key, object)| {
-            let pod = object.as_pod()?;
-            Some(SavedPod {
+        let mut all = Allocations::default();
+        for kind in [Kind::Service, Kind::Pod] {
+            for (key, _) in self.store.entries(kind) {
+                all.extend(self.allocation_of(key));
+            }
+        }
+        all
+    }
+
+    /// What one object holds; `None` if it is not there, or holds nothing that we chose.
+    pub fn allocation_of(&self, key: &ObjectKey) -> Option<Saved> {
+        match self.store.get(key)? {
+            Object::Service(service) => Some(Saved::Service(self.saved_service(key, service))),
+            Object::Pod(pod) => Some(Saved::Pod(SavedPod {
                 namespace: key.namespace.to_string(),
                 name: key.name.to_string(),
                 ip: self.given_pod_address(key, pod)?,
+            })),
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::EndpointSlice(_)
+            | Object::Endpoints(_) => None,
+        }
+    }
+
+    fn saved_service(&self, key: &ObjectKey, service: &Service) -> SavedService {
+        let spec = spec_of(service);
+        let id = ServiceId::of(key);
+        let node_ports = spec.ports.iter().flatten().filter_map(|port| {
+            Some(SavedPort {
+                port: port.port,
+                protocol: port.protocol.clone().unwrap_or_default(),
+                node_port: u16::try_from(port.node_port?).ok()?,
             })
         });
-        Allocations {
-            services: services.collect(),
-            pods: pods.collect(),
+        let addresses = cluster_ips(spec).iter();
+        SavedService {
+            accepted_us: self
+                .accepted
+                .get(&id)
+                .map_or(0, |time| time.as_microsecond()),
+            cluster_ips: addresses.filter_map(|ip| ips::parse_sloppily(ip)).collect(),
+            node_ports: node_ports.collect(),
+            health_check_node_port: spec
+                .health_check_node_port
+                .and_then(|port| u16::try_from(port).ok()),
+            load_balancer_ip: self.assigned.get(&id).copied(),
+            namespace: id.namespace.to_string(),
+            name: id.name.to_string(),
         }
     }
 

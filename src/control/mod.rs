@@ -39,7 +39,7 @@ mod validation;
 mod verbs;
 mod write;
 
-pub use allocations::{Allocations, SavedPod, SavedPort, SavedService};
+pub use allocations::{Allocations, Saved, SavedPod, SavedPort, SavedService};
 pub use config::{Config, ConfigError, OwnNode};
 pub use decode::{UnknownFields, decode};
 pub use endpoints::{ControllerEvent, Severity};

@@ -64,9 +64,9 @@ impl Admission {
             max_tcp: or(max_tcp, descriptors / PER_TCP_FLOW),
             // Idle UDP flows linger until they time out: they may not crowd out TCP.
             max_udp: or(max_udp, descriptors / 2),
-            // Listeners without flows would be of no use.
-            max_listeners: descriptors / 2,
-            spread_listeners: limit / 4,
+            // Listeners without flows would be of no use, and 20,000 descriptors must do for 10,000 of them.
+            max_listeners: descriptors / 4 * 3,
+            spread_listeners: limit / 8,
             used: AtomicUsize::new(0),
             listeners: AtomicUsize::new(0),
             tcp: AtomicUsize::new(0),
@@ -205,18 +205,22 @@ mod tests {
     #[test]
     fn all_kinds_share_the_descriptors() {
         let admission = Admission::new(RESERVE + PER_THREAD + 100, 1, 0, 0);
-        assert!(admission.take_listeners(49));
-        for _ in 0..25 {
+        assert!(admission.take_listeners(74));
+        for _ in 0..12 {
             assert!(admission.admit(FlowKind::Tcp));
         }
+        assert!(admission.admit(FlowKind::Udp));
         assert!(!admission.admit(FlowKind::Tcp), "one descriptor is not two");
         assert!(admission.admit(FlowKind::Udp));
         assert!(!admission.admit(FlowKind::Udp));
         assert!(!admission.take_listeners(1));
-        assert_eq!(admission.active(), (25, 1), "a refusal leaves no trace");
+        assert_eq!(admission.active(), (12, 2), "a refusal leaves no trace");
         admission.release(FlowKind::Udp);
         assert!(admission.take_listeners(1));
-        assert!(!admission.take_listeners(1), "half of them at most");
+        assert!(
+            !admission.take_listeners(1),
+            "three quarters of them at most"
+        );
         admission.return_listeners(1);
         assert!(admission.admit(FlowKind::Udp));
     }
@@ -224,9 +228,9 @@ mod tests {
     #[test]
     fn listeners_spread_over_threads_while_they_are_few() {
         let admission = Admission::new(1000, 2, 0, 0);
-        assert!(admission.take_listeners(200));
-        assert!(admission.may_spread(50));
-        assert!(!admission.may_spread(51));
+        assert!(admission.take_listeners(100));
+        assert!(admission.may_spread(25));
+        assert!(!admission.may_spread(26));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState};
 use crate::model::Protocol;
 use crate::net::sockets::{Bound, Held, Sharing, Transport};
+use crate::net::streams::Liveness;
 
 use super::mailbox::{Period, Socket};
 use super::thread::DataThread;
@@ -179,11 +180,13 @@ impl Listeners {
     ) -> io::Result<State> {
         let transport = transport(spec);
         let addr = first.addr;
-        let mut sockets = vec![start(first, transport)?];
+        let liveness = self.shared.liveness;
+        let mut sockets = vec![start(first, transport, liveness)?];
         for _further in on.iter().skip(1) {
             sockets.push(start(
                 Bound::new(transport, addr, Sharing::Join)?,
                 transport,
+                liveness,
             )?);
         }
         self.periods += 1;
@@ -208,9 +211,14 @@ fn transport(spec: &ListenerSpec) -> Transport {
     }
 }
 
-fn start(bound: Bound, transport: Transport) -> io::Result<Socket> {
+fn start(bound: Bound, transport: Transport, liveness: Liveness) -> io::Result<Socket> {
     match transport {
-        Transport::Tcp => bound.listen().map(Socket::Tcp),
+        Transport::Tcp => {
+            let socket = bound.listen()?;
+            // Connections inherit it.
+            liveness.apply(&socket);
+            Ok(Socket::Tcp(socket))
+        }
         Transport::Udp => bound.receive().map(Socket::Udp),
     }
 }

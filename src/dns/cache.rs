@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::Name;
+use hickory_proto::rr::{Name, RecordType};
 
+use super::memo::Lasting;
 use super::message::Question;
-use super::relayed::Relayed;
+use super::relayed::{Age, Relayed};
 use super::wire::{Section, TYPE_SOA, read_u16, read_u32};
 
-/// Octets that all entries together may have. CoreDNS needs about as much for its default of 10,000 entries.
-const MAX_OCTETS: usize = 32 << 20;
+/// How often a name that nobody answers is tried again while its old answer is given (RFC 8767 section 5).
+const RECHECK: Duration = Duration::from_secs(30);
 
 /// The longest that an answer is kept, whatever its TTL.
 const MAX_TTL: u32 = 3600;
@@ -47,17 +48,51 @@ pub(super) struct Key {
 impl Key {
     /// The key of a client's question.
     pub(super) fn of(question: &Question) -> Self {
+        Self {
+            dnssec_ok: question.dnssec_ok(),
+            checking_disabled: question.checking_disabled,
+            ..Self::about(&question.name, question.kind)
+        }
+    }
+
+    /// The key of a plain question.
+    pub(super) fn about(asked: &Name, kind: RecordType) -> Self {
         let mut name = Vec::with_capacity(64);
-        for label in question.name.iter() {
+        for label in asked.iter() {
             name.push(u8::try_from(label.len()).unwrap_or(0));
             name.extend(label.iter().map(u8::to_ascii_lowercase));
         }
         name.push(0);
         Self {
             name: name.into(),
-            kind: question.kind.into(),
-            dnssec_ok: question.dnssec_ok(),
-            checking_disabled: question.checking_disabled,
+            kind: kind.into(),
+            dnssec_ok: false,
+            checking_disabled: false,
+        }
+    }
+
+    /// A question about the root, with that type.
+    pub(super) fn root(kind: u16) -> Self {
+        Self {
+            name: [0].into(),
+            kind,
+            dnssec_ok: false,
+            checking_disabled: false,
+        }
+    }
+
+    /// A question about a name that nobody has: two labels of chance, with the type HINFO.
+    pub(super) fn random() -> Self {
+        const TYPE_HINFO: u16 = 13;
+        let mut name = Vec::with_capacity(35);
+        for _ in 0..2 {
+            name.push(16);
+            name.extend(format!("{:016x}", rand::random::<u64>()).bytes());
+        }
+        name.push(0);
+        Self {
+            name: name.into(),
+            ..Self::root(TYPE_HINFO)
         }
     }
 
@@ -88,7 +123,30 @@ impl Key {
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) relayed: Arc<Relayed>,
-    pub(super) age: u32,
+    pub(super) age: Age,
+    // When it came and when it goes; `None` if it has only just come, or is gone already.
+    lives: Option<(Instant, Instant)>,
+}
+
+impl Kept {
+    /// An answer that has just come.
+    pub(super) fn fresh(relayed: Arc<Relayed>) -> Self {
+        Self {
+            relayed,
+            age: Age::Seconds(0),
+            lives: None,
+        }
+    }
+
+    /// For how long a reply made from it now would be the same, but for its TTLs.
+    pub(super) fn lasting(&self) -> Option<Lasting> {
+        let (came, until) = self.lives?;
+        let since = match self.age {
+            Age::Seconds(seconds) => came + Duration::from_secs(seconds.into()),
+            Age::Stale => return None,
+        };
+        Some(Lasting::Time { since, until })
+    }
 }
 
 /// All that is kept.
@@ -99,6 +157,16 @@ pub(super) struct Cache {
     order: VecDeque<Key>,
     octets: usize,
     max_octets: usize,
+    stale_for: Duration,
+}
+
+/// An answer whose time is over.
+#[derive(Clone, Debug)]
+pub(super) struct StaleAnswer {
+    /// The answer.
+    pub(super) kept: Kept,
+    /// Asking for a newer one has failed a moment ago, so that is not worth waiting for.
+    pub(super) failed_lately: bool,
 }
 
 #[derive(Debug)]
@@ -106,22 +174,22 @@ struct Entry {
     relayed: Arc<Relayed>,
     since: Instant,
     until: Instant,
+    // When asking for a newer answer failed.
+    failed: Option<Instant>,
     cost: usize,
     asked_again: bool,
 }
 
 impl Cache {
-    /// An empty cache of the default size.
-    pub(super) fn new() -> Self {
-        Self::with_max_octets(MAX_OCTETS)
-    }
-
-    fn with_max_octets(max_octets: usize) -> Self {
+    /// An empty cache of at most `max_octets`. Answers are good for `stale_for` beyond their time, should nobody have a
+    /// newer one.
+    pub(super) fn new(max_octets: usize, stale_for: Duration) -> Self {
         Self {
             entries: HashMap::new(),
             order: VecDeque::new(),
             octets: 0,
             max_octets,
+            stale_for,
         }
     }
 
@@ -140,8 +208,35 @@ impl Cache {
         let age = now.saturating_duration_since(entry.since).as_secs();
         Some(Kept {
             relayed: entry.relayed.clone(),
-            age: u32::try_from(age).unwrap_or(u32::MAX),
+            age: Age::Seconds(u32::try_from(age).unwrap_or(u32::MAX)),
+            lives: Some((entry.since, entry.until)),
         })
+    }
+
+    /// The answer to `key` that has expired, unless that is too long ago.
+    pub(super) fn find_stale(&self, key: &Key, now: Instant) -> Option<StaleAnswer> {
+        let expired = |key: &Key| {
+            let entry = self.entries.get(key)?;
+            (entry.until <= now && now < entry.until + self.stale_for).then_some(entry)
+        };
+        let entry = expired(key).or_else(|| expired(&key.for_any_type()))?;
+        Some(StaleAnswer {
+            kept: Kept {
+                relayed: entry.relayed.clone(),
+                age: Age::Stale,
+                lives: None,
+            },
+            failed_lately: entry.failed.is_some_and(|failed| now < failed + RECHECK),
+        })
+    }
+
+    /// Notes that nobody has a newer answer.
+    pub(super) fn failed(&mut self, key: &Key, now: Instant) {
+        for key in [key, &key.for_any_type()] {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.failed = Some(now);
+            }
+        }
     }
 
     /// Keeps an answer to `key`, if it may be kept. Returns how many others had to go.
@@ -158,6 +253,7 @@ impl Cache {
             relayed: relayed.clone(),
             since: now,
             until: now + Duration::from_secs(ttl.into()),
+            failed: None,
             cost,
             asked_again: false,
         };
@@ -195,6 +291,11 @@ impl Cache {
     /// How many answers are kept, expired ones included.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many octets they have.
+    pub(super) fn octets(&self) -> usize {
+        self.octets
     }
 }
 

@@ -25,6 +25,16 @@ fn key(text: &str, kind: RecordType) -> Key {
     }
 }
 
+const STALE_FOR: Duration = Duration::from_secs(100);
+
+fn cache() -> Cache {
+    small_cache(1 << 20)
+}
+
+fn small_cache(octets: usize) -> Cache {
+    Cache::new(octets, STALE_FOR)
+}
+
 fn message(code: ResponseCode) -> Message {
     let mut message = Message::new(7, MessageType::Response, OpCode::Query);
     message.add_query(Query::query(name("www.test."), RecordType::A));
@@ -57,7 +67,7 @@ fn read(message: &Message) -> Arc<Relayed> {
 // For how many seconds a message is found again, asked for with `kind`.
 fn kept_for(message: &Message, kind: RecordType) -> u64 {
     let start = Instant::now();
-    let mut cache = Cache::new();
+    let mut cache = cache();
     cache.keep(&key("www.test.", RecordType::A), &read(message), start);
     let found = |cache: &mut Cache, seconds| {
         let now = start + Duration::from_secs(seconds);
@@ -131,7 +141,7 @@ fn truncated_answers_are_not_kept() {
 #[test]
 fn an_answer_knows_its_age() {
     let start = Instant::now();
-    let mut cache = Cache::new();
+    let mut cache = cache();
     let mut answer = message(ResponseCode::NoError);
     answer.add_answer(a(60));
     let key = key("www.test.", RecordType::A);
@@ -139,13 +149,13 @@ fn an_answer_knows_its_age() {
     let kept = cache
         .find(&key, start + Duration::from_millis(2900))
         .unwrap();
-    assert_eq!(kept.age, 2);
+    assert_eq!(kept.age, Age::Seconds(2));
 }
 
 #[test]
 fn questions_that_differ_in_a_flag_are_kept_apart() {
     let start = Instant::now();
-    let mut cache = Cache::new();
+    let mut cache = cache();
     let mut answer = message(ResponseCode::NoError);
     answer.add_answer(a(60));
     let plain = key("www.test.", RecordType::A);
@@ -172,7 +182,7 @@ fn at_the_bound_the_oldest_goes_unless_it_was_asked_for_again() {
         .map(|n| key(&format!("www{n}.test."), RecordType::A))
         .collect();
     let cost = answer.octets().len() + 2 * keys[0].name.len() + ENTRY_OVERHEAD;
-    let mut cache = Cache::with_max_octets(3 * cost);
+    let mut cache = small_cache(3 * cost);
     for key in &keys[..3] {
         assert_eq!(cache.keep(key, &answer, start), 0);
     }
@@ -193,7 +203,7 @@ fn at_the_bound_the_oldest_goes_unless_it_was_asked_for_again() {
 fn an_answer_too_large_for_the_cache_is_not_kept() {
     let mut answer = message(ResponseCode::NoError);
     answer.add_answer(a(60));
-    let mut cache = Cache::with_max_octets(10);
+    let mut cache = small_cache(10);
     let key = key("www.test.", RecordType::A);
     assert_eq!(cache.keep(&key, &read(&answer), Instant::now()), 1);
     assert_eq!((cache.len(), cache.octets), (0, 0));
@@ -213,4 +223,29 @@ fn domains_are_compared_by_label() {
     ] {
         assert_eq!(asked.is_under(&name(domain)), expected, "{domain}");
     }
+}
+
+#[test]
+fn an_expired_answer_is_good_when_nobody_has_a_newer_one() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut cache = cache();
+    let asked = key("www.test.", RecordType::A);
+    let mut answer = message(ResponseCode::NoError);
+    answer.add_answer(a(60));
+    cache.keep(&asked, &read(&answer), start);
+    assert!(cache.find_stale(&asked, at(59)).is_none(), "it lives");
+    let stale = cache.find_stale(&asked, at(60)).unwrap();
+    assert_eq!(stale.kept.age, Age::Stale);
+    assert!(stale.kept.lasting().is_none());
+    assert!(!stale.failed_lately);
+    cache.failed(&asked, at(70));
+    assert!(cache.find_stale(&asked, at(99)).unwrap().failed_lately);
+    assert!(!cache.find_stale(&asked, at(100)).unwrap().failed_lately);
+    assert!(cache.find_stale(&asked, at(159)).is_some());
+    assert!(cache.find_stale(&asked, at(160)).is_none(), "too old");
+    assert!(cache.find(&asked, at(60)).is_none());
+    // A newer answer ends it.
+    cache.keep(&asked, &read(&answer), at(120));
+    assert!(cache.find_stale(&asked, at(121)).is_none());
 }

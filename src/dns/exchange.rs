@@ -11,15 +11,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Record, RecordType};
+use hickory_proto::rr::{Name, Record, RecordType};
+use prometheus::IntCounter;
 
 use crate::routing::{NodeView, Published, RoutingTable};
 
+use super::ExplainedName;
 use super::cache::{Kept, Key};
 use super::forward::{ForwardError, Forwarder, Seat};
+use super::limits::Limits;
+use super::memo::Lasting;
 use super::message::{Question, Rejected, Reply, Transport, bare_reply};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Tally};
 use super::records::{Answer, Authority, End, Local};
+use super::wire::Cut;
 
 /// Everything that an answer is made of. Shared by all sockets.
 #[derive(Debug)]
@@ -27,6 +32,7 @@ pub(super) struct Exchange {
     authority: Authority,
     table: Published,
     forwarder: Arc<Forwarder>,
+    limits: Arc<Limits>,
     serial: SerialClock,
     warned_of_loop: AtomicBool,
     metrics: Arc<Metrics>,
@@ -36,11 +42,29 @@ pub(super) struct Exchange {
 #[derive(Debug)]
 pub(super) enum Step {
     /// This is sent back.
-    Reply(Vec<u8>),
+    Reply(Answered),
     /// Nothing is sent back.
     Silence,
     /// An upstream has to be asked first.
     Wait(Box<Pending>),
+}
+
+/// A reply, and whether it would be the same again.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// The message.
+    pub(super) octets: Vec<u8>,
+    /// For how long the same question gets the same reply; `None` if that is not known.
+    pub(super) again: Option<Again>,
+}
+
+/// What is needed to give a reply again without asking here.
+#[derive(Debug)]
+pub(super) struct Again {
+    /// For how long.
+    pub(super) lasting: Lasting,
+    /// What is counted each time.
+    pub(super) tally: Tally,
 }
 
 /// A question that waits for an upstream.
@@ -92,12 +116,14 @@ impl Exchange {
         authority: Authority,
         table: Published,
         forwarder: Arc<Forwarder>,
+        limits: Arc<Limits>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             authority,
             table,
             forwarder,
+            limits,
             serial: SerialClock::default(),
             warned_of_loop: AtomicBool::new(false),
             metrics,
@@ -107,19 +133,19 @@ impl Exchange {
     /// Answers `message`, or says what its answer waits for.
     pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
         let started = Instant::now();
-        let step = AssertUnwindSafe(|| match Question::parse(message) {
+        let step = AssertUnwindSafe(|| match Question::parse(message, self.limits.max_udp) {
             Ok(question) => self.decide(Request {
                 question,
                 client: client.ip().to_canonical(),
                 transport,
                 started,
             }),
-            Err(rejected) => self.reject(rejected, transport, started),
+            Err(rejected) => self.reject(rejected, client.ip(), transport, started),
         });
         // Nothing that one message does may end the service for all others. Only what had a header gets as far as that.
         catch_unwind(step).unwrap_or_else(|_| {
             self.metrics.panics.inc();
-            self.send(bare_reply(message, ResponseCode::ServFail), started)
+            self.send(bare_reply(message, ResponseCode::ServFail), started, None)
         })
     }
 
@@ -134,10 +160,40 @@ impl Exchange {
         })
     }
 
+    /// The routing tables that are answered from.
+    pub(super) fn table(&self) -> &Published {
+        &self.table
+    }
+
+    /// How a name is answered at this moment.
+    pub(super) fn explain(&self, name: &Name) -> ExplainedName {
+        let table = self.table.load_full();
+        let upstreams = self.forwarder.upstreams();
+        let asked = upstreams.of(&Key::about(name, RecordType::A));
+        let asked: Vec<String> = asked.iter().map(|upstream| upstream.describe()).collect();
+        self.authority.explain(&table, name, &asked)
+    }
+
+    /// What is counted here.
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The longest reply over UDP.
+    pub(super) fn max_udp(&self) -> u16 {
+        self.limits.max_udp
+    }
+
+    /// Whether this client gets answers.
+    pub(super) fn admits(&self, client: IpAddr, node: &NodeView) -> bool {
+        let client = client.to_canonical();
+        may_ask(client, node, &self.authority.own_addresses) || self.limits.allows(client)
+    }
+
     fn decide(&self, request: Request) -> Step {
         let question = &request.question;
         let table = self.table.load();
-        if !may_ask(request.client, &table.node, &self.authority.own_addresses) {
+        if !self.admits(request.client, &table.node) {
             self.count(&request, "refused");
             return self.fail(&request, ResponseCode::Refused);
         }
@@ -145,6 +201,7 @@ impl Exchange {
         let answer = self
             .authority
             .answer(&table, serial, &question.name, question.kind);
+        let lasting = Lasting::Table(table.generation);
         drop(table);
         let (local, zone) = match answer {
             Answer::Cluster(local) => (local, "cluster"),
@@ -166,14 +223,22 @@ impl Exchange {
             }
             local => {
                 let reply = question.local_reply(local, request.transport);
-                self.send(reply, request.started)
+                let again = self.again(&request, &reply, zone, lasting, None);
+                self.send(reply, request.started, again)
             }
         }
     }
 
     fn elsewhere(&self, request: Request, key: Key, aliases: Vec<Record>) -> Step {
         if let Some(kept) = self.forwarder.remembered(&key) {
-            return self.send(compose(&request, aliases, &kept), request.started);
+            // Behind an alias of the cluster, both a table and the time would have to be watched.
+            let is_whole = aliases.is_empty();
+            let reply = compose(&request, aliases, &kept);
+            let lasting = kept.lasting().filter(|_| is_whole);
+            let hits = Some(self.metrics.cache_hits.clone());
+            let again =
+                lasting.and_then(|lasting| self.again(&request, &reply, "forward", lasting, hits));
+            return self.send(reply, request.started, again);
         }
         match self.forwarder.take_seat(request.client) {
             Some(seat) => Step::Wait(Box::new(Pending {
@@ -194,13 +259,12 @@ impl Exchange {
             seat,
         } = pending;
         match self.forwarder.ask(request.question.id, key, seat).await {
-            Ok(relayed) => {
-                let fresh = Kept { relayed, age: 0 };
-                let reply = compose(request, aliases.clone(), &fresh);
-                self.send(reply, request.started)
+            Ok(kept) => {
+                let reply = compose(request, aliases.clone(), &kept);
+                self.send(reply, request.started, None)
             }
             Err(ForwardError::OwnLoop) => {
-                self.metrics.dropped.with_label_values(&["own_loop"]).inc();
+                self.metrics.drop_one("own_loop");
                 // Once: it will come again with every question.
                 if !self.warned_of_loop.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
@@ -217,43 +281,80 @@ impl Exchange {
         }
     }
 
-    fn reject(&self, rejected: Rejected, transport: Transport, started: Instant) -> Step {
+    fn reject(
+        &self,
+        rejected: Rejected,
+        client: IpAddr,
+        transport: Transport,
+        started: Instant,
+    ) -> Step {
         match rejected {
             Rejected::Silently => {
-                self.metrics
-                    .dropped
-                    .with_label_values(&["not_a_query"])
-                    .inc();
+                self.metrics.drop_one("not_a_query");
                 Step::Silence
             }
             Rejected::With(reply) => {
-                let labels = [transport.as_str(), "other", "refused"];
+                let labels = [transport.as_str(), family_label(client), "other", "refused"];
                 self.metrics.requests.with_label_values(&labels).inc();
-                self.send(reply, started)
+                self.send(reply, started, None)
             }
         }
     }
 
     fn count(&self, request: &Request, zone: &str) {
-        let kind = type_label(request.question.kind);
-        let labels = [request.transport.as_str(), kind, zone];
-        self.metrics.requests.with_label_values(&labels).inc();
+        self.requests(request, zone).inc();
+    }
+
+    fn requests(&self, request: &Request, zone: &str) -> IntCounter {
+        let labels = [
+            request.transport.as_str(),
+            family_label(request.client),
+            type_label(request.question.kind),
+            zone,
+        ];
+        self.metrics.requests.with_label_values(&labels)
+    }
+
+    // Only over UDP are replies given again, and only those that lost nothing to the client's size.
+    fn again(
+        &self,
+        request: &Request,
+        reply: &Reply,
+        zone: &str,
+        lasting: Lasting,
+        cache_hits: Option<IntCounter>,
+    ) -> Option<Again> {
+        if request.transport != Transport::Udp || reply.cut != Cut::Nothing {
+            return None;
+        }
+        let tally = Tally {
+            requests: self.requests(request, zone),
+            responses: self.responses(reply.code),
+            cache_hits,
+        };
+        Some(Again { lasting, tally })
+    }
+
+    fn responses(&self, code: ResponseCode) -> IntCounter {
+        self.metrics
+            .responses
+            .with_label_values(&[code_label(code)])
     }
 
     fn fail(&self, request: &Request, code: ResponseCode) -> Step {
-        self.send(request.question.failure(code), request.started)
+        self.send(request.question.failure(code), request.started, None)
     }
 
-    fn send(&self, reply: Reply, started: Instant) -> Step {
-        let label = code_label(reply.code);
-        self.metrics.responses.with_label_values(&[label]).inc();
+    fn send(&self, reply: Reply, started: Instant, again: Option<Again>) -> Step {
+        self.responses(reply.code).inc();
         self.metrics
             .duration
             .observe(started.elapsed().as_secs_f64());
-        if reply.truncated {
+        if reply.cut == Cut::Needed {
             self.metrics.truncated.inc();
         }
-        Step::Reply(reply.octets)
+        let octets = reply.octets;
+        Step::Reply(Answered { octets, again })
     }
 }
 
@@ -283,6 +384,13 @@ fn may_ask(client: IpAddr, node: &NodeView, own: &[IpAddr]) -> bool {
         || node.pod_cidrs.iter().any(|cidr| cidr.contains(&client))
 }
 
+fn family_label(client: IpAddr) -> &'static str {
+    match client.to_canonical() {
+        IpAddr::V4(_) => "ipv4",
+        IpAddr::V6(_) => "ipv6",
+    }
+}
+
 fn type_label(kind: RecordType) -> &'static str {
     const LABELS: [(RecordType, &str); 12] = [
         (RecordType::A, "A"),
@@ -302,7 +410,8 @@ fn type_label(kind: RecordType) -> &'static str {
     known.map_or("other", |(_, label)| label)
 }
 
-fn code_label(code: ResponseCode) -> &'static str {
+/// A response code as the metrics label it.
+pub(super) fn code_label(code: ResponseCode) -> &'static str {
     const LABELS: [(ResponseCode, &str); 7] = [
         (ResponseCode::NoError, "NOERROR"),
         (ResponseCode::NXDomain, "NXDOMAIN"),

@@ -206,6 +206,7 @@ pub(super) fn slice(
         sctp_ports: Vec::new(),
         endpoints: endpoints.to_vec(),
         headless: false,
+        triggered: None,
     }))
 }
 

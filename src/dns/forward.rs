@@ -6,23 +6,28 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::rr::Name;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::cache::{Cache, Kept, Key};
+use super::health::Probes;
+use super::limits::Limits;
 use super::metrics::Metrics;
 use super::relayed::Relayed;
-use super::upstream::{ExchangeError, OwnIds, Upstream, exchange};
+use super::upstream::{
+    ExchangeError, OwnIds, Upstream, UpstreamOrder, ask_udp, encode_query, exchange,
+};
 
-/// Clients that may wait at the same time; about 2 KB each.
-const MAX_WAITING: usize = 1000;
+/// How long a newer answer is waited for while there is an old one (RFC 8767 section 5: under 1.8 s).
+const PATIENCE_WITH_STALE: Duration = Duration::from_millis(1500);
 
-/// Of one client.
-const MAX_WAITING_OF_ONE: usize = 200;
+/// How long a question that shows whether a resolver asks us may take to come back.
+const LOOP_PROBE_TIME: Duration = Duration::from_secs(5);
 
 /// Why a question could not be answered from elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +53,12 @@ pub(super) struct Forwarder {
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
     waiting: Mutex<Waiting>,
+    // Names of questions that only ever come back from a resolver that asks us.
+    loop_probes: Mutex<HashMap<Arc<[u8]>, Arc<Upstream>>>,
+    order: UpstreamOrder,
+    max_waiting: usize,
+    max_waiting_of_one: usize,
+    probes: Probes,
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
 }
@@ -108,7 +119,13 @@ impl Upstreams {
         }
     }
 
-    fn of(&self, key: &Key) -> &[Arc<Upstream>] {
+    fn all(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        let of_domains = self.domains.iter().flat_map(|(_, list)| list);
+        of_domains.chain(&self.others)
+    }
+
+    /// Who is asked about `key`.
+    pub(super) fn of(&self, key: &Key) -> &[Arc<Upstream>] {
         self.domains
             .iter()
             .find(|(domain, _)| key.is_under(domain))
@@ -117,21 +134,69 @@ impl Upstreams {
 }
 
 impl Forwarder {
-    /// A forwarder with an empty cache. Its work is spawned on `tasks`.
-    pub(super) fn new(upstreams: Upstreams, tasks: TaskTracker, metrics: Arc<Metrics>) -> Self {
+    /// A forwarder with an empty cache. Its work runs where its `probes` do, and what waits for nobody ends with them.
+    pub(super) fn new(
+        upstreams: Upstreams,
+        order: UpstreamOrder,
+        limits: &Limits,
+        probes: Probes,
+    ) -> Self {
         Self {
             upstreams: ArcSwap::from_pointee(upstreams),
-            cache: Mutex::new(Cache::new()),
+            cache: Mutex::new(Cache::new(limits.cache_octets, limits.serve_stale)),
             flights: Mutex::new(HashMap::new()),
             waiting: Mutex::new(Waiting::default()),
-            tasks,
-            metrics,
+            loop_probes: Mutex::default(),
+            order,
+            max_waiting: limits.forwards,
+            max_waiting_of_one: limits.forwards_of_one,
+            tasks: probes.tasks.clone(),
+            metrics: probes.metrics.clone(),
+            probes,
         }
     }
 
     /// Asks others from now on. What is under way goes on.
-    pub(super) fn replace_upstreams(&self, upstreams: Upstreams) {
+    pub(super) fn replace_upstreams(self: &Arc<Self>, upstreams: Upstreams) {
         self.upstreams.store(Arc::new(upstreams));
+        self.probe_for_loops();
+    }
+
+    /// Who is asked.
+    pub(super) fn upstreams(&self) -> Arc<Upstreams> {
+        self.upstreams.load_full()
+    }
+
+    /// Sends every resolver a question with a name of chance. Whoever sends it back to us is not asked any more.
+    pub(super) fn probe_for_loops(self: &Arc<Self>) {
+        for upstream in self.upstreams.load().all() {
+            let key = Key::random();
+            lock(&self.loop_probes).insert(key.name.clone(), upstream.clone());
+            let (forwarder, upstream) = (self.clone(), upstream.clone());
+            self.tasks.spawn(async move {
+                let query = encode_query(&key, rand::random());
+                let asking = timeout(LOOP_PROBE_TIME, ask_udp(upstream.addr, &query));
+                tokio::select! {
+                    // What it says does not matter, only whether it asks.
+                    _reply = asking => {}
+                    () = forwarder.probes.stop.cancelled() => {}
+                }
+                lock(&forwarder.loop_probes).remove(&key.name);
+            });
+        }
+    }
+
+    // Whether this is one of those questions. Then the resolver that sent it on asks us, and is given up.
+    fn is_loop_probe(&self, key: &Key) -> bool {
+        let Some(upstream) = lock(&self.loop_probes).remove(&key.name) else {
+            return false;
+        };
+        upstream.give_up();
+        tracing::error!(
+            upstream = %upstream.addr,
+            "upstream resolver sends its questions back to this server and is not asked any more; give another one with --dns-upstream"
+        );
+        true
     }
 
     /// What is remembered of a question. Never waits.
@@ -152,12 +217,36 @@ impl Forwarder {
         id: u16,
         key: &Key,
         _seat: &Seat,
-    ) -> Result<Arc<Relayed>, ForwardError> {
+    ) -> Result<Kept, ForwardError> {
+        if self.is_loop_probe(key) {
+            return Err(ForwardError::OwnLoop);
+        }
+        let stale = lock(&self.cache).find_stale(key, std::time::Instant::now());
+        if let Some(stale) = &stale
+            && stale.failed_lately
+        {
+            self.metrics.cache_stale.inc();
+            return Ok(stale.kept.clone());
+        }
         let mut flight = self.join(id, key)?;
-        let landed = flight.landed.wait_for(Option::is_some).await;
-        // The sender goes without a word only if its task died.
-        let outcome = landed.ok().and_then(|outcome| outcome.clone());
-        Ok(outcome.unwrap_or(Err(ExchangeError::Unanswered))?)
+        let landing = async {
+            let landed = flight.landed.wait_for(Option::is_some).await;
+            // The sender goes without a word only if its task died.
+            let outcome = landed.ok().and_then(|outcome| outcome.clone());
+            outcome.unwrap_or(Err(ExchangeError::Unanswered))
+        };
+        let Some(stale) = stale else {
+            return Ok(Kept::fresh(landing.await?));
+        };
+        // The question goes on without us; what comes of it is remembered for the next one.
+        match timeout(PATIENCE_WITH_STALE, landing).await {
+            Ok(Ok(relayed)) if relayed.is_conclusive() => Ok(Kept::fresh(relayed)),
+            Ok(Ok(_) | Err(_)) | Err(_) => {
+                lock(&self.cache).failed(key, std::time::Instant::now());
+                self.metrics.cache_stale.inc();
+                Ok(stale.kept)
+            }
+        }
     }
 
     fn join(self: &Arc<Self>, id: u16, key: &Key) -> Result<Flight, ForwardError> {
@@ -166,6 +255,7 @@ impl Forwarder {
             return if flight.ids.contains(id) {
                 Err(ForwardError::OwnLoop)
             } else {
+                self.metrics.coalesced.inc();
                 Ok(flight.clone())
             };
         }
@@ -184,8 +274,9 @@ impl Forwarder {
         self.tasks.spawn(async move {
             let _cleared = ClearOnDrop(&forwarder, &key);
             let started = Instant::now();
-            let metrics = &forwarder.metrics;
-            let outcome = exchange(upstreams.of(&key), &key, &ids, started, metrics)
+            let upstreams = upstreams.of(&key);
+            let (order, probes) = (forwarder.order, &forwarder.probes);
+            let outcome = exchange(upstreams, &key, &ids, started, order, probes)
                 .await
                 .map(Arc::new);
             if let Ok(relayed) = &outcome {
@@ -196,11 +287,11 @@ impl Forwarder {
         Ok(flight)
     }
 
-    fn remember(&self, key: &Key, relayed: &Arc<Relayed>) {
+    pub(super) fn remember(&self, key: &Key, relayed: &Arc<Relayed>) {
         let now = std::time::Instant::now();
         let mut cache = lock(&self.cache);
         let evicted = cache.keep(key, relayed, now);
-        let entries = cache.len();
+        let (entries, octets) = (cache.len(), cache.octets());
         drop(cache);
         self.metrics
             .cache_evictions
@@ -208,13 +299,16 @@ impl Forwarder {
         self.metrics
             .cache_entries
             .set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.metrics
+            .cache_octets
+            .set(i64::try_from(octets).unwrap_or(i64::MAX));
     }
 
     /// Lets a client wait, unless too many do already.
     pub(super) fn take_seat(self: &Arc<Self>, client: IpAddr) -> Option<Seat> {
         let mut waiting = lock(&self.waiting);
         let of_client = waiting.by_client.get(&client).copied().unwrap_or(0);
-        if waiting.total >= MAX_WAITING || of_client >= MAX_WAITING_OF_ONE {
+        if waiting.total >= self.max_waiting || of_client >= self.max_waiting_of_one {
             self.metrics.forwards_rejected.inc();
             return None;
         }

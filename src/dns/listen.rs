@@ -4,12 +4,16 @@
 //! does not come from where it asked. So a wildcard is spelled out into the addresses that the host has at that moment.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 
 use super::InvalidDomain;
+use super::udp::sockets_per_address;
+use crate::net::local_addresses::LocalAddress;
+use crate::net::sockets::{Bound, Sharing, Transport};
 
 /// Tries to find a number that is free for both protocols when any will do.
 const PORT_ATTEMPTS: usize = 16;
@@ -30,6 +34,9 @@ pub enum StartError {
     /// The cluster domain is no name.
     #[error("--cluster-domain: {0}")]
     Domain(#[source] InvalidDomain),
+    /// The threads that answer could not be started.
+    #[error("starting a DNS thread: {0}")]
+    Thread(#[source] io::Error),
     /// The domain of an upstream is no name.
     #[error("--dns-upstream: {0}")]
     UpstreamDomain(#[source] InvalidDomain),
@@ -40,7 +47,7 @@ impl StartError {
     pub fn is_address_in_use(&self) -> bool {
         match self {
             Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
-            Self::Domain(_) | Self::UpstreamDomain(_) => false,
+            Self::Domain(_) | Self::Thread(_) | Self::UpstreamDomain(_) => false,
         }
     }
 }
@@ -61,13 +68,61 @@ fn hint(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) address: SocketAddr,
-    pub(super) udp: UdpSocket,
+    /// The address, if it had to be added to this host first.
+    pub(super) adopted: Option<LocalAddress>,
+    /// Blocking, and any number of them at the same address: the kernel spreads clients among them.
+    pub(super) udp: Vec<UdpSocket>,
     pub(super) tcp: TcpListener,
 }
 
 /// Binds an address of the configuration. Port 0 becomes one that is free for both protocols, at all addresses.
-pub(super) async fn bind(address: SocketAddr) -> Result<Vec<Sockets>, StartError> {
+///
+/// An address that the host does not have is added to its loopback interface if it cannot be anybody else's: a
+/// link-local one, as node caches have, or one of a Service, in `owned_ranges`. Questions then reach the socket without
+/// being translated, and so without the race of two of them for one entry of connection tracking.
+pub(super) async fn bind(
+    address: SocketAddr,
+    owned_ranges: &[IpNet],
+) -> Result<Vec<Sockets>, StartError> {
+    let adopted = adopt(address.ip(), owned_ranges).map_err(failed(address, "udp"))?;
+    let mut sockets = bind_spelled_out(address).await?;
+    if let Some(first) = sockets.first_mut() {
+        first.adopted = adopted;
+    }
+    Ok(sockets)
+}
+
+fn adopt(ip: IpAddr, owned_ranges: &[IpNet]) -> io::Result<Option<LocalAddress>> {
+    let is_link_local = matches!(ip, IpAddr::V4(v4) if v4.is_link_local());
+    let may_be_added = is_link_local || owned_ranges.iter().any(|range| range.contains(&ip));
+    if may_be_added && !ip.is_loopback() {
+        // One that an earlier process left is local already, and ours to remove.
+        return match LocalAddress::add(ip) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_local(ip)? => {
+                Ok(None)
+            }
+            added => added,
+        };
+    }
+    if is_local(ip)? {
+        Ok(None)
+    } else {
+        Err(io::ErrorKind::AddrNotAvailable.into())
+    }
+}
+
+// The sockets that serve may be bound to any address, so a mistaken one is found out here.
+fn is_local(ip: IpAddr) -> io::Result<bool> {
+    match UdpSocket::bind((ip, 0)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn bind_spelled_out(address: SocketAddr) -> Result<Vec<Sockets>, StartError> {
     let addresses = spell_out(address).map_err(failed(address, "udp"))?;
+    let n_sockets = sockets_per_address(addresses.len());
     let mut attempts = if address.port() == 0 {
         PORT_ATTEMPTS
     } else {
@@ -75,14 +130,14 @@ pub(super) async fn bind(address: SocketAddr) -> Result<Vec<Sockets>, StartError
     };
     loop {
         attempts -= 1;
-        match bind_all(&addresses).await {
+        match bind_all(&addresses, n_sockets).await {
             Err(error) if error.is_address_in_use() && attempts > 0 => {}
             result => return result,
         }
     }
 }
 
-async fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<Sockets>, StartError> {
+async fn bind_all(addresses: &[SocketAddr], n_sockets: usize) -> Result<Vec<Sockets>, StartError> {
     let mut bound: Vec<Sockets> = Vec::with_capacity(addresses.len());
     for address in addresses {
         let mut address = *address;
@@ -93,12 +148,27 @@ async fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<Sockets>, StartError> 
             .await
             .map_err(failed(address, "tcp"))?;
         let address = tcp.local_addr().map_err(failed(address, "tcp"))?;
-        let udp = UdpSocket::bind(address)
-            .await
-            .map_err(failed(address, "udp"))?;
-        bound.push(Sockets { address, udp, tcp });
+        let udp = bind_udp(address, n_sockets).map_err(failed(address, "udp"))?;
+        bound.push(Sockets {
+            address,
+            adopted: None,
+            udp,
+            tcp,
+        });
     }
     Ok(bound)
+}
+
+fn bind_udp(address: SocketAddr, n_sockets: usize) -> io::Result<Vec<UdpSocket>> {
+    let sharing = [Sharing::First]
+        .into_iter()
+        .chain(std::iter::repeat(Sharing::Join));
+    let one = |sharing| {
+        let socket = Bound::new(Transport::Udp, address, sharing)?.receive()?;
+        socket.set_nonblocking(false)?;
+        Ok(socket)
+    };
+    sharing.take(n_sockets).map(one).collect()
 }
 
 fn failed(address: SocketAddr, protocol: &'static str) -> impl Fn(io::Error) -> StartError {
@@ -139,18 +209,21 @@ mod tests {
 
     #[tokio::test]
     async fn both_protocols_have_the_same_number() {
-        let sockets = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let sockets = bind("127.0.0.1:0".parse().unwrap(), &[]).await.unwrap();
         let [pair] = &sockets[..] else {
             panic!("one address, one pair");
         };
         assert_ne!(pair.address.port(), 0);
-        assert_eq!(pair.udp.local_addr().unwrap(), pair.address);
+        assert!(!pair.udp.is_empty());
+        for socket in &pair.udp {
+            assert_eq!(socket.local_addr().unwrap(), pair.address);
+        }
         assert_eq!(pair.tcp.local_addr().unwrap(), pair.address);
     }
 
     #[tokio::test]
     async fn a_wildcard_is_every_address_at_one_number() {
-        let sockets = bind("0.0.0.0:0".parse().unwrap()).await.unwrap();
+        let sockets = bind("0.0.0.0:0".parse().unwrap(), &[]).await.unwrap();
         let port = sockets[0].address.port();
         assert!(sockets.iter().all(|pair| pair.address.port() == port));
         assert!(
@@ -162,10 +235,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_of_others_is_refused() {
+        // From a range for documentation, which no host has.
+        let error = bind("192.0.2.1:0".parse().unwrap(), &[]).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("no interface of this host"), "{text}");
+    }
+
+    #[tokio::test]
     async fn a_taken_port_is_told_with_the_flag_and_a_way_out() {
-        let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let error = bind(address).await.unwrap_err();
+        let error = bind(address, &[]).await.unwrap_err();
         assert!(error.is_address_in_use());
         let text = error.to_string();
         assert!(

@@ -12,7 +12,7 @@ use hickory_proto::serialize::binary::BinEncoder;
 use rand::seq::SliceRandom;
 
 use super::records::{End, Local};
-use super::wire::{self, HEADER, MAX_UDP, Malformed, Opt, PLAIN_UDP};
+use super::wire::{self, Cut, HEADER, Malformed, Opt, PLAIN_UDP};
 
 // Of the third octet of the header, and of the fourth.
 pub(super) const FLAG_QR: u8 = 0x80;
@@ -51,6 +51,8 @@ pub(super) struct Question {
     pub(super) edns: Option<ClientEdns>,
     pub(super) recursion_desired: bool,
     pub(super) checking_disabled: bool,
+    /// The longest reply over UDP, whatever the client takes.
+    pub(super) max_udp: u16,
     /// Wants to know whether an answer was validated (RFC 6840 section 5.7).
     pub(super) authentic_data: bool,
 }
@@ -78,13 +80,13 @@ pub(super) struct Reply {
     pub(super) code: ResponseCode,
     /// The message.
     pub(super) octets: Vec<u8>,
-    /// It had to be cut here, and says so.
-    pub(super) truncated: bool,
+    /// What had to be left out of it here.
+    pub(super) cut: Cut,
 }
 
 impl Question {
-    /// Reads a message that claims to be a question.
-    pub(super) fn parse(message: &[u8]) -> Result<Self, Rejected> {
+    /// Reads a message that claims to be a question. Replies over UDP have at most `max_udp` octets.
+    pub(super) fn parse(message: &[u8], max_udp: u16) -> Result<Self, Rejected> {
         if message.len() < HEADER || message[2] & FLAG_QR != 0 {
             return Err(Rejected::Silently);
         }
@@ -110,6 +112,7 @@ impl Question {
             recursion_desired: parsed.metadata.recursion_desired,
             checking_disabled: parsed.metadata.checking_disabled,
             authentic_data: parsed.metadata.authentic_data,
+            max_udp,
             name: query.name().clone(),
         };
         let refuse = |code| Err(Rejected::With(question.error(code, query.query_class())));
@@ -193,7 +196,9 @@ impl Question {
         match (transport, self.edns) {
             (Transport::Tcp, _) => usize::from(u16::MAX),
             (Transport::Udp, None) => PLAIN_UDP,
-            (Transport::Udp, Some(edns)) => PLAIN_UDP.max(usize::from(edns.payload.min(MAX_UDP))),
+            (Transport::Udp, Some(edns)) => {
+                PLAIN_UDP.max(usize::from(edns.payload.min(self.max_udp)))
+            }
         }
     }
 
@@ -234,11 +239,7 @@ impl Question {
             wire::finish(&mut octets, self.opt(code), limit)
         });
         match finished {
-            Ok(truncated) => Reply {
-                code,
-                octets,
-                truncated,
-            },
+            Ok(cut) => Reply { code, octets, cut },
             Err(Malformed) => self.failure(ResponseCode::ServFail),
         }
     }
@@ -259,12 +260,8 @@ impl Question {
         octets.extend([0, 1, 0, 0, 0, 0, 0, 0]);
         octets.extend(self.encode_question(class));
         // A header and one question always fit.
-        let truncated = wire::finish(&mut octets, self.opt(code), PLAIN_UDP) == Ok(true);
-        Reply {
-            code,
-            octets,
-            truncated,
-        }
+        let cut = wire::finish(&mut octets, self.opt(code), PLAIN_UDP).unwrap_or(Cut::Nothing);
+        Reply { code, octets, cut }
     }
 }
 
@@ -283,7 +280,7 @@ pub(super) fn bare_reply(message: &[u8], code: ResponseCode) -> Reply {
     Reply {
         code,
         octets,
-        truncated: false,
+        cut: Cut::Nothing,
     }
 }
 

@@ -4,7 +4,8 @@ use hickory_proto::op::Query;
 use hickory_proto::rr::RData;
 use proptest::prelude::*;
 
-use super::super::relayed::Relayed;
+use super::super::relayed::{Age, Relayed};
+use super::super::wire::MAX_UDP;
 use super::*;
 
 fn question() -> Vec<u8> {
@@ -30,7 +31,7 @@ fn relayed(code: ResponseCode, answers: usize) -> Relayed {
 }
 
 fn reply_to(octets: &[u8]) -> Option<Vec<u8>> {
-    match Question::parse(octets) {
+    match Question::parse(octets, MAX_UDP) {
         Ok(question) => Some(question.failure(ResponseCode::ServFail).octets),
         Err(Rejected::With(reply)) => Some(reply.octets),
         Err(Rejected::Silently) => None,
@@ -39,9 +40,13 @@ fn reply_to(octets: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn what_is_relayed_loses_the_upstreams_flags() {
-    let asked = Question::parse(&question()).unwrap();
+    let asked = Question::parse(&question(), MAX_UDP).unwrap();
     let reply = asked
-        .relayed_reply(&relayed(ResponseCode::NoError, 1), 0, Transport::Udp)
+        .relayed_reply(
+            &relayed(ResponseCode::NoError, 1),
+            Age::Seconds(0),
+            Transport::Udp,
+        )
         .unwrap();
     let header = Message::from_vec(&reply.octets).unwrap().metadata;
     assert!(!header.authoritative && header.recursion_available && header.recursion_desired);
@@ -51,14 +56,16 @@ fn what_is_relayed_loses_the_upstreams_flags() {
 #[test]
 fn a_long_response_code_needs_room_that_a_plain_client_has_not() {
     let mut octets = question();
-    let with_edns = Question::parse(&octets).unwrap();
+    let with_edns = Question::parse(&octets, MAX_UDP).unwrap();
     octets.truncate(octets.len() - 11);
     octets[11] = 0;
-    let plain = Question::parse(&octets).unwrap();
+    let plain = Question::parse(&octets, MAX_UDP).unwrap();
     let relayed = relayed(ResponseCode::BADCOOKIE, 0);
     assert_eq!(relayed.code(), None);
     let code = |asked: &Question| {
-        let reply = asked.relayed_reply(&relayed, 0, Transport::Udp).unwrap();
+        let reply = asked
+            .relayed_reply(&relayed, Age::Seconds(0), Transport::Udp)
+            .unwrap();
         Message::from_vec(&reply.octets)
             .unwrap()
             .metadata
@@ -70,10 +77,14 @@ fn a_long_response_code_needs_room_that_a_plain_client_has_not() {
 
 #[test]
 fn an_answer_to_another_question_is_not_passed_on() {
-    let asked = Question::parse(&question()).unwrap();
+    let asked = Question::parse(&question(), MAX_UDP).unwrap();
     let other = asked.about(Name::from_ascii("a.longer.name.").unwrap());
     let relayed = relayed(ResponseCode::NoError, 1);
-    assert!(other.relayed_reply(&relayed, 0, Transport::Udp).is_err());
+    assert!(
+        other
+            .relayed_reply(&relayed, Age::Seconds(0), Transport::Udp)
+            .is_err()
+    );
 }
 
 proptest! {
@@ -101,12 +112,12 @@ proptest! {
         let mut octets = question();
         let size_at = octets.len() - 8;
         octets[size_at..size_at + 2].copy_from_slice(&payload.to_be_bytes());
-        let asked = Question::parse(&octets).unwrap();
-        let reply = asked.relayed_reply(&relayed(ResponseCode::NoError, answers), 3, Transport::Udp).unwrap();
+        let asked = Question::parse(&octets, MAX_UDP).unwrap();
+        let reply = asked.relayed_reply(&relayed(ResponseCode::NoError, answers), Age::Seconds(3), Transport::Udp).unwrap();
         let limit = usize::from(payload.clamp(512, MAX_UDP));
         prop_assert!(reply.octets.len() <= limit);
         let read = Message::from_vec(&reply.octets).unwrap();
-        let truncated = reply.truncated;
+        let truncated = reply.cut == Cut::Needed;
         prop_assert_eq!(read.metadata.truncation, truncated);
         prop_assert_eq!(truncated, read.answers.len() < answers);
         prop_assert!(read.edns.is_some());

@@ -1,22 +1,26 @@
 //! The cluster's DNS: names of Services and Pods from the routing table, everything else from upstream resolvers.
 //!
 //! ```text
-//!  client ─► handler (UDP), tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
-//!                                            └─► forward ─► cache, upstream     all other names
+//!  client ─► udp, tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
+//!              │                   └─► forward ─► cache, upstream     all other names
+//!              └─► memo: the reply that the same question got from the same table
 //! ```
 //!
-//! hickory-server owns the UDP sockets and decodes; `handler` stands between it and `exchange`. Connections are our own:
-//! the library admits any number of them, and spins when descriptors run out. `listen` binds, `upstream` asks others,
-//! `resolv_conf` reads files; `records`, `message`, `relayed`, `wire`, `cache` and what they use are pure. Names under
-//! the cluster domain are never forwarded and never cached: the table is the answer.
+//! hickory-proto decodes and encodes; sockets are our own. `udp` answers what was asked before without leaving the
+//! datagram it lies in, everything else goes through `exchange`. `listen` binds, `upstream` asks others, `resolv_conf`
+//! reads files; `records`, `message`, `simple`, `memo`, `relayed`, `wire`, `cache` and what they use are pure. Names
+//! under the cluster domain are never forwarded and never cached beyond their table: the table is the answer.
 
 mod cache;
 mod exchange;
+mod explain;
 #[cfg(test)]
 mod fixture;
 mod forward;
-mod handler;
+mod health;
+mod limits;
 mod listen;
+mod memo;
 mod message;
 mod metrics;
 mod names;
@@ -27,16 +31,21 @@ mod resolv_conf;
 mod reverse;
 mod server;
 mod services;
+mod simple;
 #[cfg(test)]
 mod stub;
 mod tcp;
+mod udp;
 mod upstream;
 mod wire;
 
+pub use explain::{ExplainedAnswer, ExplainedName};
+pub use limits::{Limit, Limits};
 pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
-pub use server::Server;
+pub use server::{Names, Server};
+pub use upstream::UpstreamOrder;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -51,10 +60,13 @@ use crate::model::ServiceName;
 pub struct Config {
     /// Where to listen, over UDP and TCP. Port 0 means any, the same one for both.
     pub listen: Vec<SocketAddr>,
-    /// The cluster domain, usually `cluster.local`.
-    pub domain: String,
+    /// The cluster domains, usually `cluster.local` alone. Every name exists under each; addresses have their names
+    /// under the first.
+    pub domains: Vec<String>,
     /// Who is asked about other names; empty = the `nameserver` lines of `/etc/resolv.conf`, followed as they change.
     pub upstreams: Vec<SocketAddr>,
+    /// Which of several upstreams is asked first.
+    pub upstream_order: UpstreamOrder,
     /// Who is asked about names under a domain instead; the longest domain wins, and one domain may have several.
     pub domain_upstreams: Vec<(String, SocketAddr)>,
     /// Which pod names exist.
@@ -67,6 +79,8 @@ pub struct Config {
     pub ttl: u32,
     /// Seconds that a client may keep the absence of one.
     pub negative_ttl: u32,
+    /// The bounds of everything.
+    pub limits: Limits,
     /// The Services' address ranges: the reverse name of an unused address in them is answered here, not upstream.
     pub owned_ranges: Vec<IpNet>,
 }

@@ -41,7 +41,7 @@ impl Authority {
                     self.missing(table, End::NxDomain, soa)
                 } else if kind == RecordType::PTR {
                     let data = pointers.into_iter().map(|to| RData::PTR(PTR(to))).collect();
-                    self.records(name, data, kind, table)
+                    self.records(self.main_zone(), name, data, kind, table)
                 } else {
                     let soa = self.reverse_soa(name, serial, ip, zone.unwrap_or(ip.into()));
                     self.missing(table, End::NoData, soa)
@@ -82,7 +82,7 @@ impl Authority {
             .min();
         if let Some(name) = by_cluster_ip {
             return self
-                .zone
+                .main_zone()
                 .service_name(&name.namespace, &name.name)
                 .into_iter()
                 .collect();
@@ -91,10 +91,12 @@ impl Authority {
         for entry in entries() {
             let service = &entry.service.name;
             for label in endpoint_labels_at(entry, ip) {
-                names.extend(
-                    self.zone
-                        .under(&[&label, &service.name, &service.namespace, "svc"]),
-                );
+                names.extend(self.main_zone().under(&[
+                    &label,
+                    &service.name,
+                    &service.namespace,
+                    "svc",
+                ]));
             }
         }
         names
@@ -102,6 +104,6 @@ impl Authority {
 
     fn reverse_soa(&self, asked: &Name, serial: u32, ip: IpAddr, zone: IpNet) -> Record {
         let owner = reverse::zone_of(ip, zone).unwrap_or_else(|| asked.clone());
-        self.soa_at(owner, asked, serial)
+        self.soa_at(self.main_zone(), owner, asked, serial)
     }
 }

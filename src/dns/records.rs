@@ -29,14 +29,11 @@ const SCHEMA_VERSION: &str = "1.1.0";
 /// The specification's own example; the value changes with a release only.
 const SCHEMA_VERSION_TTL: u32 = 28_800;
 
-/// Aliases followed within the cluster domain. CoreDNS stops after as many.
-const MAX_ALIASES: usize = 10;
-
 /// What we answer for, and how.
 #[derive(Clone, Debug)]
 pub(super) struct Authority {
-    /// The cluster domain.
-    pub(super) zone: Zone,
+    /// The cluster domains, at least one. Every name exists under each; addresses have names under the first.
+    pub(super) zones: Vec<Zone>,
     /// Which pod names exist.
     pub(super) pods: PodMode,
     /// The Service whose cluster IPs are the server's addresses.
@@ -49,6 +46,8 @@ pub(super) struct Authority {
     pub(super) ttl: u32,
     /// Seconds that the absence of one may be kept.
     pub(super) negative_ttl: u32,
+    /// Aliases followed within the cluster.
+    pub(super) max_aliases: usize,
     /// Ranges whose reverse names are never asked of others.
     pub(super) owned_ranges: Vec<IpNet>,
 }
@@ -112,8 +111,8 @@ impl Authority {
         kind: RecordType,
     ) -> Answer {
         let lower = name.to_lowercase();
-        if let Some(asked) = self.zone.asked(&lower) {
-            return Answer::Cluster(self.cluster(table, serial, name, asked, kind));
+        if let Some((zone, asked)) = self.asked(&lower) {
+            return Answer::Cluster(self.cluster(zone, table, serial, name, asked, kind));
         }
         match self.reverse(table, serial, name, &lower, kind) {
             Some(local) => Answer::Reverse(local),
@@ -121,8 +120,23 @@ impl Authority {
         }
     }
 
+    /// The longest of our domains that the name is under, and what it asks for there.
+    pub(super) fn asked<'a>(&'a self, lower: &'a Name) -> Option<(&'a Zone, Asked<'a>)> {
+        let under = self
+            .zones
+            .iter()
+            .filter_map(|zone| Some((zone, zone.asked(lower)?)));
+        under.max_by_key(|(zone, _)| zone.apex.iter().len())
+    }
+
+    /// The domain under which addresses have their names.
+    pub(super) fn main_zone(&self) -> &Zone {
+        &self.zones[0]
+    }
+
     fn cluster(
         &self,
+        zone: &Zone,
         table: &RoutingTable,
         serial: u32,
         name: &Name,
@@ -131,15 +145,17 @@ impl Authority {
     ) -> Local {
         let mut aliases = Vec::new();
         let mut owner = name.clone();
-        let mut found = self.find(table, serial, asked, kind);
+        let mut found = self.find(zone, table, serial, asked, kind);
         let end = loop {
             let target = match found {
                 Found::Alias(target) => target,
-                Found::Data(data) => break self.records(&owner, data, kind, table),
+                Found::Data(data) => break self.records(zone, &owner, data, kind, table),
                 Found::Ports(ports) => break self.ports(name, &owner, ports),
-                Found::NoData => break self.missing(table, End::NoData, self.soa(name, serial)),
+                Found::NoData => {
+                    break self.missing(table, End::NoData, self.soa(zone, name, serial));
+                }
                 Found::NxDomain => {
-                    break self.missing(table, End::NxDomain, self.soa(name, serial));
+                    break self.missing(table, End::NxDomain, self.soa(zone, name, serial));
                 }
             };
             let repeated =
@@ -147,14 +163,16 @@ impl Authority {
             aliases.push(self.record(owner, RData::CNAME(CNAME(target.clone()))));
             // CNAME asks for the alias itself, and ANY for one record of our choice (RFC 8482).
             let complete = matches!(kind, RecordType::CNAME | RecordType::ANY);
-            if complete || repeated || aliases.len() == MAX_ALIASES {
+            if complete || repeated || aliases.len() == self.max_aliases {
                 break End::Records {
                     answers: Vec::new(),
                     additionals: Vec::new(),
                 };
             }
-            match self.zone.asked(&target) {
-                Some(next) => found = self.find(table, serial, next, kind),
+            match self.asked(&target) {
+                Some((next_zone, next)) => {
+                    found = self.find(next_zone, table, serial, next, kind);
+                }
                 None => break End::Outside(target),
             }
             owner = target;
@@ -162,13 +180,20 @@ impl Authority {
         Local { aliases, end }
     }
 
-    fn find(&self, table: &RoutingTable, serial: u32, asked: Asked<'_>, kind: RecordType) -> Found {
+    fn find(
+        &self,
+        zone: &Zone,
+        table: &RoutingTable,
+        serial: u32,
+        asked: Asked<'_>,
+        kind: RecordType,
+    ) -> Found {
         match asked {
             Asked::Apex if kind == RecordType::SOA => {
-                Found::Data(vec![RData::SOA(self.soa_data(serial))])
+                Found::Data(vec![RData::SOA(self.soa_data(zone, serial))])
             }
             Asked::Apex if kind == RecordType::NS => {
-                Found::Data(vec![RData::NS(NS(self.name_server()))])
+                Found::Data(vec![RData::NS(NS(name_server(zone)))])
             }
             Asked::Apex | Asked::Branch => Found::NoData,
             Asked::Version if kind == RecordType::TXT => {
@@ -188,7 +213,7 @@ impl Authority {
                 service,
                 part,
             } => match self.visible(table, namespace, service) {
-                Some(entry) => self.service(table, entry, part, kind),
+                Some(entry) => self.service(zone, table, entry, part, kind),
                 None => Found::NxDomain,
             },
             Asked::ServiceNamespace(_) | Asked::PodNamespace(_) | Asked::Nothing => Found::NxDomain,
@@ -215,6 +240,7 @@ impl Authority {
 
     fn service(
         &self,
+        zone: &Zone,
         table: &RoutingTable,
         entry: &ServiceEntry,
         part: Part<'_>,
@@ -229,7 +255,9 @@ impl Authority {
         }
         let srv = kind == RecordType::SRV;
         match part {
-            Part::Whole if srv => self.srv(entry, port_targets(entry, table, PortFilter::All)),
+            Part::Whole if srv => {
+                srv_targets(zone, entry, port_targets(entry, table, PortFilter::All))
+            }
             Part::Whole => of_type(&addresses(entry), kind),
             Part::Endpoint(label) => {
                 let found = endpoint_addresses(entry, label);
@@ -251,33 +279,12 @@ impl Authority {
                 if targets.is_empty() {
                     Found::NxDomain
                 } else if srv {
-                    self.srv(entry, targets)
+                    srv_targets(zone, entry, targets)
                 } else {
                     Found::NoData
                 }
             }
         }
-    }
-
-    fn srv(
-        &self,
-        entry: &ServiceEntry,
-        targets: BTreeMap<PortTarget<'_>, BTreeSet<IpAddr>>,
-    ) -> Found {
-        if targets.is_empty() {
-            return Found::NoData;
-        }
-        let weight = u16::try_from(100 / targets.len()).unwrap_or(0).max(1);
-        let name = &entry.service.name;
-        let ports = targets.into_iter().filter_map(|(to, reached_at)| {
-            let own = self.zone.service_name(&name.namespace, &name.name)?;
-            let target = match to.target {
-                Target::Service => own,
-                Target::Endpoint(label) => own.prepend_label(label.as_bytes()).ok()?,
-            };
-            Some((SRV::new(0, weight, to.port, target), reached_at))
-        });
-        Found::Ports(ports.collect())
     }
 
     fn pod(&self, table: &RoutingTable, namespace: &str, label: &str, kind: RecordType) -> Found {
@@ -302,6 +309,7 @@ impl Authority {
     /// The records of one type and owner.
     pub(super) fn records(
         &self,
+        zone: &Zone,
         owner: &Name,
         data: Vec<RData>,
         kind: RecordType,
@@ -317,7 +325,7 @@ impl Authority {
             .map(|data| Record::from_rdata(owner.clone(), ttl, data))
             .collect();
         let additionals = if kind == RecordType::NS {
-            self.glue(&self.name_server(), &self.server_addresses(table))
+            self.glue(&name_server(zone), &self.server_addresses(table))
         } else {
             Vec::new()
         };
@@ -370,37 +378,35 @@ impl Authority {
         }
     }
 
-    fn soa(&self, asked: &Name, serial: u32) -> Record {
-        self.soa_at(self.zone.apex.clone(), asked, serial)
+    fn soa(&self, zone: &Zone, asked: &Name, serial: u32) -> Record {
+        self.soa_at(zone, zone.apex.clone(), asked, serial)
     }
 
     /// The SOA of a zone, under the client's spelling where that is the asked name.
-    pub(super) fn soa_at(&self, owner: Name, asked: &Name, serial: u32) -> Record {
+    pub(super) fn soa_at(&self, zone: &Zone, owner: Name, asked: &Name, serial: u32) -> Record {
         let owner = if owner == *asked {
             asked.clone()
         } else {
             owner
         };
-        Record::from_rdata(owner, self.negative_ttl, RData::SOA(self.soa_data(serial)))
+        Record::from_rdata(
+            owner,
+            self.negative_ttl,
+            RData::SOA(self.soa_data(zone, serial)),
+        )
     }
 
-    fn soa_data(&self, serial: u32) -> SOA {
-        let mailbox = self.zone.under(&["hostmaster"]);
+    fn soa_data(&self, zone: &Zone, serial: u32) -> SOA {
+        let mailbox = zone.under(&["hostmaster"]);
         SOA::new(
-            self.name_server(),
-            mailbox.unwrap_or_else(|| self.zone.apex.clone()),
+            name_server(zone),
+            mailbox.unwrap_or_else(|| zone.apex.clone()),
             serial,
             7200,
             1800,
             86_400,
             self.negative_ttl,
         )
-    }
-
-    fn name_server(&self) -> Name {
-        self.zone
-            .under(&["ns", "dns"])
-            .unwrap_or_else(|| self.zone.apex.clone())
     }
 
     fn server_addresses(&self, table: &RoutingTable) -> BTreeSet<IpAddr> {
@@ -413,6 +419,33 @@ impl Authority {
             served.iter().copied().collect()
         }
     }
+}
+
+fn srv_targets(
+    zone: &Zone,
+    entry: &ServiceEntry,
+    targets: BTreeMap<PortTarget<'_>, BTreeSet<IpAddr>>,
+) -> Found {
+    if targets.is_empty() {
+        return Found::NoData;
+    }
+    let weight = u16::try_from(100 / targets.len()).unwrap_or(0).max(1);
+    let name = &entry.service.name;
+    let ports = targets.into_iter().filter_map(|(to, reached_at)| {
+        let own = zone.service_name(&name.namespace, &name.name)?;
+        let target = match to.target {
+            Target::Service => own,
+            Target::Endpoint(label) => own.prepend_label(label.as_bytes()).ok()?,
+        };
+        Some((SRV::new(0, weight, to.port, target), reached_at))
+    });
+    Found::Ports(ports.collect())
+}
+
+// Ours, as the domain names it.
+fn name_server(zone: &Zone) -> Name {
+    zone.under(&["ns", "dns"])
+        .unwrap_or_else(|| zone.apex.clone())
 }
 
 // The addresses of the family that `kind` asks for. The name exists, so none of them is no data.

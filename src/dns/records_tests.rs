@@ -9,13 +9,17 @@ use crate::model::{Event, Port, Protocol, SctpPort};
 
 fn authority() -> Authority {
     Authority {
-        zone: Zone::parse("cluster.local").unwrap(),
+        zones: vec![
+            Zone::parse("cluster.local").unwrap(),
+            Zone::parse("other.example").unwrap(),
+        ],
         pods: PodMode::Insecure,
         dns_service: ServiceName::new("kube-system", "kube-dns"),
         own_addresses: vec![ip("127.0.0.1")],
         hide_empty: false,
         ttl: 5,
         negative_ttl: 7,
+        max_aliases: 10,
         owned_ranges: vec![
             "10.96.0.0/16".parse().unwrap(),
             "fd00:10:96::/112".parse().unwrap(),
@@ -242,7 +246,7 @@ fn aliases() {
 #[test]
 fn a_chain_of_aliases_ends_at_the_bound() {
     let mut builder = cluster();
-    for n in 0..=MAX_ALIASES {
+    for n in 0..=10 {
         let next = format!("hop-{}.ns.svc.cluster.local", n + 1);
         builder.apply(service(
             &format!("hop-{n}"),
@@ -251,7 +255,7 @@ fn a_chain_of_aliases_ends_at_the_bound() {
             &[],
         ));
     }
-    let end = format!("hop-{}", MAX_ALIASES + 1);
+    let end = format!("hop-{}", 10 + 1);
     builder.apply(service(&end, ServiceKind::ClusterIp, "10.96.9.9", &[]));
     builder.set_synced();
     let table = builder.build().table;

@@ -7,10 +7,22 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{DNSClass, Record};
 
 use super::message::{FLAG_CD, FLAG_QR, FLAG_RA, FLAG_RD, Question, Reply, Transport, flag};
-use super::wire::{self, FLAG_TC, Layout, Malformed, Opt};
+use super::wire::{self, FLAG_TC, Layout, Malformed, Opt, Span, TYPE_A, TYPE_AAAA};
 
 const FLAG_AD: u8 = 0x20;
 const RCODE: u8 = 0x0F;
+
+/// How old an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Age {
+    /// It came that many seconds ago, and lives.
+    Seconds(u32),
+    /// Its time is over, and nobody has a newer one.
+    Stale,
+}
+
+/// For how long a client may keep an answer whose time is over (RFC 8767 section 5).
+const STALE_TTL: u32 = 30;
 
 /// What an upstream answered, without its OPT record. Never shorter than a header.
 #[derive(Clone, Debug)]
@@ -29,6 +41,15 @@ impl Relayed {
             dnssec_ok: false,
             options: Vec::new(),
         });
+        // An address of another length would pass for a whole one where lengths are not looked at.
+        let is_sound = |span: &Span| match span.kind {
+            TYPE_A => span.data.len() == 4,
+            TYPE_AAAA => span.data.len() == 16,
+            _ => true,
+        };
+        if !layout.records.iter().all(is_sound) {
+            return Err(Malformed);
+        }
         // What follows the last record is nobody's.
         octets.truncate(layout.end());
         Ok(Self {
@@ -53,26 +74,37 @@ impl Relayed {
         (self.opt.extended_rcode == 0).then(|| ResponseCode::from(0, self.octets[3] & RCODE))
     }
 
+    /// Whether it answers the question, if only by saying that there is nothing.
+    pub(super) fn is_conclusive(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(ResponseCode::NoError | ResponseCode::NXDomain)
+        )
+    }
+
     /// Whether the upstream had more to say.
     pub(super) fn is_truncated(&self) -> bool {
         self.octets[2] & FLAG_TC != 0
     }
 
-    // The message `seconds` later, its addresses in another order.
-    fn copy(&self, seconds: u32) -> Vec<u8> {
+    // The message at that age, its addresses in another order.
+    fn copy(&self, age: Age) -> Vec<u8> {
         let mut octets = self.octets.clone();
-        wire::age(&mut octets, &self.layout, seconds);
+        match age {
+            Age::Seconds(seconds) => wire::age(&mut octets, &self.layout, seconds),
+            Age::Stale => wire::set_ttls(&mut octets, &self.layout, STALE_TTL),
+        }
         wire::shuffle_addresses(&mut octets, &self.layout, &mut rand::rng());
         octets
     }
 }
 
 impl Question {
-    /// The reply that passes on what an upstream said `age` seconds ago.
+    /// The reply that passes on what an upstream said, at that age.
     pub(super) fn relayed_reply(
         &self,
         relayed: &Relayed,
-        age: u32,
+        age: Age,
         transport: Transport,
     ) -> Result<Reply, Malformed> {
         let mut octets = relayed.copy(age);
@@ -99,11 +131,11 @@ impl Question {
             // Half of a response code would be another one.
             octets[3] = octets[3] & !RCODE | ResponseCode::ServFail.low();
         }
-        let truncated = wire::finish(&mut octets, opt, self.limit(transport))?;
+        let cut = wire::finish(&mut octets, opt, self.limit(transport))?;
         Ok(Reply {
             code: ResponseCode::from(0, octets[3] & RCODE),
             octets,
-            truncated,
+            cut,
         })
     }
 
@@ -112,7 +144,7 @@ impl Question {
         &self,
         aliases: Vec<Record>,
         relayed: &Relayed,
-        age: u32,
+        age: Age,
         transport: Transport,
     ) -> Result<Reply, Malformed> {
         let rest = Message::from_vec(&relayed.copy(age)).map_err(|_| Malformed)?;

@@ -2,30 +2,42 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hickory_proto::rr::Name;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::net::local_addresses::LocalAddress;
 use crate::routing::Published;
 
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
-use super::handler::Handler;
-use super::listen::Sockets;
+use super::health::Probes;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
 use super::tcp::Connections;
-use super::{Config, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
+use super::udp::Listener;
+use super::{Config, ExplainedName, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often the figures about the table are renewed.
+const TABLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Octets of replies that all UDP threads together keep at hand, and the least for each.
+const MEMO_OCTETS: usize = 16 << 20;
+const MIN_MEMO_OCTETS: usize = 256 << 10;
+
 /// A DNS server that answers. Dropping it stops it without waiting for anything.
 pub struct Server {
     addresses: Vec<SocketAddr>,
-    listening: hickory_server::Server<Handler>,
+    names: Names,
+    // Addresses that this host has because of us.
+    _adopted: Vec<LocalAddress>,
+    listeners: Vec<Listener>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -41,11 +53,15 @@ impl Server {
         table: Published,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
-        let zone = Zone::parse(&config.domain).map_err(StartError::Domain)?;
+        let zones: Result<Vec<Zone>, _> = config.domains.iter().map(|it| Zone::parse(it)).collect();
+        let zones = zones.map_err(StartError::Domain)?;
+        if zones.is_empty() {
+            return Err(StartError::Domain(InvalidDomain(String::new())));
+        }
         let domain_upstreams = domain_upstreams(&config).map_err(StartError::UpstreamDomain)?;
         let mut sockets = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
-            sockets.extend(listen::bind(*address).await?);
+            sockets.extend(listen::bind(*address, &config.owned_ranges).await?);
         }
         let addresses: Vec<SocketAddr> = sockets.iter().map(|pair| pair.address).collect();
 
@@ -57,16 +73,43 @@ impl Server {
             config.upstreams.clone()
         };
         let upstreams = Upstreams::new(&domain_upstreams, &others, &addresses);
-        let forwarder = Forwarder::new(upstreams, tasks.clone(), metrics.clone());
-        let forwarder = Arc::new(forwarder);
-        let authority = authority(config, zone, &addresses);
-        let exchange = Exchange::new(authority, table, forwarder.clone(), metrics.clone());
+        let limits = Arc::new(config.limits.clone());
+        let probes = Probes {
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            metrics: metrics.clone(),
+        };
+        let order = config.upstream_order;
+        let forwarder = Arc::new(Forwarder::new(upstreams, order, &limits, probes));
+        let authority = authority(config, zones, &addresses);
+        let exchange = Exchange::new(
+            authority,
+            table.clone(),
+            forwarder.clone(),
+            limits.clone(),
+            metrics.clone(),
+        );
         let exchange = Arc::new(exchange);
-        let handler = Handler::new(exchange.clone(), tasks.clone());
-        let connections = Arc::new(Connections::new(metrics));
-        let mut listening = hickory_server::Server::new(handler);
-        for Sockets { address, udp, tcp } in sockets {
-            listening.register_socket(udp);
+        tasks.spawn(watch_table(table, metrics.clone(), stop.clone()));
+        let connections = Arc::new(Connections::new(limits, metrics));
+        let n_threads: usize = sockets.iter().map(|pair| pair.udp.len()).sum();
+        let memo_octets = (MEMO_OCTETS / n_threads.max(1)).max(MIN_MEMO_OCTETS);
+        let mut listeners = Vec::with_capacity(n_threads);
+        let mut adopted = Vec::new();
+        for pair in sockets {
+            let address = pair.address;
+            adopted.extend(pair.adopted);
+            let (udp, tcp) = (pair.udp, pair.tcp);
+            for socket in udp {
+                let listener = Listener::start(
+                    socket,
+                    exchange.clone(),
+                    memo_octets,
+                    Handle::current(),
+                    tasks.clone(),
+                );
+                listeners.push(listener.map_err(StartError::Thread)?);
+            }
             tasks.spawn(tcp::serve(
                 tcp,
                 exchange.clone(),
@@ -76,6 +119,8 @@ impl Server {
             ));
             tracing::info!(%address, "DNS listening");
         }
+        // What comes back is noticed because the sockets are open by now.
+        forwarder.probe_for_loops();
         if from_file {
             let (own, stop) = (addresses.clone(), stop.clone());
             let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
@@ -83,7 +128,9 @@ impl Server {
         }
         Ok(Self {
             addresses,
-            listening,
+            names: Names(exchange),
+            _adopted: adopted,
+            listeners,
             stop,
             tasks,
         })
@@ -94,15 +141,28 @@ impl Server {
         &self.addresses
     }
 
+    /// What explains its answers.
+    pub fn names(&self) -> Names {
+        self.names.clone()
+    }
+
     /// Takes no more questions, and finishes those under way; gives up on them after `timeout`.
     pub async fn shutdown(mut self, timeout: Duration) {
         self.stop.cancel();
-        self.tasks.close();
+        let listeners = std::mem::take(&mut self.listeners);
+        for listener in &listeners {
+            listener.stop();
+        }
         let ended = async {
-            self.tasks.wait().await;
-            if let Err(error) = self.listening.shutdown_gracefully().await {
-                tracing::debug!(%error, "DNS listener ended");
+            let joining = tokio::task::spawn_blocking(|| {
+                listeners.into_iter().for_each(Listener::join);
+            });
+            if let Err(error) = joining.await {
+                tracing::error!(%error, "DNS listeners not ended");
             }
+            // Threads are gone, so nobody starts another one.
+            self.tasks.close();
+            self.tasks.wait().await;
         };
         if tokio::time::timeout(timeout, ended).await.is_err() {
             tracing::warn!(
@@ -110,6 +170,22 @@ impl Server {
                 "DNS questions left unanswered"
             );
         }
+    }
+}
+
+/// Explains names as the server answers them. Cheap to clone; outlives the server.
+#[derive(Clone, Debug)]
+pub struct Names(Arc<Exchange>);
+
+impl Names {
+    /// How `name` is answered at this moment, and from which object.
+    ///
+    /// # Errors
+    ///
+    /// The text is no DNS name.
+    pub fn explain(&self, name: &str) -> Result<ExplainedName, InvalidDomain> {
+        let parsed = parse_absolute(name).ok_or_else(|| InvalidDomain(name.to_owned()))?;
+        Ok(self.0.explain(&parsed))
     }
 }
 
@@ -127,16 +203,41 @@ fn domain_upstreams(config: &Config) -> Result<Vec<(Name, SocketAddr)>, InvalidD
     config.domain_upstreams.iter().map(parse).collect()
 }
 
-fn authority(config: Config, zone: Zone, addresses: &[SocketAddr]) -> Authority {
+fn authority(config: Config, zones: Vec<Zone>, addresses: &[SocketAddr]) -> Authority {
     Authority {
-        zone,
+        zones,
         pods: config.pods,
         dns_service: config.dns_service,
         own_addresses: addresses.iter().map(SocketAddr::ip).collect(),
         hide_empty: config.hide_empty,
         ttl: config.ttl,
         negative_ttl: config.negative_ttl,
+        max_aliases: config.limits.aliases,
         owned_ranges: config.owned_ranges,
+    }
+}
+
+// Tells how large and how old the table is that is answered from.
+async fn watch_table(table: Published, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(TABLE_INTERVAL);
+    let mut seen = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let table = table.load_full();
+        if seen == Some(table.generation) {
+            continue;
+        }
+        seen = Some(table.generation);
+        let services = i64::try_from(table.services().count());
+        metrics.table_services.set(services.unwrap_or(i64::MAX));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seconds = now.map_or(0, |since| since.as_secs());
+        metrics
+            .table_time
+            .set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 }
 

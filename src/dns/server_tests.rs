@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use super::super::fixture::{cluster, ready, service, slice};
 use super::super::stub::Stub;
 use super::super::wire::layout;
-use super::super::{Config, Metrics, PodMode};
+use super::super::{Config, Limits, Metrics, PodMode, UpstreamOrder};
 use super::*;
 use crate::model::{Protocol, ServiceKind, ServiceName};
 
@@ -57,14 +57,16 @@ async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr
     table.publish(builder.build().table);
     let config = Config {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
-        domain: "cluster.local".to_owned(),
+        domains: vec!["cluster.local".to_owned()],
         upstreams,
+        upstream_order: UpstreamOrder::Random,
         domain_upstreams: domains,
         pods: PodMode::Insecure,
         dns_service: ServiceName::new("kube-system", "kube-dns"),
         hide_empty: false,
         ttl: 5,
         negative_ttl: 5,
+        limits: Limits::default(),
         owned_ranges: vec!["10.96.0.0/16".parse().unwrap()],
     };
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
@@ -503,7 +505,11 @@ async fn a_question_that_comes_back_is_dropped() {
     let question = query("www.test.", RecordType::A).to_vec().unwrap();
     socket.send(&question).await.unwrap();
     let mut buffer = vec![0; 512];
-    let (length, upstream_side) = mirror.recv_from(&mut buffer).await.unwrap();
+    // The first thing it hears is the question that would show a loop.
+    let (mut length, mut upstream_side) = mirror.recv_from(&mut buffer).await.unwrap();
+    if !buffer[..length].windows(3).any(|part| part == b"www") {
+        (length, upstream_side) = mirror.recv_from(&mut buffer).await.unwrap();
+    }
     let mut reply = Message::from_vec(&buffer[..length]).unwrap();
     socket.send(&buffer[..length]).await.unwrap();
     let probe = query("web.ns.svc.cluster.local.", RecordType::A)
@@ -815,7 +821,9 @@ async fn shutdown_finishes_what_was_asked_and_frees_the_port() {
 
 #[tokio::test]
 async fn a_server_is_never_its_own_upstream() {
-    let free = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let free = listen::bind("127.0.0.1:0".parse().unwrap(), &[])
+        .await
+        .unwrap();
     let at = free[0].address;
     let upstreams = Upstreams::new(&[], &[at], &[at]);
     drop(free);

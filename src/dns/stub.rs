@@ -84,6 +84,12 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
     while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
         let query = Message::from_vec(&buffer[..length]).unwrap();
         let name = query.queries[0].name().to_lowercase().to_ascii();
+        if query.queries[0].query_type() == RecordType::HINFO {
+            // Nothing that a client asked; it shows whether the stub is the server itself.
+            let reply = answer(&query, &name, &shared).await.to_vec().unwrap();
+            socket.send_to(&reply, client).await.unwrap();
+            continue;
+        }
         let times = {
             let mut asked = shared.asked.lock().unwrap();
             let times = asked.entry(name.clone()).or_default();

@@ -20,25 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::exchange::{Exchange, Step};
+use super::limits::Limits;
 use super::message::Transport;
-use super::metrics::Metrics;
-
-/// Connections in all, and of one client. Past either, the oldest that is idle is closed for the new one; if none
-/// is idle, the new one is.
-const MAX_CONNECTIONS: usize = 1024;
-const MAX_CONNECTIONS_OF_ONE: usize = 64;
-
-/// Questions under way on one connection; past it, nothing more is read from it.
-const MAX_PIPELINED: usize = 64;
-
-/// A connection without a question under way is closed after this.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A message that has begun must be complete after this.
-const READ_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A client that takes no replies is left after this.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+use super::metrics::{Metrics, float};
 
 /// Waited after an accept error, which is usually the lack of descriptors: it must not become a busy loop.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
@@ -47,6 +31,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Connections {
     open: Mutex<Open>,
+    limits: Arc<Limits>,
     metrics: Arc<Metrics>,
 }
 
@@ -73,9 +58,10 @@ struct Listed {
 
 impl Connections {
     /// No connections yet.
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(limits: Arc<Limits>, metrics: Arc<Metrics>) -> Self {
         Self {
             open: Mutex::new(Open::default()),
+            limits,
             metrics,
         }
     }
@@ -85,10 +71,11 @@ impl Connections {
         let client = connection.client;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = |other: &Connection| other.client == client;
-        if open.by_id.values().filter(|other| of_client(other)).count() >= MAX_CONNECTIONS_OF_ONE {
-            open.close_oldest_idle(of_client)?;
-        } else if open.by_id.len() >= MAX_CONNECTIONS {
-            open.close_oldest_idle(|_| true)?;
+        let n_of_client = open.by_id.values().filter(|other| of_client(other)).count();
+        if n_of_client >= self.limits.connections_of_one {
+            open.close_oldest_idle(of_client, self.limits.pipelined)?;
+        } else if open.by_id.len() >= self.limits.connections {
+            open.close_oldest_idle(|_| true, self.limits.pipelined)?;
         }
         let id = open.next_id;
         open.next_id += 1;
@@ -102,8 +89,12 @@ impl Connections {
 }
 
 impl Open {
-    fn close_oldest_idle(&mut self, among: impl Fn(&Connection) -> bool) -> Option<()> {
-        let is_idle = |other: &Connection| is_idle(&other.pipeline);
+    fn close_oldest_idle(
+        &mut self,
+        among: impl Fn(&Connection) -> bool,
+        pipelined: usize,
+    ) -> Option<()> {
+        let is_idle = |other: &Connection| is_idle(&other.pipeline, pipelined);
         let (id, _) = self
             .by_id
             .iter()
@@ -114,8 +105,8 @@ impl Open {
     }
 }
 
-fn is_idle(pipeline: &Semaphore) -> bool {
-    pipeline.available_permits() + 1 >= MAX_PIPELINED
+fn is_idle(pipeline: &Semaphore, pipelined: usize) -> bool {
+    pipeline.available_permits() + 1 >= pipelined
 }
 
 impl Drop for Listed {
@@ -151,7 +142,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let pipeline = Arc::new(Semaphore::new(MAX_PIPELINED));
+        let pipeline = Arc::new(Semaphore::new(connections.limits.pipelined));
         let close = stop.child_token();
         let connection = Connection {
             client: client.ip(),
@@ -162,11 +153,16 @@ pub(super) async fn serve(
             tracing::debug!(%client, "too many DNS connections; closed");
             continue;
         };
-        let exchange = exchange.clone();
-        let on_connection = tasks.clone();
+        let conversation = Conversation {
+            client,
+            exchange: exchange.clone(),
+            pipeline,
+            limits: connections.limits.clone(),
+            tasks: tasks.clone(),
+        };
         tasks.spawn(async move {
             let _listed = listed;
-            converse(stream, client, exchange, pipeline, on_connection, close).await;
+            conversation.run(stream, close).await;
         });
     }
 }
@@ -174,77 +170,87 @@ pub(super) async fn serve(
 // A reply on its way, with the place in the pipeline that it frees.
 type Outgoing = (Vec<u8>, OwnedSemaphorePermit);
 
-async fn converse(
-    stream: TcpStream,
+// One connection, both of its directions.
+struct Conversation {
     client: SocketAddr,
     exchange: Arc<Exchange>,
     pipeline: Arc<Semaphore>,
+    limits: Arc<Limits>,
     tasks: TaskTracker,
-    close: CancellationToken,
-) {
-    let (from_client, to_client) = stream.into_split();
-    // Every sender holds a permit, so there is always room.
-    let (replies, outgoing) = mpsc::channel(MAX_PIPELINED);
-    let reading = async {
-        let read = read_questions(from_client, client, exchange, pipeline, tasks, replies);
-        tokio::select! {
-            // Questions that were read already are still answered.
-            () = close.cancelled() => {}
-            result = read => {
-                if let Err(error) = result {
-                    tracing::debug!(%client, %error, "DNS connection ended");
-                }
-            }
-        }
-    };
-    let writing = async {
-        if let Err(error) = write_replies(to_client, outgoing).await {
-            tracing::debug!(%client, %error, "DNS connection ended");
-            close.cancel();
-        }
-    };
-    tokio::join!(reading, writing);
 }
 
-async fn read_questions(
-    mut stream: OwnedReadHalf,
-    client: SocketAddr,
-    exchange: Arc<Exchange>,
-    pipeline: Arc<Semaphore>,
-    tasks: TaskTracker,
-    replies: mpsc::Sender<Outgoing>,
-) -> io::Result<()> {
-    loop {
-        let Ok(permit) = pipeline.clone().acquire_owned().await else {
-            return Ok(());
-        };
-        // Not idle for as long as an answer is awaited. What is only looked at cannot be lost to a time-out.
-        while timeout(IDLE_TIMEOUT, stream.peek(&mut [0])).await.is_err() {
-            if is_idle(&pipeline) {
-                return Ok(());
+impl Conversation {
+    async fn run(self, stream: TcpStream, close: CancellationToken) {
+        let client = self.client;
+        let write_timeout = self.limits.write_timeout;
+        let (from_client, to_client) = stream.into_split();
+        // Every sender holds a permit, so there is always room.
+        let (replies, outgoing) = mpsc::channel(self.limits.pipelined);
+        let reading = async {
+            tokio::select! {
+                // Questions that were read already are still answered.
+                () = close.cancelled() => {}
+                result = self.read_questions(from_client, replies) => {
+                    if let Err(error) = result {
+                        tracing::debug!(%client, %error, "DNS connection ended");
+                    }
+                }
             }
-        }
-        let Some(message) = timeout(READ_TIMEOUT, read_message(&mut stream)).await?? else {
-            return Ok(());
         };
-        match exchange.begin(&message, client, Transport::Tcp) {
-            Step::Reply(reply) => {
-                if replies.send((reply, permit)).await.is_err() {
+        let writing = async {
+            if let Err(error) = write_replies(to_client, outgoing, write_timeout).await {
+                tracing::debug!(%client, %error, "DNS connection ended");
+                close.cancel();
+            }
+        };
+        tokio::join!(reading, writing);
+    }
+
+    async fn read_questions(
+        &self,
+        mut stream: OwnedReadHalf,
+        replies: mpsc::Sender<Outgoing>,
+    ) -> io::Result<()> {
+        let metrics = self.exchange.metrics();
+        loop {
+            let Ok(permit) = self.pipeline.clone().acquire_owned().await else {
+                return Ok(());
+            };
+            // Not idle for as long as an answer is awaited. What is only looked at cannot be lost to a time-out.
+            let idle_timeout = self.limits.idle_timeout;
+            while timeout(idle_timeout, stream.peek(&mut [0])).await.is_err() {
+                if is_idle(&self.pipeline, self.limits.pipelined) {
                     return Ok(());
                 }
             }
-            // What is no question ends the conversation: the stream may be out of step.
-            Step::Silence => return Ok(()),
-            Step::Wait(pending) => {
-                let finish = exchange.clone().finish(pending);
-                let replies = replies.clone();
-                tasks.spawn(async move {
-                    match finish.await {
-                        // Fails only when the connection has ended.
-                        Step::Reply(reply) => drop(replies.send((reply, permit)).await),
-                        Step::Silence | Step::Wait(_) => {}
+            let reading = timeout(self.limits.read_timeout, read_message(&mut stream));
+            let Some(message) = reading.await?? else {
+                return Ok(());
+            };
+            metrics.request_size.observe(float(message.len()));
+            match self.exchange.begin(&message, self.client, Transport::Tcp) {
+                Step::Reply(reply) => {
+                    metrics.response_size.observe(float(reply.octets.len()));
+                    if replies.send((reply.octets, permit)).await.is_err() {
+                        return Ok(());
                     }
-                });
+                }
+                // What is no question ends the conversation: the stream may be out of step.
+                Step::Silence => return Ok(()),
+                Step::Wait(pending) => {
+                    let finish = self.exchange.clone().finish(pending);
+                    let (replies, metrics) = (replies.clone(), metrics.clone());
+                    self.tasks.spawn(async move {
+                        match finish.await {
+                            // Fails only when the connection has ended.
+                            Step::Reply(reply) => {
+                                metrics.response_size.observe(float(reply.octets.len()));
+                                drop(replies.send((reply.octets, permit)).await);
+                            }
+                            Step::Silence | Step::Wait(_) => {}
+                        }
+                    });
+                }
             }
         }
     }
@@ -265,13 +271,14 @@ async fn read_message(stream: &mut OwnedReadHalf) -> io::Result<Option<Vec<u8>>>
 async fn write_replies(
     mut stream: OwnedWriteHalf,
     mut outgoing: mpsc::Receiver<Outgoing>,
+    write_timeout: Duration,
 ) -> io::Result<()> {
     while let Some((reply, _permit)) = outgoing.recv().await {
         let mut framed = Vec::with_capacity(reply.len() + 2);
         // Replies are cut to what sixteen bits can say.
         framed.extend(u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes());
         framed.extend_from_slice(&reply);
-        timeout(WRITE_TIMEOUT, stream.write_all(&framed)).await??;
+        timeout(write_timeout, stream.write_all(&framed)).await??;
     }
     Ok(())
 }

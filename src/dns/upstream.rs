@@ -1,11 +1,14 @@
 //! Asking other resolvers: one question, several attempts, one budget.
 //!
 //! Every attempt has its own socket, so a random port, and a random id. An earlier attempt stays open while the next
-//! one runs: a resolver that is merely slow still answers. Which resolver is asked is decided by `forward`'s
-//! configuration; whether its answer is kept, by `cache`.
+//! one runs: a resolver that is merely slow still answers. Connections are kept for a while. Which resolvers are asked
+//! is decided by `forward`'s configuration, which of them are thought dead by `health`, whether an answer is kept by
+//! `cache`.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +21,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::cache::Key;
-use super::metrics::Metrics;
+use super::exchange::code_label;
+use super::health::{Health, Probes};
 use super::relayed::Relayed;
 use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16, write_u16};
 
@@ -31,11 +35,9 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_millis(1100);
 /// Attempts that wait for time-outs: at 0, 1.1, 2.2 and 3.3 s.
 const MIN_ATTEMPTS: usize = 4;
 
-/// Failures in a row after which a resolver is asked last.
-const FAILURES_UNTIL_DOWN: u32 = 2;
-
-/// How long it is asked last; then it gets one more chance.
-const DOWN_FOR: Duration = Duration::from_secs(10);
+/// How long a connection is kept without a question, and how many are.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_IDLE: usize = 4;
 
 /// Octets of the OPT record, which ends every question of ours.
 const OPT_LENGTH: usize = 11;
@@ -44,9 +46,42 @@ const OPT_LENGTH: usize = 11;
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) addr: SocketAddr,
-    failures: AtomicU32,
-    // Milliseconds since the origin of `down_clock`.
-    down_until: AtomicU64,
+    pub(super) health: Health,
+    // It asks us, so it is not asked any more.
+    looping: AtomicBool,
+    // Open connections, and since when each is idle.
+    idle: Mutex<Vec<(TcpStream, Instant)>>,
+}
+
+/// Which of several resolvers is asked first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpstreamOrder {
+    /// Any of them.
+    #[default]
+    Random,
+    /// The one that was named first, as long as it answers.
+    Sequential,
+}
+
+impl FromStr for UpstreamOrder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "random" => Ok(Self::Random),
+            "sequential" => Ok(Self::Sequential),
+            _ => Err(format!("{text} is not random or sequential")),
+        }
+    }
+}
+
+impl fmt::Display for UpstreamOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Random => "random",
+            Self::Sequential => "sequential",
+        })
+    }
 }
 
 /// Why nobody answered.
@@ -58,9 +93,9 @@ pub(super) enum ExchangeError {
     Unanswered,
 }
 
-// Why one attempt failed.
+/// Why one attempt failed.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+pub(super) enum AskError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -83,24 +118,41 @@ impl Upstream {
     pub(super) fn new(addr: SocketAddr) -> Self {
         Self {
             addr,
-            failures: AtomicU32::new(0),
-            down_until: AtomicU64::new(0),
+            health: Health::default(),
+            looping: AtomicBool::new(false),
+            idle: Mutex::default(),
         }
     }
 
-    fn is_down(&self, now_ms: u64) -> bool {
-        now_ms < self.down_until.load(Ordering::Relaxed)
+    /// Its address, and what is wrong with it.
+    pub(super) fn describe(&self) -> String {
+        let standing = if self.looping.load(Ordering::Relaxed) {
+            " (sends questions back to us, so it is not asked)"
+        } else if self.health.is_dead() {
+            " (does not answer at the moment)"
+        } else {
+            ""
+        };
+        format!("{}{standing}", self.addr)
     }
 
-    fn answered(&self) {
-        self.failures.store(0, Ordering::Relaxed);
-        self.down_until.store(0, Ordering::Relaxed);
+    /// Never asks it again: its questions come back to us.
+    pub(super) fn give_up(&self) {
+        self.looping.store(true, Ordering::Relaxed);
     }
 
-    fn failed(&self, now_ms: u64) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_UNTIL_DOWN {
-            let until = now_ms.saturating_add(u64::try_from(DOWN_FOR.as_millis()).unwrap_or(0));
-            self.down_until.store(until, Ordering::Relaxed);
+    // A connection that was idle for less than the other side allows.
+    fn take_idle(&self) -> Option<TcpStream> {
+        let mut idle = self.idle.lock().ok()?;
+        idle.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
+        idle.pop().map(|(stream, _)| stream)
+    }
+
+    fn put_idle(&self, stream: TcpStream) {
+        if let Ok(mut idle) = self.idle.lock()
+            && idle.len() < MAX_IDLE
+        {
+            idle.push((stream, Instant::now()));
         }
     }
 }
@@ -133,11 +185,15 @@ pub(super) async fn exchange(
     key: &Key,
     ids: &OwnIds,
     started: Instant,
-    metrics: &Metrics,
+    policy: UpstreamOrder,
+    probes: &Probes,
 ) -> Result<Relayed, ExchangeError> {
-    let order = order(upstreams, down_clock());
-    if order.is_empty() {
-        return Err(ExchangeError::NoUpstream);
+    let metrics = &probes.metrics;
+    let order = order(upstreams, policy);
+    match order.first() {
+        None => return Err(ExchangeError::NoUpstream),
+        Some(first) if first.health.is_dead() => metrics.all_upstreams_down.inc(),
+        Some(_) => {}
     }
     let deadline = started + BUDGET;
     let max_attempts = order.len().max(MIN_ATTEMPTS);
@@ -154,7 +210,7 @@ pub(super) async fn exchange(
             metrics.upstream_requests.inc();
             let id = ids.add();
             attempts.push(async move {
-                let reply = ask(upstream.addr, key, id, deadline).await;
+                let reply = ask(&upstream, key, id, deadline).await;
                 (upstream, reply)
             });
         }
@@ -165,21 +221,23 @@ pub(super) async fn exchange(
         };
         tokio::select! {
             Some((upstream, reply)) = attempts.next() => {
+                if let Ok(reply) = &reply {
+                    upstream.health.replied();
+                    let code = reply.code().map_or("other", code_label);
+                    let took = started.elapsed().as_secs_f64();
+                    let labels = [&*upstream.addr.to_string(), code];
+                    metrics.upstream_duration.with_label_values(&labels).observe(took);
+                }
                 let failure = match reply {
-                    Ok(reply) if is_usable(&reply) => {
-                        upstream.answered();
-                        metrics.upstream_duration.observe(started.elapsed().as_secs_f64());
-                        return Ok(reply);
-                    }
+                    Ok(reply) if is_usable(&reply) => return Ok(reply),
                     Ok(reply) => {
                         // It lives, and has nothing to say: that is no reason to wait for it longer.
-                        upstream.answered();
                         second_best = Some(reply);
                         "rcode"
                     }
                     Err(error) => {
                         tracing::debug!(upstream = %upstream.addr, %error, "upstream resolver failed");
-                        upstream.failed(down_clock());
+                        probes.failed(&upstream);
                         error.reason()
                     }
                 };
@@ -195,7 +253,7 @@ pub(super) async fn exchange(
             () = sleep_until(wake) => {
                 // It may still answer; whoever is asked next time should not be this one.
                 if let Some(last) = n_started.checked_sub(1) {
-                    order[last % order.len()].failed(down_clock());
+                    probes.failed(&order[last % order.len()]);
                     metrics.upstream_failures.with_label_values(&["timeout"]).inc();
                 }
                 if wake >= deadline {
@@ -207,29 +265,30 @@ pub(super) async fn exchange(
 }
 
 fn is_usable(reply: &Relayed) -> bool {
-    !reply.is_truncated()
-        && matches!(
-            reply.code(),
-            Some(ResponseCode::NoError | ResponseCode::NXDomain)
-        )
+    !reply.is_truncated() && reply.is_conclusive()
 }
 
-// In random order, those that are down behind the others: when all are, one of them is asked all the same.
-fn order(upstreams: &[Arc<Upstream>], now_ms: u64) -> Vec<Arc<Upstream>> {
-    let mut order = upstreams.to_vec();
-    order.shuffle(&mut rand::rng());
-    order.sort_by_key(|upstream| upstream.is_down(now_ms));
+// Those thought dead come behind the others: when all are, one of them is asked all the same.
+fn order(upstreams: &[Arc<Upstream>], policy: UpstreamOrder) -> Vec<Arc<Upstream>> {
+    let alike = upstreams
+        .iter()
+        .filter(|upstream| !upstream.looping.load(Ordering::Relaxed));
+    let mut order: Vec<Arc<Upstream>> = alike.cloned().collect();
+    match policy {
+        UpstreamOrder::Random => order.shuffle(&mut rand::rng()),
+        UpstreamOrder::Sequential => {}
+    }
+    order.sort_by_key(|upstream| upstream.health.is_dead());
     order
 }
 
-// Milliseconds on a clock that never goes back.
-fn down_clock() -> u64 {
-    static ORIGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    let elapsed = ORIGIN.get_or_init(std::time::Instant::now).elapsed();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
-}
-
-async fn ask(addr: SocketAddr, key: &Key, id: u16, deadline: Instant) -> Result<Relayed, AskError> {
+async fn ask(
+    upstream: &Upstream,
+    key: &Key,
+    id: u16,
+    deadline: Instant,
+) -> Result<Relayed, AskError> {
+    let addr = upstream.addr;
     let mut query = encode_query(key, id);
     let mut reply = ask_udp(addr, &query).await?;
     if matches!(
@@ -245,13 +304,14 @@ async fn ask(addr: SocketAddr, key: &Key, id: u16, deadline: Instant) -> Result<
         return Ok(reply);
     }
     // Half an answer is better than none, should TCP not work there.
-    match timeout_at(deadline, ask_tcp(addr, &query)).await {
+    match timeout_at(deadline, ask_tcp(upstream, &query)).await {
         Ok(Ok(whole)) => Ok(whole),
         Ok(Err(_)) | Err(_) => Ok(reply),
     }
 }
 
-async fn ask_udp(addr: SocketAddr, query: &[u8]) -> Result<Relayed, AskError> {
+/// Asks over UDP, and waits for a reply that fits the question for as long as the caller does.
+pub(super) async fn ask_udp(addr: SocketAddr, query: &[u8]) -> Result<Relayed, AskError> {
     let any: IpAddr = match addr {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -270,8 +330,21 @@ async fn ask_udp(addr: SocketAddr, query: &[u8]) -> Result<Relayed, AskError> {
     }
 }
 
-async fn ask_tcp(addr: SocketAddr, query: &[u8]) -> Result<Relayed, AskError> {
-    let mut stream = TcpStream::connect(addr).await?;
+async fn ask_tcp(upstream: &Upstream, query: &[u8]) -> Result<Relayed, AskError> {
+    // The other side may have closed an idle connection; then there is no reply, and a new one shows what is true.
+    if let Some(mut stream) = upstream.take_idle()
+        && let Ok(reply) = converse(&mut stream, query).await
+    {
+        upstream.put_idle(stream);
+        return Ok(reply);
+    }
+    let mut stream = TcpStream::connect(upstream.addr).await?;
+    let reply = converse(&mut stream, query).await?;
+    upstream.put_idle(stream);
+    Ok(reply)
+}
+
+async fn converse(stream: &mut TcpStream, query: &[u8]) -> Result<Relayed, AskError> {
     let mut framed = Vec::with_capacity(query.len() + 2);
     framed.extend(u16::try_from(query.len()).unwrap_or(0).to_be_bytes());
     framed.extend_from_slice(query);
@@ -301,7 +374,8 @@ fn layout_question(message: &[u8]) -> Option<&[u8]> {
     message.get(layout(message).ok()?.question)
 }
 
-fn encode_query(key: &Key, id: u16) -> Vec<u8> {
+/// A question as it is sent to a resolver.
+pub(super) fn encode_query(key: &Key, id: u16) -> Vec<u8> {
     const RD: u8 = 0x01;
     const AD: u8 = 0x20;
     const CD: u8 = 0x10;

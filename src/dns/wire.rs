@@ -76,6 +76,17 @@ pub(super) struct Opt {
     pub(super) options: Vec<u8>,
 }
 
+/// What a message lost to the client's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cut {
+    /// Nothing.
+    Nothing,
+    /// What the client can do without; nobody tells it.
+    Extras,
+    /// Some of what it asked for: TC is set.
+    Needed,
+}
+
 /// Finds the parts of `message`. At most one question is accepted; what follows the last record is ignored.
 pub(super) fn layout(message: &[u8]) -> Result<Layout, Malformed> {
     let count = |at| read_u16(message, at).map(usize::from);
@@ -225,6 +236,13 @@ pub(super) fn age(message: &mut [u8], layout: &Layout, seconds: u32) {
     }
 }
 
+/// Sets every TTL to `seconds`.
+pub(super) fn set_ttls(message: &mut [u8], layout: &Layout, seconds: u32) {
+    for span in &layout.records {
+        message[span.ttl_at..span.ttl_at + 4].copy_from_slice(&seconds.to_be_bytes());
+    }
+}
+
 /// Puts the addresses of the answer in a new order, each family on its own. Aliases stay where they are.
 pub(super) fn shuffle_addresses(message: &mut [u8], layout: &Layout, rng: &mut impl rand::Rng) {
     for (kind, length) in [(TYPE_A, 4), (TYPE_AAAA, 16)] {
@@ -259,24 +277,24 @@ pub(super) fn shuffle_addresses(message: &mut [u8], layout: &Layout, rng: &mut i
 ///
 /// Additional data goes first, unannounced. Then the authority section of an answer that does not need it. When more
 /// must go, TC is set, and as many answers stay as fit: a client without TCP is better off with some addresses than
-/// with none. Returns whether TC had to be set here.
+/// with none. Returns what had to go.
 pub(super) fn finish(
     message: &mut Vec<u8>,
     opt: Option<Opt>,
     limit: usize,
-) -> Result<bool, Malformed> {
+) -> Result<Cut, Malformed> {
     let wants_proofs = opt.as_ref().is_some_and(|opt| opt.dnssec_ok);
     let mut tail = opt.as_ref().map(Opt::encode).unwrap_or_default();
     let room = limit.saturating_sub(tail.len());
-    let mut truncated = false;
+    let mut cut = Cut::Nothing;
     if message.len() > room {
         let mut layout = layout(message)?;
         let keep;
-        (keep, truncated) = layout.fitting(room, wants_proofs);
+        (keep, cut) = layout.fitting(room, wants_proofs);
         message.truncate(layout.end_of(keep));
         layout.records.truncate(keep);
         set_counts(message, &layout);
-        if truncated {
+        if cut == Cut::Needed {
             message[2] |= FLAG_TC;
         }
         // Only the text of an extended error can still be too long.
@@ -295,7 +313,7 @@ pub(super) fn finish(
         let count = read_u16(message, 10)?;
         write_u16(message, 10, count.saturating_add(1));
     }
-    Ok(truncated)
+    Ok(cut)
 }
 
 impl Layout {
@@ -304,8 +322,8 @@ impl Layout {
         self.end_of(self.records.len())
     }
 
-    // How many records to keep for the message to end within `room`, and whether one that is needed is lost.
-    fn fitting(&self, room: usize, wants_proofs: bool) -> (usize, bool) {
+    // How many records to keep for the message to end within `room`, and what is lost.
+    fn fitting(&self, room: usize, wants_proofs: bool) -> (usize, Cut) {
         let up_to = |section: Section| {
             self.records
                 .iter()
@@ -321,13 +339,18 @@ impl Layout {
             answers
         };
         if self.end_of(with_authority) <= room {
-            return (with_authority, false);
+            return (with_authority, Cut::Extras);
         }
         let fits = (0..=needed)
             .rev()
             .find(|keep| self.end_of(*keep) <= room)
             .unwrap_or(0);
-        (fits, fits < needed)
+        let cut = if fits < needed {
+            Cut::Needed
+        } else {
+            Cut::Extras
+        };
+        (fits, cut)
     }
 
     // Where the message ends that has only the first `keep` records.

@@ -60,7 +60,7 @@ fn shape(octets: &[u8]) -> (usize, usize, usize, bool, bool) {
 fn additional_data_goes_first_and_unannounced() {
     let mut octets = reply(20, 1, 20);
     assert!(octets.len() > PLAIN_UDP);
-    assert_eq!(finish(&mut octets, None, PLAIN_UDP), Ok(false));
+    assert_eq!(finish(&mut octets, None, PLAIN_UDP), Ok(Cut::Extras));
     assert_eq!(shape(&octets), (20, 1, 0, false, false));
 }
 
@@ -69,17 +69,17 @@ fn the_authority_of_an_answer_goes_next_unless_proofs_are_wanted() {
     let full = reply(26, 2, 0);
     assert!(full.len() > PLAIN_UDP);
     let mut octets = full.clone();
-    assert_eq!(finish(&mut octets, opt(false), PLAIN_UDP), Ok(false));
+    assert_eq!(finish(&mut octets, opt(false), PLAIN_UDP), Ok(Cut::Extras));
     assert_eq!(shape(&octets), (26, 0, 0, false, true));
     let mut octets = full;
-    assert_eq!(finish(&mut octets, opt(true), PLAIN_UDP), Ok(true));
+    assert_eq!(finish(&mut octets, opt(true), PLAIN_UDP), Ok(Cut::Needed));
     assert!(shape(&octets).3);
 }
 
 #[test]
 fn as_many_answers_stay_as_fit() {
     let mut octets = reply(100, 0, 5);
-    assert_eq!(finish(&mut octets, opt(false), PLAIN_UDP), Ok(true));
+    assert_eq!(finish(&mut octets, opt(false), PLAIN_UDP), Ok(Cut::Needed));
     let (answers, _, additionals, tc, has_opt) = shape(&octets);
     // 512 octets less header (12), question (14) and OPT (11), at 16 octets each.
     assert_eq!((answers, additionals, tc, has_opt), (29, 0, true, true));
@@ -89,16 +89,25 @@ fn as_many_answers_stay_as_fit() {
 #[test]
 fn a_message_of_exactly_the_limit_is_left_alone() {
     let full = reply(10, 0, 0);
-    for (limit, truncated) in [(full.len(), false), (full.len() - 1, true)] {
+    for (limit, cut, kept) in [
+        (full.len(), Cut::Nothing, 10),
+        (full.len() - 1, Cut::Needed, 9),
+    ] {
         let mut octets = full.clone();
-        assert_eq!(finish(&mut octets, None, limit), Ok(truncated));
-        assert_eq!(shape(&octets).0, if truncated { 9 } else { 10 });
+        assert_eq!(finish(&mut octets, None, limit), Ok(cut));
+        assert_eq!(shape(&octets).0, kept);
     }
     // The OPT record counts, too.
     let mut octets = full.clone();
-    assert_eq!(finish(&mut octets, opt(false), full.len() + 11), Ok(false));
+    assert_eq!(
+        finish(&mut octets, opt(false), full.len() + 11),
+        Ok(Cut::Nothing)
+    );
     let mut octets = full.clone();
-    assert_eq!(finish(&mut octets, opt(false), full.len() + 10), Ok(true));
+    assert_eq!(
+        finish(&mut octets, opt(false), full.len() + 10),
+        Ok(Cut::Needed)
+    );
 }
 
 #[test]

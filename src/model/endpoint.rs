@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::{Family, NodeName, Protocol, SctpPort, ServiceName};
 
 /// A slice by namespace and name.
@@ -38,6 +40,8 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// The label `service.kubernetes.io/headless`: for DNS only, never for routing.
     pub headless: bool,
+    /// When the change that it tells of happened: `endpoints.kubernetes.io/last-change-trigger-time`.
+    pub triggered: Option<Timestamp>,
 }
 
 /// One entry of a slice's `ports`.

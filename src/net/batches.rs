@@ -1,15 +1,15 @@
 //! Batches of datagrams: up to [`SLOTS`] received or sent by one system call (`recvmmsg`, `sendmmsg`), with the address
 //! each one came to or leaves from.
 //!
-//! A batch is an arena of slots, large enough for any datagram; a slot is filled by [`Batch::receive`] and sent from
-//! where it lies. Nothing is ever merged, split or reordered. The caller says which socket and which slots.
+//! A batch is an arena of slots, large enough for any datagram unless its owner wants less; a slot is filled by
+//! [`Batch::receive`] and sent from where it lies, as it came or written anew. Nothing is ever merged, split or reordered. The caller says which socket and which slots.
 #![allow(
     unsafe_code,
     reason = "recvmmsg and sendmmsg over one arena, without allocating"
 )]
 
 use std::io;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
@@ -28,6 +28,7 @@ const SLOT_BYTES: usize = 64 * 1024;
 /// Slots for datagrams. 4 MiB of address space, of which only the pages that datagrams touched are ever backed.
 pub struct Batch {
     bytes: Box<[u8]>,
+    slot_bytes: usize,
     slots: Box<[Slot; SLOTS]>,
     // The kernel may be asked to cut long messages into datagrams.
     cuts: bool,
@@ -99,6 +100,51 @@ impl Slot {
     }
 }
 
+// Message headers for one call. On the stack, and only as many are ever written as are used: most calls are about one or
+// two datagrams, and 5 KiB of zeroes would cost more than they do.
+struct Headers {
+    messages: [MaybeUninit<libc::mmsghdr>; SLOTS],
+    parts: [MaybeUninit<libc::iovec>; SLOTS],
+}
+
+impl Headers {
+    fn new() -> Self {
+        Self {
+            messages: [const { MaybeUninit::uninit() }; SLOTS],
+            parts: [const { MaybeUninit::uninit() }; SLOTS],
+        }
+    }
+
+    // One piece of payload.
+    fn part(&mut self, at: usize, bytes: &mut [u8]) {
+        self.parts[at].write(libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        });
+    }
+
+    // A message of `n` parts from `part` on, with the addresses of `slot`.
+    fn message(&mut self, at: usize, part: usize, n: usize, slot: &mut Slot) {
+        // SAFETY: zeroes (null pointers, zero lengths) are a valid value of this C structure.
+        let header = self.messages[at].write(unsafe { mem::zeroed() });
+        let header = &mut header.msg_hdr;
+        header.msg_iov = self.parts[part..].as_mut_ptr().cast();
+        header.msg_iovlen = n;
+        (header.msg_name, header.msg_namelen) = slot.name.as_raw();
+        (header.msg_control, header.msg_controllen) = slot.control.as_raw();
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut libc::mmsghdr {
+        self.messages.as_mut_ptr().cast()
+    }
+
+    // A message that has been written before.
+    fn get(&self, at: usize) -> libc::mmsghdr {
+        // SAFETY: callers ask for messages that they have written, as the kernel left them.
+        unsafe { self.messages[at].assume_init() }
+    }
+}
+
 fn refuses_to_cut(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -116,13 +162,20 @@ struct Slot {
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
+        Self::with_slot_bytes(SLOT_BYTES)
+    }
+
+    /// An empty batch whose slots have `slot_bytes` each; longer datagrams are cut to it. Slots that lie closer together
+    /// than the default's stay in the processor's caches: at 64 KiB apart, all their beginnings compete for one place.
+    pub fn with_slot_bytes(slot_bytes: usize) -> Self {
         let slot = Slot {
             len: 0,
             name: Name::none(),
             control: Control::none(),
         };
         Self {
-            bytes: vec![0; SLOTS * SLOT_BYTES].into_boxed_slice(),
+            bytes: vec![0; SLOTS * slot_bytes].into_boxed_slice(),
+            slot_bytes,
             slots: Box::new([slot; SLOTS]),
             cuts: true,
         }
@@ -134,31 +187,54 @@ impl Batch {
     /// # Errors
     /// `WouldBlock` if nothing is there; an error the socket had pending, such as `ConnectionRefused`.
     pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
-        for slot in &mut self.slots[slots.clone()] {
-            slot.len = SLOT_BYTES;
+        self.receive_with(socket, slots, libc::MSG_DONTWAIT)
+    }
+
+    /// The same, after waiting for the first of them as long as a blocking socket waits. A socket that is shut down for
+    /// reading has an empty datagram from nowhere, again and again.
+    ///
+    /// # Errors
+    /// As [`Batch::receive`]; `WouldBlock` when the socket's time-out is over, `Interrupted` by a signal.
+    pub fn wait(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
+        self.receive_with(socket, slots, libc::MSG_WAITFORONE)
+    }
+
+    fn receive_with(
+        &mut self,
+        socket: impl AsFd,
+        slots: Range<usize>,
+        flags: libc::c_int,
+    ) -> io::Result<usize> {
+        let fd = socket.as_fd().as_raw_fd();
+        let slot_bytes = self.slot_bytes;
+        let mut headers = Headers::new();
+        let mut n = 0;
+        for at in slots.clone() {
+            let slot = &mut self.slots[at];
             slot.name.make_room();
             slot.control.make_room();
+            let bytes = &mut self.bytes[at * slot_bytes..(at + 1) * slot_bytes];
+            headers.part(n, bytes);
+            headers.message(n, n, 1, slot);
+            n += 1;
         }
-        let (n, headers) = self.transfer(slots.clone(), |headers, n| {
-            // SAFETY: `transfer` hands over `n` valid headers whose pointers outlive the call.
-            unsafe {
-                libc::recvmmsg(
-                    socket.as_fd().as_raw_fd(),
-                    headers,
-                    n,
-                    libc::MSG_DONTWAIT,
-                    ptr::null_mut(),
-                )
-            }
-        })?;
-        for (slot, header) in self.slots[slots].iter_mut().zip(&headers[..n]) {
+        let wanted = libc::c_uint::try_from(n).unwrap_or(0);
+        // SAFETY: the first `n` headers are initialised; what they point to are parts of `headers`, and bytes, names and
+        // controls of slots, none of which moves before the call returns.
+        let received =
+            unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), wanted, flags, ptr::null_mut()) };
+        let Ok(received) = usize::try_from(received) else {
+            return Err(io::Error::last_os_error());
+        };
+        for (at, slot) in self.slots[slots].iter_mut().take(received).enumerate() {
+            let header = headers.get(at);
             slot.len = usize::try_from(header.msg_len)
-                .unwrap_or(SLOT_BYTES)
-                .min(SLOT_BYTES);
+                .unwrap_or(slot_bytes)
+                .min(slot_bytes);
             slot.name.filled(header.msg_hdr.msg_namelen);
             slot.control.filled(header.msg_hdr.msg_controllen);
         }
-        Ok(n)
+        Ok(received)
     }
 
     /// Sends the datagrams in `slots`, in order, each where [`Batch::address_to`] says, or to the peer of a connected
@@ -189,22 +265,13 @@ impl Batch {
 
     fn send_runs(&mut self, socket: &impl AsFd, start: usize, runs: &Runs) -> io::Result<usize> {
         let fd = socket.as_fd().as_raw_fd();
-        // SAFETY: zeroes (null pointers, zero lengths) are valid values of these C structures.
-        let (mut headers, mut parts) = unsafe {
-            (
-                mem::zeroed::<[libc::mmsghdr; SLOTS]>(),
-                mem::zeroed::<[libc::iovec; SLOTS]>(),
-            )
-        };
+        let mut headers = Headers::new();
         let mut slot = start;
-        for (header, run) in headers.iter_mut().zip(runs.lengths()) {
-            let header = &mut header.msg_hdr;
-            header.msg_iov = &raw mut parts[slot - start];
-            header.msg_iovlen = run;
+        for (index, run) in runs.lengths().enumerate() {
             for at in slot..slot + run {
                 let len = self.slots[at].len;
-                parts[at - start].iov_base = self.bytes[at * SLOT_BYTES..].as_mut_ptr().cast();
-                parts[at - start].iov_len = len;
+                let bytes = &mut self.bytes[at * self.slot_bytes..at * self.slot_bytes + len];
+                headers.part(at - start, bytes);
             }
             let first = &mut self.slots[slot];
             let plain = first.control.len();
@@ -213,15 +280,13 @@ impl Batch {
                     .control
                     .cut_into(u16::try_from(first.len).unwrap_or(u16::MAX));
             }
-            (header.msg_name, header.msg_namelen) = first.name.as_raw();
-            (header.msg_control, header.msg_controllen) = first.control.as_raw();
+            headers.message(index, slot - start, run, first);
             first.control.uncut(plain);
             slot += run;
         }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let n = libc::c_uint::try_from(runs.n).unwrap_or(0);
-        // SAFETY: the first `n` headers are valid; what they point to are parts on this stack, and bytes, names and
-        // controls of slots, none of which moves before the call returns.
+        // SAFETY: as in `receive`.
         let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), n, flags) };
         match usize::try_from(sent) {
             Ok(sent) => Ok(runs.lengths().take(sent).sum()),
@@ -242,7 +307,20 @@ impl Batch {
 
     /// The datagram in `slot`.
     pub fn bytes(&self, slot: usize) -> &[u8] {
-        &self.bytes[slot * SLOT_BYTES..][..self.slots[slot].len]
+        let start = slot * self.slot_bytes;
+        &self.bytes[start..start + self.slots[slot].len]
+    }
+
+    /// All the room of `slot`, to write a datagram into; [`Batch::set_len`] then says how long it is.
+    pub fn room(&mut self, slot: usize) -> &mut [u8] {
+        let start = slot * self.slot_bytes;
+        &mut self.bytes[start..start + self.slot_bytes]
+    }
+
+    /// The datagram in `slot` has `len` bytes, at most as many as there is room for. It must be addressed anew: what the
+    /// kernel told about the received one is nothing to send.
+    pub fn set_len(&mut self, slot: usize, len: usize) {
+        self.slots[slot].len = len.min(self.slot_bytes);
     }
 
     /// Where the datagram in `slot` came from; `None` if it has no IP address.
@@ -269,40 +347,6 @@ impl Batch {
         match from {
             Some(from) => slot.control.set(from),
             None => slot.control = Control::none(),
-        }
-    }
-
-    // Lays out the headers of `slots` for the kernel, calls it, and returns how many it handled and the headers as it
-    // left them. The headers live on the stack: 5 KiB that need no lifetime beyond the call.
-    fn transfer(
-        &mut self,
-        slots: Range<usize>,
-        call: impl FnOnce(*mut libc::mmsghdr, libc::c_uint) -> libc::c_int,
-    ) -> io::Result<(usize, [libc::mmsghdr; SLOTS])> {
-        // SAFETY: zeroes (null pointers, zero lengths) are valid values of these C structures.
-        let (mut headers, mut parts) = unsafe {
-            (
-                mem::zeroed::<[libc::mmsghdr; SLOTS]>(),
-                mem::zeroed::<[libc::iovec; SLOTS]>(),
-            )
-        };
-        let n = libc::c_uint::try_from(slots.len()).unwrap_or(0);
-        let bytes = &mut self.bytes[slots.start * SLOT_BYTES..slots.end * SLOT_BYTES];
-        let places = self.slots[slots]
-            .iter_mut()
-            .zip(bytes.chunks_exact_mut(SLOT_BYTES));
-        for ((slot, bytes), (header, part)) in places.zip(headers.iter_mut().zip(&mut parts)) {
-            part.iov_base = bytes.as_mut_ptr().cast();
-            part.iov_len = slot.len;
-            let header = &mut header.msg_hdr;
-            header.msg_iov = part;
-            header.msg_iovlen = 1;
-            (header.msg_name, header.msg_namelen) = slot.name.as_raw();
-            (header.msg_control, header.msg_controllen) = slot.control.as_raw();
-        }
-        match usize::try_from(call(headers.as_mut_ptr(), n)) {
-            Ok(handled) => Ok((handled, headers)),
-            Err(_negative) => Err(io::Error::last_os_error()),
         }
     }
 }
@@ -368,6 +412,29 @@ mod tests {
                     .all(|byte| usize::from(*byte) == mark)
             );
         }
+    }
+
+    #[test]
+    fn a_reply_is_written_where_the_question_lies() {
+        let server = receiver("127.0.0.1:0");
+        server.set_nonblocking(false).unwrap();
+        let client = client("127.0.0.1:0");
+        let mut batch = Batch::with_slot_bytes(128);
+        for payload in [&b"ping"[..], &[7; 300]] {
+            client
+                .send_to(payload, server.local_addr().unwrap())
+                .unwrap();
+        }
+        assert_eq!(batch.wait(&server, 0..SLOTS).unwrap(), 2);
+        assert_eq!(batch.bytes(0), b"ping");
+        assert_eq!(batch.bytes(1), [7; 128], "cut to the slot");
+        batch.room(1)[..5].copy_from_slice(b"reply");
+        batch.set_len(1, 5);
+        batch.address_to(1, client.local_addr().unwrap(), None);
+        assert_eq!(batch.send(&server, 1..2).unwrap(), 1);
+        let mut buffer = [0; 8];
+        assert_eq!(client.recv(&mut buffer).unwrap(), 5);
+        assert_eq!(&buffer[..5], b"reply");
     }
 
     #[test]

@@ -179,13 +179,14 @@ fn request(kind: u16, flags: u16, version: IpVersion, attributes: &[u8]) -> Vec<
     message
 }
 
-struct Message<'a> {
-    kind: u16,
-    body: &'a [u8],
+/// One message of netlink.
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    pub(super) body: &'a [u8],
 }
 
 /// The messages in one datagram; ends at the first that does not fit.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(*rest.first_chunk()?);
         let length = usize::try_from(length).ok()?;
@@ -197,7 +198,7 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// What an error message says; `None` is an acknowledgement.
-fn error_of(body: &[u8]) -> Option<io::Error> {
+pub(super) fn error_of(body: &[u8]) -> Option<io::Error> {
     let code = i32::from_ne_bytes(*body.first_chunk()?);
     (code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg()))
 }

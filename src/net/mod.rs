@@ -8,6 +8,7 @@ pub mod connections;
 pub mod conntrack;
 pub mod descriptors;
 pub mod http_connector;
+pub mod local_addresses;
 pub mod message_addresses;
 pub mod pace_timer;
 pub mod pipes;

@@ -234,6 +234,22 @@ pub fn end_of_stream(stream: &impl AsFd) -> io::Result<()> {
     SockRef::from(stream).shutdown(Shutdown::Write)
 }
 
+/// Ends one direction of a socket, or both, also of one that is not connected: whoever waits there is woken up.
+pub fn shut_down(socket: &impl AsFd, direction: Shutdown) {
+    // Says "not connected" of most datagram sockets, after having done it.
+    let _done_all_the_same = SockRef::from(socket).shutdown(direction);
+}
+
+/// Sends one datagram, if the kernel takes it at once; also on a socket that blocks.
+///
+/// # Errors
+/// Those of `sendto(2)`: `WouldBlock` if its buffer is full.
+pub fn send_datagram(socket: &impl AsFd, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+    let flags = nix::libc::MSG_DONTWAIT | nix::libc::MSG_NOSIGNAL;
+    SockRef::from(socket).send_to_with_flags(bytes, &to.into(), flags)?;
+    Ok(())
+}
+
 /// Writes what the kernel takes at once.
 ///
 /// # Errors

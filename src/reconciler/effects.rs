@@ -1,6 +1,7 @@
 //! The real effects: the data path, the published table and the kernel.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tracing::{info, warn};
@@ -12,12 +13,13 @@ use crate::health_checks::{HealthCheckPorts, Unbound};
 use crate::model::{Family, Frontend, Protocol, ServicePortKey};
 use crate::routing::{HealthCheck, Published, RoutingTable};
 
+use super::handover::Claim;
 use super::program::Effects;
 
 /// Does what the programmer decides.
 pub(super) struct Live {
     dataplane: Arc<Dataplane>,
-    captures: Vec<Box<dyn Capture>>,
+    captures: Captured,
     table: Published,
     health_checks: HealthCheckPorts,
 }
@@ -25,7 +27,7 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn new(
         dataplane: Arc<Dataplane>,
-        captures: Vec<Box<dyn Capture>>,
+        captures: Captured,
         table: Published,
         health_checks: HealthCheckPorts,
     ) -> Self {
@@ -39,20 +41,75 @@ impl Live {
 
     /// Tells balancers to go elsewhere and captures nothing new. What is returned still translates the flows that
     /// there are, until it is released.
-    pub(super) async fn stop_capturing(mut self) -> Vec<Box<dyn Capture>> {
+    pub(super) async fn stop_capturing(mut self) -> Captured {
         self.health_checks.shutdown().await;
+        self.captures.stop().await;
+        self.captures
+    }
+}
+
+/// The families that are captured, as long as this process owns the node's rules.
+pub(super) struct Captured {
+    captures: Vec<Box<dyn Capture>>,
+    owner: Option<PathBuf>,
+    claim: Option<Claim>,
+}
+
+impl Captured {
+    /// Nothing is claimed before the first write. Without an `owner` file nobody else can claim it.
+    pub(super) fn new(captures: Vec<Box<dyn Capture>>, owner: Option<PathBuf>) -> Self {
+        Self {
+            captures,
+            owner,
+            claim: None,
+        }
+    }
+
+    /// Removes our rules from the kernel.
+    pub(super) async fn release(self) {
+        if self.is_superseded() {
+            return info!("another viaduct serves this node; its rules stay");
+        }
+        for mut capture in self.captures {
+            match capture.release().await {
+                Ok(()) => info!(family = %capture.family(), "capture released"),
+                Err(error) => {
+                    warn!(family = %capture.family(), %error, "rules could not be removed; `viaduct cleanup` does it")
+                }
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        if self.is_superseded() {
+            return;
+        }
         for capture in &mut self.captures {
             if let Err(error) = capture.apply(&translating(capture.family())).await {
                 warn!(family = %capture.family(), %error, "flows may still be captured while others drain");
             }
         }
-        self.captures
     }
 
-    fn capture(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
-        self.captures
-            .iter_mut()
-            .find(|capture| capture.family() == family)
+    fn is_superseded(&self) -> bool {
+        self.claim.as_ref().is_some_and(Claim::is_superseded)
+    }
+
+    // The family's capture, if the rules are ours; the first to ask makes them so.
+    fn owned(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
+        if let Some(path) = self.owner.take() {
+            match Claim::take(&path) {
+                Ok(claim) => self.claim = Some(claim),
+                Err(error) => {
+                    warn!(path = %path.display(), %error, "a process that starts beside this one cannot take over from it")
+                }
+            }
+        }
+        if self.is_superseded() {
+            return None;
+        }
+        let mut captures = self.captures.iter_mut();
+        captures.find(|capture| capture.family() == family)
     }
 }
 
@@ -69,21 +126,12 @@ fn translating(family: Family) -> Rules {
     rules
 }
 
-/// Removes our rules from the kernel.
-pub(super) async fn release(captures: Vec<Box<dyn Capture>>) {
-    for mut capture in captures {
-        match capture.release().await {
-            Ok(()) => info!(family = %capture.family(), "capture released"),
-            Err(error) => {
-                warn!(family = %capture.family(), %error, "rules could not be removed; `viaduct cleanup` does it")
-            }
-        }
-    }
-}
-
 impl Effects for Live {
     fn arrival(&self) -> Option<Arrival> {
-        self.captures.first().map(|capture| capture.arrival())
+        self.captures
+            .captures
+            .first()
+            .map(|capture| capture.arrival())
     }
 
     async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {
@@ -100,21 +148,19 @@ impl Effects for Live {
     }
 
     fn families(&self) -> Vec<Family> {
-        self.captures
-            .iter()
-            .map(|capture| capture.family())
-            .collect()
+        let captures = self.captures.captures.iter();
+        captures.map(|capture| capture.family()).collect()
     }
 
     async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        match self.capture(rules.family) {
+        match self.captures.owned(rules.family) {
             Some(capture) => capture.apply(rules).await,
             None => Ok(()),
         }
     }
 
     async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError> {
-        match self.capture(family) {
+        match self.captures.owned(family) {
             Some(capture) => capture.reassert().await,
             None => Ok(false),
         }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::control::{
     Allocations, Change, ControlPlane, ControllerEvent, Object, ObjectKey, ProbeChange, Readiness,
-    Rejection, Severity,
+    Rejection, Saved, Severity,
 };
 use crate::sources::convert::Note;
 use crate::sources::manifests::{Manifest, Origin, Update};
@@ -131,9 +131,9 @@ impl Intake {
         (changes, heard.collect())
     }
 
-    /// Everything allocated at this moment.
-    pub(super) fn allocations(&self) -> Allocations {
-        self.control.allocations()
+    /// What an object holds at this moment, see [`ControlPlane::allocation_of`].
+    pub(super) fn allocation_of(&self, key: &ObjectKey) -> Option<Saved> {
+        self.control.allocation_of(key)
     }
 
     /// A remark about a field of an object, at its place if a manifest describes it.

@@ -13,9 +13,11 @@
 mod cluster;
 mod effects;
 mod facts;
+mod handover;
 mod health_checks;
 mod intake;
 mod kept;
+mod metrics;
 mod pace;
 mod program;
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod verify;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,12 +51,13 @@ use crate::sources::prober::Prober;
 use crate::telemetry::Health;
 use crate::workload::Simulator;
 
-use effects::Live;
+use effects::{Captured, Live};
 use facts::Facts;
 use program::Programmer;
 use store::Outcome;
 
 pub use facts::{Manifests, Source};
+pub use metrics::Metrics;
 pub use remark::Remark;
 pub use verify::verify;
 
@@ -63,10 +67,6 @@ pub struct Parts {
     pub node_name: NodeName,
     /// Who counts as a Pod of this node.
     pub local_pods: LocalPods,
-    /// Which local addresses answer node ports.
-    pub node_port_addresses: NodePortAddresses,
-    /// Whether 127.0.0.0/8 does, if it is among these.
-    pub localhost_node_ports: bool,
     /// The table's builder.
     pub builder: TableBuilder,
     /// Where the table is published.
@@ -77,6 +77,8 @@ pub struct Parts {
     pub dataplane: Arc<Dataplane>,
     /// One capture per family that can be captured; empty with capture `none`.
     pub captures: Vec<Box<dyn Capture>>,
+    /// Where the process that owns the node's rules is named; `None` if these are no rules of the kernel.
+    pub rules_owner: Option<PathBuf>,
     /// Health-check node ports.
     pub health_checks: HealthCheckPorts,
     /// Simulated Pods.
@@ -85,6 +87,8 @@ pub struct Parts {
     pub prober: Prober,
     /// Where the loop reports that it keeps up.
     pub health: Health,
+    /// What the loop counts.
+    pub metrics: Metrics,
     /// How often rules are checked.
     pub sync_period: Duration,
 }
@@ -97,6 +101,19 @@ pub struct Inputs {
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
     /// Networks that Pods of this node are in.
     pub pod_networks: watch::Receiver<BTreeSet<IpNet>>,
+    /// What the operator may change while it runs.
+    pub tuning: watch::Receiver<Tuning>,
+}
+
+/// What the operator may change while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    /// Which local addresses answer node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether 127.0.0.0/8 does, if it is among these.
+    pub localhost_node_ports: bool,
+    /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
+    pub min_sync_period: Duration,
 }
 
 /// Who counts as a Pod of this node.
@@ -120,20 +137,18 @@ pub struct Reconciler {
     node_name: NodeName,
     local_pods: LocalPods,
     pod_networks: BTreeSet<IpNet>,
-    node_port_addresses: NodePortAddresses,
-    localhost_node_ports: bool,
 }
 
 /// What flows still need while they drain.
 pub struct Draining {
-    captures: Vec<Box<dyn Capture>>,
+    captures: Captured,
     simulator: Simulator,
 }
 
 impl Draining {
     /// The flows are over: removes our rules from the kernel and ends simulated Pods.
     pub async fn finish(self) {
-        effects::release(self.captures).await;
+        self.captures.release().await;
         self.simulator.shutdown().await;
     }
 }
@@ -143,14 +158,20 @@ impl Reconciler {
     pub fn new(parts: Parts) -> Self {
         let effects = Live::new(
             parts.dataplane,
-            parts.captures,
+            Captured::new(parts.captures, parts.rules_owner),
             parts.table,
             parts.health_checks,
         );
         let now = Instant::now();
         Self {
             builder: parts.builder,
-            programmer: Programmer::new(effects, parts.health.clone(), parts.sync_period, now),
+            programmer: Programmer::new(
+                effects,
+                parts.health.clone(),
+                parts.metrics,
+                parts.sync_period,
+                now,
+            ),
             simulator: parts.simulator,
             prober: parts.prober,
             objects: parts.objects,
@@ -159,8 +180,6 @@ impl Reconciler {
             node_name: parts.node_name,
             local_pods: parts.local_pods,
             pod_networks: BTreeSet::new(),
-            node_port_addresses: parts.node_port_addresses,
-            localhost_node_ports: parts.localhost_node_ports,
         }
     }
 
@@ -175,15 +194,17 @@ impl Reconciler {
         let Inputs {
             source,
             mut addresses,
+            mut tuning,
             mut pod_networks,
         } = inputs;
         let mut facts = Facts::of(source, self.node_name.clone());
         let mut following = true;
         let mut synced = Some(synced);
         let mut next = Instant::now();
-        let local = addresses.borrow_and_update().clone();
         self.pod_networks = pod_networks.borrow_and_update().clone();
-        self.view_node(&local);
+        self.view_node(&addresses.borrow_and_update(), &tuning.borrow_and_update());
+        self.programmer
+            .set_min_sync_period(tuning.borrow().min_sync_period);
         loop {
             tokio::select! {
                 biased;
@@ -194,18 +215,23 @@ impl Reconciler {
                         continue;
                     };
                     self.objects.publish(facts.objects().clone());
-                    let addresses = addresses.borrow().clone();
-                    self.take(outcome, &addresses).await;
+                    if self.take(outcome).await {
+                        self.view_node(&addresses.borrow(), &tuning.borrow());
+                    }
+                    self.program().await;
                 }
                 Ok(()) = addresses.changed() => {
-                    let addresses = addresses.borrow_and_update().clone();
-                    self.view_node(&addresses);
+                    self.view_node(&addresses.borrow_and_update(), &tuning.borrow());
+                    self.program().await;
+                }
+                Ok(()) = tuning.changed() => {
+                    self.view_node(&addresses.borrow(), &tuning.borrow_and_update());
+                    self.programmer.set_min_sync_period(tuning.borrow().min_sync_period);
                     self.program().await;
                 }
                 Ok(()) = pod_networks.changed() => {
                     self.pod_networks = pod_networks.borrow_and_update().clone();
-                    let addresses = addresses.borrow().clone();
-                    self.view_node(&addresses);
+                    self.view_node(&addresses.borrow(), &tuning.borrow());
                     self.program().await;
                 }
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -225,7 +251,8 @@ impl Reconciler {
         }
     }
 
-    async fn take(&mut self, outcome: Outcome, addresses: &BTreeSet<IpAddr>) {
+    // Takes over what has changed; it is in effect once it is programmed. True if the node is among it.
+    async fn take(&mut self, outcome: Outcome) -> bool {
         let Outcome {
             events,
             simulated,
@@ -249,6 +276,7 @@ impl Reconciler {
         }
         let mut node_changed = false;
         for event in events {
+            self.programmer.metrics().changed(&event);
             match event {
                 Event::NodeApplied(node) => {
                     self.node = Some(node);
@@ -268,14 +296,11 @@ impl Reconciler {
                 | Event::NamespaceDeleted(_) => self.builder.apply(event),
             }
         }
-        if node_changed {
-            self.view_node(addresses);
-        }
         if synced && !self.builder.is_synced() {
             self.builder.set_synced();
             info!("initial state is complete");
         }
-        self.program().await;
+        node_changed
     }
 
     // Before the initial state is complete nothing is programmed, and nothing old removed.
@@ -289,12 +314,12 @@ impl Reconciler {
     }
 
     // What routing knows of the node: its object joined with what the interfaces say.
-    fn view_node(&mut self, addresses: &BTreeSet<IpAddr>) {
+    fn view_node(&mut self, addresses: &BTreeSet<IpAddr>, tuning: &Tuning) {
         let primary = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
-        let mut chosen = self.node_port_addresses.select(addresses, primary);
-        let health_check_addresses = self.node_port_addresses.select_binds(&chosen);
+        let mut chosen = tuning.node_port_addresses.select(addresses, primary);
+        let health_check_addresses = tuning.node_port_addresses.select_binds(&chosen);
         // kube-proxy's flag is about node ports alone.
-        chosen.retain(|ip| self.localhost_node_ports || !ip.is_loopback());
+        chosen.retain(|ip| tuning.localhost_node_ports || !ip.is_loopback());
         self.builder.set_node(NodeView {
             name: Some(self.node_name.clone()),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),

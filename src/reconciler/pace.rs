@@ -1,6 +1,7 @@
 //! When the kernel is written to. Pure: the clock is an argument, and it says when to ask again.
 //!
-//! Changes within [`GATHER`] of the first are written together. A write that failed is tried again, waiting longer
+//! Changes within [`GATHER`] of the first are written together, and an interval that the operator gave is kept between
+//! writes. A write that failed is tried again, waiting longer
 //! each time but never longer than the sync period; and once per sync period everything is checked.
 
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Pace {
     sync_period: Duration,
+    min_period: Duration,
+    last_write: Option<Instant>,
     write_at: Option<Instant>,
     retry: Duration,
     check_at: Instant,
@@ -24,20 +27,29 @@ impl Pace {
     pub(super) fn new(sync_period: Duration, now: Instant) -> Self {
         Self {
             sync_period,
+            min_period: Duration::ZERO,
+            last_write: None,
             write_at: None,
             retry: FIRST_RETRY,
             check_at: now + sync_period,
         }
     }
 
+    /// At least so much time lies between two writes from now on.
+    pub(super) fn set_min_period(&mut self, min_period: Duration) {
+        self.min_period = min_period;
+    }
+
     /// Something changed that the kernel must learn.
     pub(super) fn changed(&mut self, now: Instant) {
-        let due = now + GATHER;
+        let earliest = self.last_write.map(|last| last + self.min_period);
+        let due = (now + GATHER).max(earliest.unwrap_or(now));
         self.write_at = Some(self.write_at.map_or(due, |at| at.min(due)));
     }
 
     /// A write was tried.
     pub(super) fn written(&mut self, now: Instant, success: bool) {
+        self.last_write = Some(now);
         if success {
             self.write_at = None;
             self.retry = FIRST_RETRY;
@@ -91,6 +103,23 @@ mod tests {
         pace.written(start + GATHER, true);
         assert!(!pace.is_waiting());
         assert_eq!(pace.next(), start + GATHER + PERIOD);
+    }
+
+    #[test]
+    fn an_interval_that_was_asked_for_is_kept_between_writes() {
+        let start = Instant::now();
+        let mut pace = Pace::new(PERIOD, start);
+        pace.set_min_period(Duration::from_secs(1));
+        pace.changed(start);
+        assert_eq!(pace.next(), start + GATHER, "nothing was written yet");
+        let written = start + GATHER;
+        pace.written(written, true);
+        pace.changed(written + GATHER);
+        assert_eq!(pace.next(), written + Duration::from_secs(1));
+        pace.written(pace.next(), true);
+        let later = written + Duration::from_secs(9);
+        pace.changed(later);
+        assert_eq!(pace.next(), later + GATHER);
     }
 
     #[test]

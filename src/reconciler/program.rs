@@ -25,6 +25,7 @@ use crate::routing::{HealthCheck, NodeView, Route, RoutingTable, ServiceEntry, T
 use crate::telemetry::Health;
 
 use super::health_checks::HealthChecks;
+use super::metrics::{Metrics, NoLocal};
 use super::rules::{Due, KernelRules};
 
 /// What programming does to the world.
@@ -81,9 +82,15 @@ struct Programmed {
 }
 
 impl<E: Effects> Programmer<E> {
-    pub(super) fn new(effects: E, health: Health, sync_period: Duration, now: Instant) -> Self {
+    pub(super) fn new(
+        effects: E,
+        health: Health,
+        metrics: Metrics,
+        sync_period: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
-            rules: KernelRules::new(&effects.families(), health, sync_period, now),
+            rules: KernelRules::new(&effects.families(), health, metrics, sync_period, now),
             effects,
             health_checks: HealthChecks::default(),
             services: HashMap::new(),
@@ -94,6 +101,16 @@ impl<E: Effects> Programmer<E> {
             sweep_at: now + SWEEP,
             node: None,
         }
+    }
+
+    /// What the loop counts.
+    pub(super) fn metrics(&mut self) -> &mut Metrics {
+        self.rules.metrics()
+    }
+
+    /// At least so much time lies between two writes to the kernel from now on.
+    pub(super) fn set_min_sync_period(&mut self, min_period: Duration) {
+        self.rules.set_min_period(min_period);
     }
 
     /// Brings listeners and the published table in line with what `builder` knows by now; rules follow in
@@ -169,6 +186,10 @@ impl<E: Effects> Programmer<E> {
                 }
                 Due::Check => self.rules.check(family, &mut self.effects, now).await,
             }
+        }
+        // Before the first table nothing is in effect.
+        if self.node.is_some() {
+            self.rules.note_effects();
         }
         if self.has_written() {
             self.close_unused().await;
@@ -308,6 +329,13 @@ impl<E: Effects> Programmer<E> {
     // kernel must learn something.
     async fn settle(&mut self, name: ServiceName, mut service: Programmed, now: Instant) {
         let before = self.services.remove(&name).unwrap_or_default();
+        for family in Family::BOTH {
+            let lacking = |programmed: &Programmed| {
+                NoLocal::of(family, programmed.routes.iter().map(Arc::as_ref))
+            };
+            let (before, after) = (lacking(&before), lacking(&service));
+            self.rules.metrics().recount(family, before, after);
+        }
         for id in before.specs.keys() {
             if !service.specs.contains_key(id) {
                 self.closing.push(id.clone());

@@ -19,6 +19,7 @@ use crate::testkit::{
     EndpointWith, ep, ip, node_name, port, service, service_name, service_port, slice, tcp,
 };
 
+use super::metrics::Metrics;
 use super::pace::GATHER;
 use super::program::{Effects, Programmer};
 
@@ -126,7 +127,13 @@ impl Bench {
         let now = Instant::now();
         let mut builder = TableBuilder::new(Arc::new(Algorithms::default()), Algorithm::RoundRobin);
         builder.set_node(NodeView::default());
-        let programmer = Programmer::new(recorder, Health::default(), Duration::from_secs(30), now);
+        let programmer = Programmer::new(
+            recorder,
+            Health::default(),
+            Metrics::new(&prometheus::Registry::new()).unwrap(),
+            Duration::from_secs(30),
+            now,
+        );
         Self {
             programmer,
             builder,

@@ -4,18 +4,21 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use jiff::Timestamp;
 use tracing::{debug, error, info, warn};
 
 use crate::capture::plan::Rules;
 use crate::model::Family;
 use crate::telemetry::Health;
 
+use super::metrics::{Extent, Metrics};
 use super::pace::Pace;
 use super::program::Effects;
 
 /// The rules of all captured families.
 pub(super) struct KernelRules {
     health: Health,
+    metrics: Metrics,
     families: BTreeMap<Family, FamilyRules>,
 }
 
@@ -37,6 +40,7 @@ impl KernelRules {
     pub(super) fn new(
         families: &[Family],
         health: Health,
+        metrics: Metrics,
         sync_period: Duration,
         now: Instant,
     ) -> Self {
@@ -47,7 +51,33 @@ impl KernelRules {
         };
         Self {
             health,
+            metrics,
             families: families.iter().map(|family| (*family, state())).collect(),
+        }
+    }
+
+    /// What the loop counts.
+    pub(super) fn metrics(&mut self) -> &mut Metrics {
+        &mut self.metrics
+    }
+
+    /// What has changed is in effect where nothing waits to be written: the table is published already.
+    pub(super) fn note_effects(&mut self) {
+        for family in Family::BOTH {
+            let state = self.families.get(&family);
+            if state.is_none_or(|state| !state.pace.is_waiting()) {
+                self.metrics.in_effect(family, Timestamp::now());
+            }
+        }
+        if self.all_written() {
+            self.metrics.all_in_effect();
+        }
+    }
+
+    /// At least so much time lies between two writes of a family from now on.
+    pub(super) fn set_min_period(&mut self, min_period: Duration) {
+        for state in self.families.values_mut() {
+            state.pace.set_min_period(min_period);
         }
     }
 
@@ -67,6 +97,7 @@ impl KernelRules {
             if let Some(state) = self.families.get_mut(family) {
                 state.pace.changed(now);
                 self.health.queued(family.as_str(), now);
+                self.metrics.queued(*family);
             }
         }
     }
@@ -103,10 +134,16 @@ impl KernelRules {
             return;
         };
         if state.written.as_ref() != Some(&rules) {
+            let begun = Instant::now();
+            let extent = state
+                .written
+                .as_ref()
+                .map_or(Extent::Full, |_| Extent::Partial);
             if let Err(error) = effects.write_rules(&rules).await {
                 error!(%family, %error, "rules could not be written; they are tried again");
                 return state.failed(now);
             }
+            self.metrics.written(family, begun.elapsed(), extent);
             debug!(%family, redirects = rules.redirects.len(), node_ports = rules.node_ports.len(), "rules written");
         }
         if std::mem::take(&mut state.failing) {

@@ -67,7 +67,15 @@ impl Standalone {
         let remark = |key: &ObjectKey, note: &Note| self.intake.remark(key, note);
         self.store.take(changes, &remark, &mut outcome);
         if let Some(kept) = &mut self.kept {
-            kept.keep(self.intake.allocations());
+            for change in changes {
+                let key = match change {
+                    Change::Applied(object) => object.key(),
+                    Change::Deleted(key) => key.clone(),
+                };
+                let holds = self.intake.allocation_of(&key);
+                kept.note(key, holds);
+            }
+            kept.save();
         }
         outcome
     }

@@ -5,6 +5,7 @@
 //! facts alone, never on the way they came in, save that of two Services that claim one address the older one has it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{
@@ -37,6 +38,8 @@ pub struct TableBuilder {
     claims: Claims,
     figures: HashMap<ServicePortKey, Figures>,
     dirty: BTreeSet<ServiceName>,
+    // Served by this process itself.
+    reserved: BTreeSet<SocketAddr>,
 }
 
 /// A table and what became different in it.
@@ -67,6 +70,7 @@ impl TableBuilder {
             claims: Claims::default(),
             figures: HashMap::new(),
             dirty: BTreeSet::new(),
+            reserved: BTreeSet::new(),
         }
     }
 
@@ -74,6 +78,13 @@ impl TableBuilder {
     #[must_use]
     pub fn ejecting(mut self, rule: OutlierEjection) -> Self {
         self.default_ejection = rule;
+        self
+    }
+
+    /// Leaves these addresses to servers of this process, whatever Service has them: they are no frontends.
+    #[must_use]
+    pub fn reserving(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.reserved.extend(addresses);
         self
     }
 
@@ -287,6 +298,10 @@ impl TableBuilder {
         let frontends = wanted_frontends(service, port, key.family)
             .into_iter()
             .filter(|(frontend, _)| holds(Claim::Frontend(*frontend)))
+            .filter(|(frontend, _)| {
+                let address = SocketAddr::new(frontend.ip, frontend.port);
+                !self.reserved.contains(&address)
+            })
             .collect();
         let node_port = port
             .node_port

@@ -23,10 +23,8 @@ pub fn init(
     format: Format,
     directives: &str,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // hickory formats a line per answer at info; our own counters say the same for nothing. The Kubernetes client prints
-    // whole answers that it cannot read; what follows from them, `sources::kube` says.
+    // The Kubernetes client prints whole answers that it cannot read; what follows from them, `sources::kube` says.
     let filter = EnvFilter::try_new(directives)?
-        .add_directive("hickory_server=off".parse()?)
         .add_directive("kube_client=off".parse()?)
         .add_directive("kube_runtime=off".parse()?);
     let builder = tracing_subscriber::fmt()

@@ -7,6 +7,7 @@ mod matcher;
 mod mutations;
 mod services;
 mod slices;
+mod spoilt;
 
 use serde_json::Value;
 

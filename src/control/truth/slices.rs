@@ -21,16 +21,20 @@ fn slices_behave_as_recorded() {
     let cases = cases(SLICES);
     let mut failures = Vec::new();
     for case in &cases {
-        let id = case["id"].as_str().unwrap().to_owned();
-        let mut run = Run::new(case["flags"].clone());
-        for (n, step) in case["steps"].as_array().unwrap().iter().enumerate() {
-            if let Err(why) = run.step(step) {
-                failures.push((id, format!("step {n}: {why}")));
-                break;
-            }
+        if let Err(why) = play(case) {
+            failures.push((case["id"].as_str().unwrap().to_owned(), why));
         }
     }
     report(cases.len(), failures, &EXCUSED);
+}
+
+/// Plays one case; the first step that comes out differently, and how.
+pub(super) fn play(case: &Value) -> Result<(), String> {
+    let mut run = Run::new(case["flags"].clone());
+    for (n, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+        run.step(step).map_err(|why| format!("step {n}: {why}"))?;
+    }
+    Ok(())
 }
 
 /// One case under way.
@@ -102,7 +106,9 @@ impl Run {
         for side in [&mut actual, &mut expected] {
             // The order of ports and subsets means nothing, and is recorded in another one.
             for object in side["endpoints"].as_array_mut().into_iter().flatten() {
-                let subsets = object["subsets"].as_array_mut().unwrap();
+                let Some(subsets) = object["subsets"].as_array_mut() else {
+                    continue;
+                };
                 for ports in subsets
                     .iter_mut()
                     .filter_map(|subset| subset["ports"].as_array_mut())

@@ -52,7 +52,8 @@ enum Place {
 
 /// The thread drains.
 struct Ending {
-    until: Instant,
+    // `None` is so late that no clock shows it.
+    until: Option<Instant>,
     // Connections there were at its beginning.
     active: usize,
     done: oneshot::Sender<Drained>,
@@ -167,8 +168,10 @@ impl Engine {
                     for (_, place) in std::mem::take(&mut self.served) {
                         self.stop(place);
                     }
-                    let until = self.reactor.now() + patience;
-                    self.reactor.call_at(until, Token::Patience);
+                    let until = self.reactor.now().checked_add(patience);
+                    if let Some(until) = until {
+                        self.reactor.call_at(until, Token::Patience);
+                    }
                     self.ending = Some(Ending {
                         until,
                         active: self.tcp.connections(),
@@ -211,9 +214,10 @@ impl Engine {
     }
 
     fn is_drained(&self) -> bool {
-        self.ending
-            .as_ref()
-            .is_some_and(|ending| self.tcp.connections() == 0 || ending.until <= self.reactor.now())
+        self.ending.as_ref().is_some_and(|ending| {
+            let is_over = |until| until <= self.reactor.now();
+            self.tcp.connections() == 0 || ending.until.is_some_and(is_over)
+        })
     }
 
     // Resets what is left, then answers.

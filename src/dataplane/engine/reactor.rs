@@ -16,6 +16,7 @@ pub(in super::super) struct Reactor {
     timers: Timers,
     again: Vec<Token>,
     now: Instant,
+    round: u64,
 }
 
 impl Reactor {
@@ -29,12 +30,18 @@ impl Reactor {
             timers: Timers::default(),
             again: Vec::new(),
             now: Instant::now(),
+            round: 0,
         })
     }
 
     /// The time of the present round: read once, because flows ask often.
     pub(in super::super) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// The number of the present round.
+    pub(in super::super) fn round(&self) -> u64 {
+        self.round
     }
 
     /// Tells `token` what becomes possible on `socket`, until that is closed.
@@ -91,6 +98,7 @@ impl Reactor {
         };
         let outcome = self.poller.wait(events, timeout);
         self.now = Instant::now();
+        self.round += 1;
         outcome
     }
 

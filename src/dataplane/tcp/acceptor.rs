@@ -26,6 +26,7 @@ pub(super) struct Acceptor {
     listener: Arc<Listener>,
     socket: TcpListener,
     per_round: usize,
+    last_round: u64,
     resting: bool,
 }
 
@@ -45,6 +46,7 @@ impl Acceptor {
             listener,
             socket,
             per_round: 1,
+            last_round: 0,
             resting: false,
         }
     }
@@ -62,11 +64,15 @@ impl Acceptor {
         reactor.watch(&self.socket, Interest::Level, Token::TcpListener(key))
     }
 
-    /// How many to take in this round: one, and twice as many each time that there are enough.
-    pub(super) fn turn(&mut self) -> usize {
-        let turn = self.per_round;
-        self.per_round = (turn * 2).min(MOST_PER_ROUND);
-        turn
+    /// How many to take in this round: one, and twice as many as in the round before if some were left there.
+    pub(super) fn turn(&mut self, round: u64) -> usize {
+        self.per_round = if round == self.last_round + 1 {
+            (self.per_round * 2).min(MOST_PER_ROUND)
+        } else {
+            1
+        };
+        self.last_round = round;
+        self.per_round
     }
 
     /// Takes one.
@@ -77,7 +83,8 @@ impl Acceptor {
         match accept(&self.socket) {
             Ok((client, peer)) => Taken::Connection(client, peer),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.per_round = 1;
+                // The next one is not what this round left.
+                self.last_round = 0;
                 Taken::Nothing
             }
             Err(error) if is_shortage(&error) => {
@@ -119,7 +126,6 @@ impl Acceptor {
     }
 
     fn rest(&mut self, key: Key, reactor: &mut Reactor) {
-        self.per_round = 1;
         self.resting = true;
         self.hear(Interest::Nothing, key, reactor);
         reactor.call_at(reactor.now() + REST, Token::TcpListener(key));

@@ -98,7 +98,7 @@ impl Tcp {
             return;
         };
         let listener = acceptor.listener().clone();
-        for _ in 0..acceptor.turn() {
+        for _ in 0..acceptor.turn(reactor.round()) {
             let Some(acceptor) = self.acceptors.get_mut(key) else {
                 return;
             };

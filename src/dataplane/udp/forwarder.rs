@@ -260,8 +260,10 @@ impl Forwarder {
             let Some(socket) = session.socket() else {
                 continue;
             };
-            match batch.receive(socket, filled..SLOTS) {
+            let most = session.expected().min(SLOTS - filled);
+            match batch.receive(socket, filled..filled + most) {
                 Ok(n) => {
+                    session.received(n, most);
                     let slots = filled..filled + n;
                     let returned = slots.clone().map(|slot| batch.len(slot) as u64).sum();
                     for slot in slots {
@@ -269,8 +271,8 @@ impl Forwarder {
                     }
                     session.returned(returned);
                     filled += n;
-                    if filled == SLOTS {
-                        // It filled what was left: there may be more. Others first.
+                    if n == most {
+                        // As much as it was asked for: there may be more. Others first.
                         self.ready.push_back(id);
                     } else {
                         session.drained();

@@ -22,6 +22,12 @@ use super::super::flow_log::Closed;
 /// How many backends one datagram is offered at most.
 const ATTEMPTS: usize = 4;
 
+/// Datagrams that a backend's socket is asked for at least: one more than one, so that one alone is known to be all.
+const FEWEST: u8 = 2;
+
+/// And at most: a batch.
+const MOST: u8 = 64;
+
 /// A flow's state beyond its place in the table.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -34,6 +40,7 @@ pub(super) struct Session {
     opened: Instant,
     bytes_to_backend: u64,
     bytes_to_client: u64,
+    expected: u8,
 }
 
 #[derive(Debug)]
@@ -113,6 +120,22 @@ impl Session {
             opened: now,
             bytes_to_backend: 0,
             bytes_to_client: 0,
+            expected: FEWEST,
+        }
+    }
+
+    /// How many datagrams to ask the backend's socket for: few, because most flows answer one by one and each place
+    /// that is offered to the kernel costs, and more after they were taken.
+    pub(super) fn expected(&self) -> usize {
+        usize::from(self.expected)
+    }
+
+    /// The socket was asked for `most` and had `n`.
+    pub(super) fn received(&mut self, n: usize, most: usize) {
+        if n == most {
+            self.expected = self.expected.saturating_mul(2).min(MOST);
+        } else if n <= most / 4 {
+            self.expected = (self.expected / 2).max(FEWEST);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as k8s;
 
 use super::{Converted, Note, SCTP, identity, label, parse_ip, protocol};
@@ -15,6 +16,9 @@ use crate::model::{
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Marks slices of Services without a cluster IP; present counts, whatever its value.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// When the change that the slice tells of happened.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Narrows a slice. `None` if it belongs to no Service, or if its addresses are no IP addresses (`FQDN`): there is
 /// nothing in it to route to.
@@ -34,9 +38,16 @@ pub fn slice(object: &k8s::EndpointSlice) -> Option<Converted<EndpointSlice>> {
         ports: ports(object, &mut notes),
         sctp_ports: sctp_ports(object),
         endpoints: endpoints(object, family, &mut notes),
+        triggered: triggered(object),
         headless: label(&object.metadata, HEADLESS).is_some(),
     };
     Some(Converted { value, notes })
+}
+
+// For a figure only, so one that cannot be read is none.
+fn triggered(object: &k8s::EndpointSlice) -> Option<Timestamp> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    annotations.get(TRIGGER_TIME)?.parse().ok()
 }
 
 /// The slice without endpoints at loopback addresses, which an API server would not have accepted: behind them is

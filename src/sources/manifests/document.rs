@@ -15,13 +15,13 @@ use super::tree::{Node, SyntaxError, Value};
 use crate::control::{Kind, Object, ObjectKey};
 
 /// How many documents of a file are read: ten times what a large cluster has in Services.
-const MAX_DOCUMENTS: usize = 100_000;
+pub(super) const MAX_DOCUMENTS: usize = 100_000;
 
 /// What a document turned out to be.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Document {
     /// An object.
-    Object(Manifest),
+    Object(Arc<Manifest>),
     /// No object, but the name of the one that it should be, if that is readable.
     Refused(Option<ObjectKey>, Vec<Finding>),
     /// Not even a tree.
@@ -38,8 +38,7 @@ pub(super) fn interpret(
     let mut found = Vec::with_capacity(documents.len());
     for document in documents {
         if found.len() > MAX_DOCUMENTS {
-            let message = format!("more than {MAX_DOCUMENTS} documents; the rest is not read");
-            found.push(unparsable(file, SyntaxError::new(1, message)));
+            found.push(too_many(file));
             break;
         }
         match document {
@@ -48,6 +47,12 @@ pub(super) fn interpret(
         }
     }
     found
+}
+
+/// Says that a file has more than [`MAX_DOCUMENTS`].
+pub(super) fn too_many(file: &Arc<Path>) -> Document {
+    let message = format!("more than {MAX_DOCUMENTS} documents; the rest is not read");
+    unparsable(file, SyntaxError::new(1, message))
 }
 
 fn unparsable(file: &Arc<Path>, error: SyntaxError) -> Document {
@@ -73,14 +78,14 @@ fn interpret_node(file: &Arc<Path>, node: Node, found: &mut Vec<Document>) {
             }
         },
         Ok(Identity::Of(kind)) => found.push(match decode_as(kind, &node) {
-            Ok(object) => Document::Object(Manifest {
+            Ok(object) => Document::Object(Arc::new(Manifest {
                 object,
                 origin: Origin {
                     file: Arc::clone(file),
                     line: node.line,
                     tree: Arc::new(node),
                 },
-            }),
+            })),
             Err(misfits) => refused(file, &node, reason::BAD_REQUEST, misfits),
         }),
         Ok(Identity::Foreign(misfit)) => found.push(Document::Ignored(finding(

@@ -7,10 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::document::{Document, interpret};
 use super::finding::{Finding, reason};
-use super::json::parse_json;
-use super::yaml::parse_yaml;
 
 /// The largest file that is read. An API server takes 3 MiB in one request, and etcd half of that.
 pub(super) const MAX_FILE_SIZE: u64 = 16 << 20;
@@ -106,19 +103,6 @@ pub(super) fn read_text(path: &Path) -> Result<String, ReadError> {
     })
 }
 
-/// The documents in the text of a file; its name says in which notation.
-pub(super) fn parse(file: &Arc<Path>, text: &str) -> Vec<Document> {
-    let is_json = file
-        .extension()
-        .is_some_and(|extension| extension == "json");
-    let trees = if is_json {
-        parse_json(text)
-    } else {
-        parse_yaml(text)
-    };
-    interpret(file, trees)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -126,6 +110,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sources::manifests::document::Document;
+    use crate::sources::manifests::pieces::Pieces;
+
+    fn parse(file: &Arc<Path>, text: &str) -> Vec<Document> {
+        Pieces::default().read(file, text)
+    }
 
     fn written(name: &str, content: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();

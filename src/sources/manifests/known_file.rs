@@ -3,6 +3,7 @@
 //! Most looks end at the stamp: ten thousand files without a change cost ten thousand `stat` calls. A file that looks
 //! half written is not believed at once.
 
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::claims::Place;
 use super::document::Document;
-use super::file::{ReadError, Stamp, parse, read_text};
+use super::file::{ReadError, Stamp, read_text};
 use super::finding::Finding;
+use super::pieces::Pieces;
 use crate::control::ObjectKey;
 
 /// How long an empty or unparsable file must stay as it is before that counts: editors empty a file before they fill
@@ -30,6 +32,7 @@ pub(super) struct KnownFile {
     stamp: Option<Stamp>,
     digest: Option<u64>,
     suspect: Option<Suspect>,
+    pieces: Pieces,
     pub(super) objects: Vec<(ObjectKey, Place)>,
     pub(super) refused: Vec<Finding>,
     pub(super) warnings: Vec<Finding>,
@@ -52,12 +55,16 @@ pub(super) enum Patience {
     None,
     /// Leave it for a later look, until it has been quiet.
     UntilQuiet,
+    /// Leave it for a later look, and one too that describes other objects than before: they may be on their way from
+    /// one file to another.
+    InPlace,
 }
 
 /// What reading a file gave.
 pub(super) enum Reading {
     Same,
-    HalfWritten,
+    /// There is something new, for a later look.
+    Postponed,
     Changed(Vec<Document>),
 }
 
@@ -89,12 +96,14 @@ impl KnownFile {
             (self.stamp, self.suspect) = (conclusive, None);
             return Reading::Same;
         }
-        let documents = parse(file, &text);
-        if patience == Patience::UntilQuiet
-            && looks_half_written(&documents)
-            && !self.has_been_quiet(stamp)
-        {
-            return Reading::HalfWritten;
+        let documents = self.pieces.read(file, &text);
+        let is_believed = match patience {
+            Patience::None => true,
+            Patience::UntilQuiet => !looks_half_written(&documents) || self.has_been_quiet(stamp),
+            Patience::InPlace => !looks_half_written(&documents) && self.describes_only(&documents),
+        };
+        if !is_believed {
+            return Reading::Postponed;
         }
         (self.stamp, self.digest, self.suspect) = (conclusive, digest, None);
         Reading::Changed(documents)
@@ -108,6 +117,16 @@ impl KnownFile {
             return Reading::Same;
         }
         Reading::Changed(vec![Document::Unparsable(finding)])
+    }
+
+    /// Whether these are about the objects that the file described before, all of them.
+    fn describes_only(&self, documents: &[Document]) -> bool {
+        let now = documents.iter().filter_map(|document| match document {
+            Document::Object(manifest) => Some(manifest.object.key()),
+            Document::Refused(..) | Document::Unparsable(_) | Document::Ignored(_) => None,
+        });
+        let before = self.objects.iter().map(|(key, _)| key.clone());
+        now.collect::<BTreeSet<_>>() == before.collect()
     }
 
     /// Whether the file has had this stamp for [`QUIET`], or has changed for too long.

@@ -23,6 +23,7 @@ pub struct Origin {
     pub file: Arc<Path>,
     /// The line of the document, from 1.
     pub line: u32,
+    /// As it was read; since then the document may have moved within its file.
     pub(super) tree: Arc<Node>,
 }
 
@@ -30,7 +31,13 @@ impl Origin {
     /// The line of a field such as `spec.ports[0].nodePort`; if the field is not written, that of the innermost part
     /// of the path that is.
     pub fn line_of(&self, field: &str) -> u32 {
-        let line_of = |field: &str| self.tree.line_of(field);
+        let (now, then) = (self.line, self.tree.line);
+        let line_of = |field: &str| {
+            self.tree
+                .line_of(field)
+                .wrapping_add(now)
+                .wrapping_sub(then)
+        };
         match field.strip_prefix("spec.clusterIPs") {
             // The API server speaks of the list; people write its first entry.
             Some("" | "[0]") if line_of("spec.clusterIPs") == line_of("spec") => {
@@ -73,11 +80,13 @@ impl Origin {
 mod tests {
     use super::*;
     use crate::sources::manifests::document::Document;
-    use crate::sources::manifests::file::parse;
+    use crate::sources::manifests::pieces::Pieces;
 
     fn line_of(spec: &str, field: &str) -> u32 {
         let text = format!("kind: Service\napiVersion: v1\nspec:\n{spec}");
-        let document = parse(&Path::new("a.yaml").into(), &text).remove(0);
+        let document = Pieces::default()
+            .read(&Path::new("a.yaml").into(), &text)
+            .remove(0);
         let Document::Object(manifest) = document else {
             panic!("{document:?}")
         };

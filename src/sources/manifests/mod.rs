@@ -19,6 +19,8 @@ mod json;
 mod known_file;
 mod manifest;
 mod mismatch;
+mod noticed;
+mod pieces;
 mod tree;
 mod watch;
 mod yaml;

@@ -1,25 +1,27 @@
 //! When to look at the directory: at every change the kernel tells of, and now and then in any case.
 //!
-//! Changes come in bursts (an editor's save is five events, `kubectl kustomize > file` hundreds of writes); a burst is
-//! one look. Where inotify is refused, because its instances are used up or the file system has none, a look every
-//! second replaces it.
+//! A manifest that somebody has finished writing is looked at alone and at once. Whatever comes or goes is looked at
+//! with all the rest when its burst is over (an editor's save is five events, `kubectl kustomize > file` hundreds of
+//! writes), so that an object which moves from one file to another is never gone. Where inotify is refused, because its
+//! instances are used up or the file system has none, a look every second replaces it.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
-use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::directory::{Directory, Scan, ScanError, Update};
 use super::known_file::{Patience, QUIET};
+use super::noticed::Noticed;
 
 /// Silence after which a burst of changes is over.
 const BURST_GAP: Duration = Duration::from_millis(20);
@@ -60,26 +62,39 @@ pub async fn watch(
     if updates.send(first?.updates).await.is_err() {
         return Ok(());
     }
-    let mut pause = alarm.interval();
+    let mut whole_look = WholeLook::after(alarm.interval());
     let mut is_failing = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = updates.closed() => return Ok(()),
-            () = alarm.burst() => {}
-            () = sleep(pause) => {}
+            () = alarm.rings.notified() => {
+                let written = std::mem::take(&mut alarm.noticed().written);
+                if !written.is_empty() {
+                    let (returned, scan) = glance(directory, written).await?;
+                    directory = returned;
+                    alarm.noticed().other |= scan.unsettled;
+                    if !scan.updates.is_empty() && updates.send(scan.updates).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                whole_look.put_off(&alarm.noticed(), Instant::now());
+                continue;
+            }
+            () = sleep_until(whole_look.due) => {}
         }
         alarm.renew(&dir);
+        *alarm.noticed() = Noticed::default();
         let (returned, outcome) = look(directory, Patience::UntilQuiet).await?;
         directory = returned;
         match outcome {
             Ok(scan) => {
                 is_failing = false;
-                pause = if scan.unsettled {
+                whole_look = WholeLook::after(if scan.unsettled {
                     QUIET
                 } else {
                     alarm.interval()
-                };
+                });
                 if !scan.updates.is_empty() && updates.send(scan.updates).await.is_err() {
                     return Ok(());
                 }
@@ -88,7 +103,8 @@ pub async fn watch(
                 if !is_failing {
                     warn!(%error, "the last good manifests stay");
                 }
-                (is_failing, pause) = (true, POLL_INTERVAL);
+                is_failing = true;
+                whole_look = WholeLook::after(POLL_INTERVAL);
             }
         }
     }
@@ -106,9 +122,57 @@ async fn look(
     .await
 }
 
+/// The same at a few files.
+async fn glance(
+    mut directory: Directory,
+    files: BTreeSet<PathBuf>,
+) -> Result<(Directory, Scan), JoinError> {
+    spawn_blocking(move || {
+        let scan = directory.glance(&files);
+        (directory, scan)
+    })
+    .await
+}
+
+/// When to look at everything.
+#[derive(Clone, Copy, Debug)]
+struct WholeLook {
+    /// Without a burst.
+    regular: Instant,
+    burst_began: Option<Instant>,
+    due: Instant,
+}
+
+impl WholeLook {
+    fn after(pause: Duration) -> Self {
+        let regular = Instant::now() + pause;
+        Self {
+            regular,
+            burst_began: None,
+            due: regular,
+        }
+    }
+
+    /// Waits for the end of a burst, but not for ever; and for a writer to finish, as long.
+    fn put_off(&mut self, noticed: &Noticed, now: Instant) {
+        if !noticed.other && noticed.unfinished.is_empty() {
+            (self.burst_began, self.due) = (None, self.regular);
+            return;
+        }
+        let end = *self.burst_began.get_or_insert(now) + LONGEST_BURST;
+        let due = if noticed.other {
+            end.min(now + BURST_GAP)
+        } else {
+            end
+        };
+        self.due = due.min(self.regular);
+    }
+}
+
 /// Wakes us when something in the directory changes.
 struct Alarm {
-    changed: Arc<Notify>,
+    rings: Arc<Notify>,
+    noticed: Arc<Mutex<Noticed>>,
     /// The watch and what it is on, by device and inode; `None` where inotify is refused.
     watch: Option<(RecommendedWatcher, (u64, u64))>,
 }
@@ -116,7 +180,8 @@ struct Alarm {
 impl Alarm {
     fn new(dir: &Path) -> Self {
         let mut alarm = Self {
-            changed: Arc::new(Notify::new()),
+            rings: Arc::default(),
+            noticed: Arc::default(),
             watch: None,
         };
         if let Err(error) = alarm.start(dir) {
@@ -139,12 +204,20 @@ impl Alarm {
     }
 
     fn start(&mut self, dir: &Path) -> Result<(), notify::Error> {
-        let changed = Arc::clone(&self.changed);
-        // Whatever it is, one look finds out; an error (a full kernel queue) means that something was missed.
+        let (rings, noticed) = (Arc::clone(&self.rings), Arc::clone(&self.noticed));
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                if event.map_or(true, |event| may_change_content(event.kind)) {
-                    changed.notify_one();
+                let mut noticed = noticed.lock().unwrap_or_else(PoisonError::into_inner);
+                let matters = match event {
+                    Ok(event) => noticed.note(&event),
+                    // A full kernel queue: something was missed.
+                    Err(_) => {
+                        noticed.other = true;
+                        true
+                    }
+                };
+                if matters {
+                    rings.notify_one();
                 }
             })?;
         let watched = identity(dir).map_err(notify::Error::io)?;
@@ -161,29 +234,8 @@ impl Alarm {
         }
     }
 
-    /// Waits for a change and for the end of its burst.
-    async fn burst(&self) {
-        self.changed.notified().await;
-        let end = Instant::now() + LONGEST_BURST;
-        loop {
-            tokio::select! {
-                () = self.changed.notified() => {}
-                () = sleep(BURST_GAP) => return,
-                () = sleep_until(end) => return,
-            }
-        }
-    }
-}
-
-/// Our own reading opens and closes the files; only what writes counts.
-fn may_change_content(kind: EventKind) -> bool {
-    match kind {
-        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
-        EventKind::Any
-        | EventKind::Create(_)
-        | EventKind::Modify(_)
-        | EventKind::Remove(_)
-        | EventKind::Other => true,
+    fn noticed(&self) -> MutexGuard<'_, Noticed> {
+        self.noticed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -382,19 +434,60 @@ mod tests {
             .unwrap();
     }
 
-    #[test]
-    fn our_own_reading_is_no_change() {
-        let reading = [
-            AccessKind::Open(AccessMode::Any),
-            AccessKind::Read,
-            AccessKind::Close(AccessMode::Read),
-        ];
-        for access in reading {
-            assert!(!may_change_content(EventKind::Access(access)), "{access:?}");
+    #[tokio::test]
+    async fn an_edit_in_place_is_told_at_once() {
+        let mut fixture = Fixture::start(empty_dir());
+        fixture.next().await;
+        fixture.write("a.yaml", &pod("a"));
+        fixture.next().await;
+        let mut quickest = PATIENCE;
+        for n in 0..20 {
+            let labels = format!("  labels: {{n: \"{n}\"}}\n");
+            let began = Instant::now();
+            fixture.write(
+                "a.yaml",
+                &(pod("a").replace("{name: a}", "\n  name: a") + &labels),
+            );
+            assert_eq!(fixture.next().await, ["applied Pod default/a"]);
+            quickest = quickest.min(began.elapsed());
         }
-        assert!(may_change_content(EventKind::Access(AccessKind::Close(
-            AccessMode::Write
-        ))));
-        assert!(may_change_content(EventKind::Other));
+        assert!(quickest < BURST_GAP, "{quickest:?}");
+    }
+
+    #[tokio::test]
+    async fn an_object_that_moves_to_another_file_is_never_gone() {
+        let mut fixture = Fixture::start(empty_dir());
+        fixture.next().await;
+        fixture.write("a.yaml", &(pod("a") + "---\n" + &pod("b")));
+        fixture.next().await;
+        fixture.write("a.yaml", &pod("a"));
+        fixture.write("b.yaml", &pod("b"));
+        assert_eq!(fixture.next().await, ["applied Pod default/b"]);
+    }
+
+    #[test]
+    fn a_whole_look_waits_for_the_end_of_a_burst_but_not_for_ever() {
+        let mut look = WholeLook::after(SAFETY_INTERVAL);
+        let regular = look.due;
+        let began = Instant::now();
+        let ms = Duration::from_millis;
+        let other = Noticed {
+            other: true,
+            ..Noticed::default()
+        };
+        look.put_off(&other, began);
+        assert_eq!(look.due, began + BURST_GAP);
+        look.put_off(&other, began + ms(15));
+        assert_eq!(look.due, began + ms(15) + BURST_GAP);
+        look.put_off(&other, began + ms(90));
+        assert_eq!(look.due, began + LONGEST_BURST);
+        look.put_off(&Noticed::default(), began + ms(95));
+        assert_eq!(look.due, regular);
+        let unfinished = Noticed {
+            unfinished: [PathBuf::from("a.yaml")].into(),
+            ..Noticed::default()
+        };
+        look.put_off(&unfinished, began);
+        assert_eq!(look.due, began + LONGEST_BURST);
     }
 }

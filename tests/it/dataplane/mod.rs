@@ -7,5 +7,6 @@ mod max_connections;
 mod proxy_protocol;
 mod redirect;
 mod rig;
+mod scale;
 mod tcp;
 mod udp;

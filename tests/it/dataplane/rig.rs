@@ -181,6 +181,7 @@ impl Rig {
                 endpoints: vec![endpoint],
                 sctp_ports: Vec::new(),
                 headless: false,
+                triggered: None,
             };
             self.builder.apply(Event::SliceApplied(Arc::new(slice)));
         }

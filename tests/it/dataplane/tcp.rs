@@ -14,6 +14,7 @@ use super::rig::{POISONOUS, Rig, eventually, is_reset, soon};
 /// A backend, and a client connected to it through the data path.
 struct Pair {
     rig: Rig,
+    backend_addr: String,
     client: TcpStream,
     backend: TcpStream,
 }
@@ -31,6 +32,7 @@ impl Pair {
         let (backend, _) = soon("accept", listener.accept()).await.unwrap();
         Self {
             rig,
+            backend_addr: addr.to_string(),
             client,
             backend,
         }
@@ -89,6 +91,15 @@ async fn bytes_go_both_ways_and_are_counted() {
     drop(pair.backend);
     eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
     assert_eq!(pair.rig.metric("viaduct_tcp_connections_total", ""), 1.0);
+    for (figure, label) in [
+        ("viaduct_service_flows_total", "web"),
+        ("viaduct_backend_flows_total", &pair.backend_addr),
+    ] {
+        assert_eq!(pair.rig.metric(figure, label), 1.0, "{figure}");
+    }
+    let bytes = |family| pair.rig.metric(family, "to_client");
+    assert_eq!(bytes("viaduct_service_bytes_total"), 9.0);
+    assert_eq!(bytes("viaduct_backend_bytes_total"), 9.0);
 }
 
 #[tokio::test]
@@ -331,6 +342,64 @@ async fn a_stalled_reader_stalls_the_sender_and_nobody_else() {
         .await
         .unwrap();
     assert_eq!(got.len(), accepted, "nothing is lost once it reads on");
+}
+
+#[tokio::test]
+async fn a_stalled_reader_leaves_a_fast_one_its_pace_and_takes_bounded_memory() {
+    let (listener, addr) = backend().await;
+    let rig = Rig::start(Tcp, &[addr]);
+    let at = rig.open().await;
+    let mut stuffed = Vec::new();
+    let chunk = pattern(1 << 20);
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(at).await.unwrap();
+        let (stalled, _) = soon("accept", listener.accept()).await.unwrap();
+        while let Ok(written) =
+            tokio::time::timeout(Duration::from_millis(50), client.write(&chunk)).await
+        {
+            written.unwrap();
+        }
+        stuffed.push((client, stalled));
+    }
+    let mut fast = TcpStream::connect(at).await.unwrap();
+    let (mut served, _) = soon("accept", listener.accept()).await.unwrap();
+    let sent = pattern(64 << 20);
+    let copy = sent.clone();
+    let sending = tokio::spawn(async move {
+        fast.write_all(&copy).await.unwrap();
+    });
+    let mut got = Vec::new();
+    soon("the fast one", served.read_to_end(&mut got))
+        .await
+        .unwrap();
+    assert!(got == sent);
+    sending.await.unwrap();
+    // What a stalled flow holds is in a pipe or in what is left of one read; pipes are bounded for all.
+    let pipes = std::fs::read_dir("/proc/self/fd").unwrap().filter(|fd| {
+        let target = std::fs::read_link(fd.as_ref().unwrap().path());
+        target.is_ok_and(|target| target.to_string_lossy().starts_with("pipe:"))
+    });
+    let pipes = pipes.count() / 2;
+    assert!(pipes <= 64, "{pipes} pipes");
+}
+
+#[tokio::test]
+async fn a_reset_in_the_middle_of_a_transfer_is_no_end() {
+    let mut pair = Pair::connect().await;
+    let answer = pattern(64 << 20);
+    // More than all buffers on the way hold, so bytes are under way when the backend breaks.
+    let half = tokio::time::timeout(Duration::from_millis(300), pair.backend.write_all(&answer));
+    assert!(half.await.is_err(), "it fits into the buffers on the way");
+    reset(pair.backend);
+    let mut got = Vec::new();
+    let end = soon("its end", pair.client.read_to_end(&mut got)).await;
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(got.len() < answer.len() && answer.starts_with(&got));
+    eventually("the flow ends", || pair.rig.plane.active_flows() == (0, 0)).await;
+    let resets = pair
+        .rig
+        .metric("viaduct_service_faults_total", "backend_reset");
+    assert_eq!(resets, 1.0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 mod manifests;
 mod pipeline;
 mod play;
+mod rows;
 mod script;
 mod stage;
 mod stored;

@@ -108,6 +108,15 @@ impl Player<'_> {
                 let what = format!("slices of {service}");
                 self.compare(step.line, what, &expected.join(" | "), found);
             }
+            Action::Slice(service, expected) => {
+                let slices = self.slice_objects(service);
+                if !slices.iter().any(|slice| contains(slice, expected)) {
+                    let shown = slices.iter().map(|slice| cut(slice, expected).to_string());
+                    let found = none_if_empty(&shown.collect::<Vec<_>>().join(" | "));
+                    let what = format!("a slice of {service}");
+                    self.compare(step.line, what, &expected.to_string(), found);
+                }
+            }
             Action::Stored(key, expected) => {
                 let found = self.pipeline.control().get(key).map(json_of);
                 let same = match (expected, &found) {
@@ -357,12 +366,17 @@ impl Player<'_> {
     }
 
     fn slices(&self, service: &ServiceName) -> Vec<String> {
+        let slices = self.slice_objects(service);
+        slices.iter().map(shown_slice).collect()
+    }
+
+    fn slice_objects(&self, service: &ServiceName) -> Vec<Value> {
         let objects = self.pipeline.control().list(Kind::EndpointSlice);
         let slices = objects.into_iter().map(json_of).filter(|slice| {
             slice["metadata"]["namespace"] == *service.namespace
                 && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *service.name
         });
-        slices.map(|slice| shown_slice(&slice)).collect()
+        slices.collect()
     }
 }
 

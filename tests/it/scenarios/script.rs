@@ -56,6 +56,8 @@ pub(super) enum Action {
     Conflict(String),
     /// The slices of a Service, as text, sorted.
     Slices(ServiceName, Vec<String>),
+    /// Fields that some slice of a Service has: generated ones have names that nobody knows.
+    Slice(ServiceName, Value),
     /// Fields of a stored object; `None` = there is no such object.
     Stored(ObjectKey, Option<Value>),
 }
@@ -181,6 +183,10 @@ impl Script {
                 slices.sort();
                 Action::Slices(service_name(name)?, slices)
             }
+            "slice" => {
+                let (name, fields) = word(rest);
+                Action::Slice(service_name(name)?, yaml(fields)?)
+            }
             "stored" => {
                 let (key, fields) = key(rest)?;
                 let fields = if fields == "absent" {
@@ -225,6 +231,7 @@ impl Script {
             Action::Expect { .. }
             | Action::Conflict(_)
             | Action::Slices(..)
+            | Action::Slice(..)
             | Action::Stored(..) => true,
         };
         if !self.steps.iter().any(asserts) {
@@ -241,6 +248,7 @@ impl Script {
                 | Action::Expect { .. }
                 | Action::Conflict(_)
                 | Action::Slices(..)
+                | Action::Slice(..)
                 | Action::Stored(..) => &[],
             })
             .collect();

@@ -5,6 +5,8 @@ mod detect_local;
 mod load;
 mod node;
 mod pods;
+mod stickiness;
+mod two_nodes;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -70,6 +72,22 @@ const CASES: &[Case] = &[
     (
         "load::a_dead_backend_is_not_noticed",
         load::a_dead_backend_is_not_noticed,
+    ),
+    (
+        "a_pod_reaches_itself_through_its_service",
+        stickiness::a_pod_reaches_itself_through_its_service,
+    ),
+    (
+        "a_client_returns_to_its_backend_over_both_protocols",
+        stickiness::a_client_returns_to_its_backend_over_both_protocols,
+    ),
+    (
+        "local_policies_differ_from_node_to_node",
+        two_nodes::local_policies_differ_from_node_to_node,
+    ),
+    (
+        "hints_keep_each_zone_to_itself",
+        two_nodes::hints_keep_each_zone_to_itself,
     ),
     (
         "pods_are_recognised_by_their_interfaces",

@@ -44,7 +44,7 @@ impl Default for Web {
 }
 
 impl Web {
-    fn manifest(&self) -> String {
+    pub(super) fn manifest(&self) -> String {
         let Self {
             kind, spec, status, ..
         } = self;
@@ -101,6 +101,7 @@ fn endpoint(name: &str, v6: bool) -> String {
 /// The node of a world with the program on it, and the backends `local` and `remote`.
 pub(super) struct Node {
     program: Option<Running>,
+    second: Option<Running>,
     pub(super) mode: Mode,
     pub(super) flags: Vec<String>,
     directory: TempDir,
@@ -114,6 +115,7 @@ impl Node {
         let backends = [(Place::Local, "local"), (Place::Remote, "remote")];
         let node = Self {
             program: None,
+            second: None,
             mode,
             flags: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
@@ -150,6 +152,12 @@ impl Node {
         self.start_logging_to(log.into());
     }
 
+    /// Makes the place of the remote backend a second node, `n1`, with a program of its own and the same manifests.
+    pub(super) fn start_second(&mut self) {
+        let mut command = self.command("n1", "10.244.1.0/24,fd00:10:244:1::/64");
+        self.second = Some(self.world.spawn_in(Place::Remote, &mut command));
+    }
+
     /// With standard error going to a pipe that nobody holds the other end of.
     pub(super) fn start_unread(&mut self) {
         let (reader, writer) = io::pipe().unwrap();
@@ -158,33 +166,34 @@ impl Node {
     }
 
     fn start_logging_to(&mut self, log: OwnedFd) {
+        let mut command = self.command("n0", "10.244.0.0/24,fd00:10:244::/64");
+        command.stderr(Stdio::from(log));
+        self.program = Some(self.world.spawn_in(Place::Node, &mut command));
+    }
+
+    fn command(&self, name: &str, pods: &str) -> Command {
         let directory = self.directory.path();
         let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
         command
-            .args([
-                "run",
-                "--hostname-override",
-                "n0",
-                "--capture",
-                self.mode.as_str(),
-            ])
+            .args(["run", "--hostname-override", name])
+            .args(["--capture", self.mode.as_str()])
             .args(["--iptables-sync-period", "500ms", "--drain-timeout", "3s"])
             .args([
                 "--service-cluster-ip-range",
                 "10.96.0.0/16,fd00:10:96::/112",
             ])
-            .args(["--cluster-cidr", "10.244.0.0/24,fd00:10:244::/64"])
+            .args(["--cluster-cidr", pods])
             .args(&self.flags)
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--admin-socket")
-            .arg(directory.join("admin.sock"))
+            .arg(directory.join(format!("{name}.sock")))
             .arg("--data-dir")
-            .arg(directory.join("data"))
+            .arg(directory.join(format!("data-{name}")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::from(log));
-        self.program = Some(self.world.spawn_in(Place::Node, &mut command));
+            .stderr(Stdio::null());
+        command
     }
 
     /// As a crash would.

@@ -61,7 +61,7 @@ pub enum ScanError {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) updates: Vec<Update>,
-    /// Some file looks half written: look again after a little.
+    /// Some file looks half written, or was left for a whole look: look again after a little.
     pub(super) unsettled: bool,
 }
 
@@ -128,19 +128,52 @@ impl Directory {
         }
         let mut unsettled = false;
         for (file, metadata) in listed {
-            let known = self.files.entry(Arc::clone(&file)).or_default();
-            let documents = match known.read(&file, metadata, patience) {
-                Reading::Same => continue,
-                Reading::HalfWritten => {
-                    unsettled = true;
-                    continue;
-                }
-                Reading::Changed(documents) => documents,
-            };
-            self.replace(&file, documents, &mut touched);
+            self.files.entry(Arc::clone(&file)).or_default();
+            unsettled |= self.read(&file, metadata, patience, &mut touched);
         }
         let updates = self.differences(touched);
         Ok(Scan { updates, unsettled })
+    }
+
+    /// Looks at these files alone, which somebody has finished writing. What they say of the objects that they
+    /// described before is told; anything else, such as an object that comes or goes, is left for a whole look.
+    pub(super) fn glance(&mut self, files: &BTreeSet<PathBuf>) -> Scan {
+        let mut touched = Touched::default();
+        let mut unsettled = false;
+        for file in files {
+            let known = self.files.get_key_value(file.as_path());
+            let metadata = fs::metadata(file).ok().filter(Metadata::is_file);
+            unsettled |= match (known, metadata) {
+                (Some((file, _)), Some(metadata)) => self.read(
+                    &Arc::clone(file),
+                    Ok(metadata),
+                    Patience::InPlace,
+                    &mut touched,
+                ),
+                (None, _) | (_, None) => true,
+            };
+        }
+        let updates = self.differences(touched);
+        Scan { updates, unsettled }
+    }
+
+    /// Takes over what a known file says now. True if that is for a later look.
+    fn read(
+        &mut self,
+        file: &Arc<Path>,
+        metadata: io::Result<Metadata>,
+        patience: Patience,
+        touched: &mut Touched,
+    ) -> bool {
+        let Some(known) = self.files.get_mut(file) else {
+            return false;
+        };
+        match known.read(file, metadata, patience) {
+            Reading::Same => {}
+            Reading::Postponed => return true,
+            Reading::Changed(documents) => self.replace(file, documents, touched),
+        }
+        false
     }
 
     fn list(&self) -> Result<Files, ScanError> {
@@ -194,7 +227,7 @@ impl Directory {
             };
             state.objects.push((key.clone(), place.clone()));
             touched.note(&self.claims, &key);
-            self.claims.insert(key, place, Arc::new(manifest));
+            self.claims.insert(key, place, manifest);
         }
         earlier.retain(|key, _| sorted.nameless || sorted.refused_keys.contains(key));
         for (key, (place, manifest)) in earlier {
@@ -225,6 +258,7 @@ impl Directory {
             match (before, self.claims.first(&key)) {
                 (None, None) => {}
                 (Some(_), None) => removed.push(key),
+                (Some(before), Some((_, now))) if Arc::ptr_eq(&before, now) => {}
                 (Some(before), Some((_, now))) if says_the_same(&before, now) => {}
                 (_, Some((place, now))) => applied.push((place.clone(), Arc::clone(now))),
             }
@@ -276,7 +310,7 @@ impl Touched {
 /// The documents of a file, sorted by what follows from them.
 #[derive(Default)]
 struct Sorted {
-    objects: Vec<(usize, ObjectKey, Manifest)>,
+    objects: Vec<(usize, ObjectKey, Arc<Manifest>)>,
     refused: Vec<Finding>,
     refused_keys: BTreeSet<ObjectKey>,
     warnings: Vec<Finding>,

@@ -413,6 +413,45 @@ fn half_written_files_are_left_for_later_only_if_asked() {
     assert_eq!(fixture.scan(), ["removed Service default/a"]);
 }
 
+#[test]
+fn a_glance_takes_edits_in_place_and_leaves_what_comes_or_goes_to_a_look() {
+    let mut fixture = Fixture::new();
+    fixture.write("a.yaml", &(service("a", 80) + &service("b", 80)));
+    fixture.write("b.yaml", &service("c", 80));
+    fixture.scan();
+    let path = |name: &str| fixture.dir.path().join(name);
+    let [a, b, new] = ["a.yaml", "b.yaml", "new.yaml"].map(path);
+    let mut glance = |file: &PathBuf| {
+        let scan = fixture.directory.glance(&[file.clone()].into());
+        (scan.updates.len(), scan.unsettled)
+    };
+    let write = |file: &PathBuf, content: &str| fs::write(file, content).unwrap();
+
+    write(&a, &(service("b", 81) + &service("a", 80)));
+    write(&b, &service("c", 81));
+    assert_eq!(glance(&a), (1, false), "the other file was not asked about");
+    assert_eq!(glance(&b), (1, false));
+    assert_eq!(glance(&b), (0, false));
+
+    for other in [
+        service("a", 82),
+        service("a", 82) + &service("b", 82) + &service("d", 82),
+    ] {
+        write(&a, &other);
+        assert_eq!(glance(&a), (0, true), "{other}");
+    }
+    for half in ["", "kind: [", &bad("c")] {
+        write(&b, half);
+        assert_eq!(glance(&b), (0, true), "{half}");
+    }
+    write(&new, &service("e", 80));
+    assert_eq!(glance(&new), (0, true));
+    fs::remove_file(&b).unwrap();
+    assert_eq!(glance(&b), (0, true));
+    let updates = fixture.scan();
+    assert_eq!(updates.len(), 5, "{updates:?}");
+}
+
 /// What somebody knows who only hears the updates.
 #[derive(Debug, Default, PartialEq)]
 struct Listener {

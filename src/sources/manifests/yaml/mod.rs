@@ -12,22 +12,31 @@ use chunks::chunks;
 use reader::Reader;
 
 /// Reads every document of `text`. Documents without content (comments only) are left out.
+#[cfg(test)]
 pub(super) fn parse_yaml(text: &str) -> Vec<Result<Node, SyntaxError>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let parse = |(first_line, piece)| parse_piece(first_line, piece);
+    pieces(text).into_iter().flat_map(parse).collect()
+}
+
+/// Cuts a file into pieces that have nothing to do with each other, each with the number of its first line.
+pub(super) fn pieces(text: &str) -> Vec<(u32, &str)> {
+    chunks(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+/// Reads every document of a piece. Documents without content (comments only) are left out.
+pub(super) fn parse_piece(first_line: u32, piece: &str) -> Vec<Result<Node, SyntaxError>> {
     let mut documents = Vec::new();
-    for (first_line, chunk) in chunks(text) {
-        let mut reader = Reader::new(chunk, first_line);
-        loop {
-            match reader.document() {
-                Ok(Some(Node {
-                    value: Value::Null, ..
-                })) => {}
-                Ok(Some(node)) => documents.push(Ok(node)),
-                Ok(None) => break,
-                Err(error) => {
-                    documents.push(Err(error));
-                    break;
-                }
+    let mut reader = Reader::new(piece, first_line);
+    loop {
+        match reader.document() {
+            Ok(Some(Node {
+                value: Value::Null, ..
+            })) => {}
+            Ok(Some(node)) => documents.push(Ok(node)),
+            Ok(None) => break,
+            Err(error) => {
+                documents.push(Err(error));
+                break;
             }
         }
     }

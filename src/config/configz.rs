@@ -1,0 +1,47 @@
+//! The running configuration as `/configz` shows it: under kube-proxy's names for whoever reads those, and under ours.
+//!
+//! Nothing in it is secret: credentials are in the kubeconfig, which is shown by its path only.
+
+use serde_json::{Value, json};
+
+use super::{Config, kube_proxy};
+
+/// The configuration, keyed by component config group as in kube-proxy.
+pub fn configz(config: &Config) -> Value {
+    let settings = &config.settings;
+    let cidrs = settings.cluster_cidr.iter().flatten();
+    let cidrs = cidrs.map(|cidr| cidr.0.to_string());
+    let seconds = |duration: std::time::Duration| format!("{}s", duration.as_secs_f64());
+    let iptables = json!({
+        "localhostNodePorts": config.localhost_node_ports,
+        "masqueradeAll": config.masquerade_all,
+        "minSyncPeriod": seconds(config.min_sync_period),
+        "syncPeriod": seconds(config.sync_period),
+    });
+    json!({
+        "kubeproxy.config.k8s.io": {
+            "apiVersion": kube_proxy::API_VERSION,
+            "kind": kube_proxy::KIND,
+            "hostnameOverride": config.node_name.as_str(),
+            "clientConnection": { "kubeconfig": settings.kubeconfig },
+            "mode": config.capture.as_str(),
+            "clusterCIDR": cidrs.collect::<Vec<_>>().join(","),
+            "detectLocalMode": settings.detect_local_mode,
+            "detectLocal": {
+                "bridgeInterface": settings.pod_bridge_interface,
+                "interfaceNamePrefix": settings.pod_interface_name_prefix,
+            },
+            "nodePortAddresses": settings.nodeport_addresses,
+            "healthzBindAddress": address(config.healthz),
+            "metricsBindAddress": address(config.metrics),
+            "oomScoreAdj": config.oom_score_adj,
+            "iptables": iptables,
+            "udpIdleTimeout": seconds(config.udp_idle_timeout),
+        },
+        "viaduct.dev": settings,
+    })
+}
+
+fn address(address: Option<std::net::SocketAddr>) -> String {
+    address.map_or_else(String::new, |address| address.to_string())
+}

@@ -1,0 +1,279 @@
+//! Figures of the control loop under the names that dashboards for kube-proxy read.
+//!
+//! What a sync is to kube-proxy is here a write of a family's rules; it is full when it replaces everything. Never a
+//! label from outside: families, policies, nothing else. Source: kubernetes/pkg/proxy/metrics.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
+};
+
+use crate::model::{Event, Family, TrafficPolicy};
+use crate::routing::Route;
+
+/// Stamps per family that may wait for their change to be in effect; past it further ones are not measured.
+const MAX_WAITING: usize = 10_000;
+
+/// The figures, and what is being measured.
+#[derive(Debug)]
+pub struct Metrics {
+    sync: HistogramVec,
+    full: HistogramVec,
+    partial: HistogramVec,
+    last: GaugeVec,
+    queued: GaugeVec,
+    programming: HistogramVec,
+    endpoints: Changes,
+    services: Changes,
+    no_local: IntGaugeVec,
+    started: Timestamp,
+    waiting: BTreeMap<Family, Vec<Timestamp>>,
+}
+
+// Changes of one kind: all of them, and those that are not in effect yet.
+#[derive(Debug)]
+struct Changes {
+    pending: IntGauge,
+    total: IntCounter,
+}
+
+/// Service ports with a Local policy that have endpoints elsewhere but none here: internal, external.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct NoLocal([i64; 2]);
+
+impl Metrics {
+    /// Registers the figures. Changes stamped before this moment are not measured: they waited for us to start.
+    ///
+    /// # Errors
+    ///
+    /// A name that is taken.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let milliseconds = exponential_buckets(0.001, 2.0, 15)?;
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            registered(registry, HistogramVec::new(opts, &["ip_family"])?)
+        };
+        let gauge = |name: &str, help: &str| {
+            registered(
+                registry,
+                GaugeVec::new(Opts::new(name, help), &["ip_family"])?,
+            )
+        };
+        let no_local = IntGaugeVec::new(
+            Opts::new(
+                "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+                "Service ports with a Local traffic policy and endpoints, none of them on this node.",
+            ),
+            &["ip_family", "traffic_policy"],
+        )?;
+        Ok(Self {
+            sync: histogram(
+                "kubeproxy_sync_proxy_rules_duration_seconds",
+                "How long a write of rules took.",
+                &milliseconds,
+            )?,
+            full: histogram(
+                "kubeproxy_sync_full_proxy_rules_duration_seconds",
+                "How long a write that replaced all rules took.",
+                &milliseconds,
+            )?,
+            partial: histogram(
+                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+                "How long a write of what had changed took.",
+                &milliseconds,
+            )?,
+            last: gauge(
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "When rules were last brought up to date.",
+            )?,
+            queued: gauge(
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+                "When a write of rules was last asked for.",
+            )?,
+            programming: histogram(
+                "kubeproxy_network_programming_duration_seconds",
+                "From the change that a slice tells of to its effect here.",
+                &programming_buckets(),
+            )?,
+            endpoints: Changes::new(registry, "endpoint")?,
+            services: Changes::new(registry, "service")?,
+            no_local: registered(registry, no_local)?,
+            started: Timestamp::now(),
+            waiting: BTreeMap::new(),
+        })
+    }
+
+    /// Something has changed; it is not in effect yet.
+    pub(super) fn changed(&mut self, event: &Event) {
+        match event {
+            Event::ServiceApplied(_) | Event::ServiceDeleted(_) => self.services.add(),
+            Event::SliceApplied(slice) => {
+                self.endpoints.add();
+                let waiting = self.waiting.entry(slice.family).or_default();
+                let stamp = slice.triggered.filter(|at| *at >= self.started);
+                if waiting.len() < MAX_WAITING {
+                    waiting.extend(stamp);
+                }
+            }
+            Event::SliceDeleted(_) => self.endpoints.add(),
+            Event::NodeApplied(_)
+            | Event::NodeDeleted
+            | Event::PodApplied(_)
+            | Event::PodDeleted(..)
+            | Event::NamespaceApplied(_)
+            | Event::NamespaceDeleted(_) => {}
+        }
+    }
+
+    /// Everything that has changed for the family is in effect.
+    pub(super) fn in_effect(&mut self, family: Family, now: Timestamp) {
+        let programming = self.programming.with_label_values(&[family.as_str()]);
+        for stamp in self.waiting.remove(&family).unwrap_or_default() {
+            programming.observe(now.duration_since(stamp).as_secs_f64().max(0.0));
+        }
+    }
+
+    /// Everything that has changed is in effect.
+    pub(super) fn all_in_effect(&self) {
+        self.endpoints.pending.set(0);
+        self.services.pending.set(0);
+    }
+
+    /// A write of the family's rules was asked for.
+    pub(super) fn queued(&self, family: Family) {
+        set_now(&self.queued, family);
+    }
+
+    /// The family's rules were written, all of them anew or only what differs.
+    pub(super) fn written(&self, family: Family, took: Duration, extent: Extent) {
+        let label = [family.as_str()];
+        let by_extent = match extent {
+            Extent::Full => &self.full,
+            Extent::Partial => &self.partial,
+        };
+        for histogram in [&self.sync, by_extent] {
+            histogram
+                .with_label_values(&label)
+                .observe(took.as_secs_f64());
+        }
+        set_now(&self.last, family);
+    }
+
+    /// A Service's figures are `after` in place of `before`.
+    pub(super) fn recount(&self, family: Family, before: NoLocal, after: NoLocal) {
+        for (index, policy) in ["internal", "external"].into_iter().enumerate() {
+            let gauge = self.no_local.with_label_values(&[family.as_str(), policy]);
+            gauge.add(after.0[index] - before.0[index]);
+        }
+    }
+}
+
+/// How much a write replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    Full,
+    Partial,
+}
+
+impl NoLocal {
+    /// Of these routes, those of one family.
+    pub(super) fn of<'a>(family: Family, routes: impl Iterator<Item = &'a Route>) -> Self {
+        let mut counted = Self::default();
+        let lacking = |route: &&Route| {
+            route.key.family == family && route.any_endpoints && route.local.is_empty()
+        };
+        for route in routes.filter(lacking) {
+            let policies = [route.internal_policy, route.external_policy];
+            for (count, policy) in counted.0.iter_mut().zip(policies) {
+                *count += i64::from(policy == TrafficPolicy::Local);
+            }
+        }
+        counted
+    }
+}
+
+impl Changes {
+    fn new(registry: &Registry, kind: &str) -> Result<Self, prometheus::Error> {
+        let name = |end: &str| format!("kubeproxy_sync_proxy_rules_{kind}_changes_{end}");
+        let pending = IntGauge::new(
+            name("pending"),
+            format!("Changes of {kind}s not in effect yet."),
+        )?;
+        let total = IntCounter::new(name("total"), format!("Changes of {kind}s."))?;
+        Ok(Self {
+            pending: registered(registry, pending)?,
+            total: registered(registry, total)?,
+        })
+    }
+
+    fn add(&self) {
+        self.pending.inc();
+        self.total.inc();
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    figure: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(figure.clone()))?;
+    Ok(figure)
+}
+
+fn set_now(gauge: &GaugeVec, family: Family) {
+    if let Ok(since_epoch) = SystemTime::now().duration_since(UNIX_EPOCH) {
+        let gauge = gauge.with_label_values(&[family.as_str()]);
+        gauge.set(since_epoch.as_secs_f64());
+    }
+}
+
+// 0.25, 0.5, 1 to 59 by 1, 60 to 115 by 5, 120 to 300 by 30.
+fn programming_buckets() -> Vec<f64> {
+    let steps = |first: u32, last: u32, step: usize| (first..=last).step_by(step).map(f64::from);
+    [0.25, 0.5]
+        .into_iter()
+        .chain(steps(1, 59, 1))
+        .chain(steps(60, 115, 5))
+        .chain(steps(120, 300, 30))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_buckets_are_those_of_kube_proxy() {
+        let buckets = programming_buckets();
+        assert_eq!(buckets.len(), 2 + 59 + 12 + 7);
+        assert!(buckets.is_sorted());
+        assert_eq!((buckets[1], buckets[61], buckets[73]), (0.5, 60.0, 120.0));
+        assert_eq!(buckets.last(), Some(&300.0));
+    }
+
+    #[test]
+    fn every_name_is_there_once_something_has_been_written() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        metrics.queued(Family::V4);
+        metrics.written(Family::V4, Duration::from_millis(3), Extent::Full);
+        metrics.recount(Family::V4, NoLocal([0, 0]), NoLocal([2, 1]));
+        metrics.recount(Family::V4, NoLocal([2, 1]), NoLocal([1, 1]));
+        let text = crate::telemetry::render(&registry);
+        for line in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.002\"} 0",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.004\"} 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"16.384\"} 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_service_changes_total 0",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,724 @@
+//! The rules of the Kubernetes DNS specification and of the resolver's own, a row each: question, code and flags, and
+//! what stands in each section. Every row is asked over UDP and over TCP, twice each: the second answer comes from the
+//! replies that are kept at hand.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
+
+use crate::cluster::patience;
+
+const OBJECTS: &str = include_str!("../data/dns.yaml");
+
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    _root: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(flags: &[&str]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let manifests = root.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        std::fs::write(manifests.join("dns.yaml"), OBJECTS).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_viaduct"))
+            .args(["run", "--capture", "none", "--dns-listen", "127.0.0.1:0"])
+            .args([
+                "--service-cluster-ip-range",
+                "10.96.0.0/16,fd00:10:96::/112",
+            ])
+            // Nobody is there, so whatever is forwarded fails.
+            .args(["--dns-upstream", "127.0.0.1:9"])
+            .args(["--healthz-bind-address", "", "--metrics-bind-address", ""])
+            .arg("--manifests")
+            .arg(&manifests)
+            .arg("--admin-socket")
+            .arg(root.path().join("admin.sock"))
+            .arg("--data-dir")
+            .arg(root.path().join("data"))
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut address = None;
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            if let Some((_, rest)) = line.split_once("DNS listening address=") {
+                address = rest.trim().parse().ok();
+            }
+            if line.contains("initial state is complete") {
+                break;
+            }
+        }
+        std::thread::spawn(move || lines.for_each(drop));
+        Self {
+            child,
+            address: address.expect("it says where it listens"),
+            _root: root,
+        }
+    }
+
+    fn udp(&self, message: &[u8]) -> Vec<u8> {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
+        socket.connect(self.address).unwrap();
+        socket.send(message).unwrap();
+        let mut buffer = vec![0; 4096];
+        let length = socket.recv(&mut buffer).unwrap();
+        buffer.truncate(length);
+        buffer
+    }
+
+    fn tcp(&self, message: &[u8]) -> Vec<u8> {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
+        let length = u16::try_from(message.len()).unwrap();
+        stream.write_all(&length.to_be_bytes()).unwrap();
+        stream.write_all(message).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut reply).unwrap();
+        reply
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+// Id 7, RD; the name spelled as it is given.
+fn question(name: &str, kind: RecordType) -> Vec<u8> {
+    let mut message = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.trim_end_matches('.').split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.as_bytes());
+    }
+    message.push(0);
+    message.extend(u16::from(kind).to_be_bytes());
+    message.extend([0, 1]);
+    message
+}
+
+// The records of a section as `name TYPE data`, in order of the alphabet; of an SOA only its owner, name server,
+// mailbox, times and negative TTL.
+fn section(records: &[Record]) -> String {
+    let mut texts: Vec<String> = records
+        .iter()
+        .map(|record| {
+            let data = record.data.to_string();
+            let data = if record.record_type() == RecordType::SOA {
+                let words: Vec<&str> = data.split(' ').collect();
+                format!(
+                    "{} {} {}",
+                    words[0],
+                    words[1],
+                    words[words.len() - 4..].join(" ")
+                )
+            } else {
+                data
+            };
+            let text = format!(
+                "{} {} {} {data}",
+                record.name,
+                record.ttl,
+                record.record_type()
+            );
+            text.replace("cluster.local.", "Z")
+        })
+        .collect();
+    texts.sort();
+    texts.join("; ")
+}
+
+fn flags(message: &Message) -> String {
+    const CODES: [(ResponseCode, &str); 4] = [
+        (ResponseCode::NoError, "NOERROR"),
+        (ResponseCode::NXDomain, "NXDOMAIN"),
+        (ResponseCode::ServFail, "SERVFAIL"),
+        (ResponseCode::Refused, "REFUSED"),
+    ];
+    let code = message.metadata.response_code;
+    let known = CODES.iter().find(|(known, _)| *known == code);
+    let code = known.map_or("other", |(_, word)| word);
+    let metadata = &message.metadata;
+    let mut words = vec![code];
+    for (set, word) in [
+        (metadata.authoritative, "aa"),
+        (metadata.truncation, "tc"),
+        (metadata.recursion_desired, "rd"),
+        (metadata.recursion_available, "ra"),
+        (metadata.authentic_data, "ad"),
+    ] {
+        if set {
+            words.push(word);
+        }
+    }
+    words.join(" ")
+}
+
+const SOA: &str = "Z 5 SOA ns.dns.Z hostmaster.Z 7200 1800 86400 5";
+
+// rule, name, type, code, answer section, additional section. The authority section is empty under an answer and holds
+// the SOA otherwise. Names end in the cluster domain; those with a dot at the end are whole.
+type Row = (
+    &'static str,
+    &'static str,
+    RecordType,
+    &'static str,
+    &'static str,
+    &'static str,
+);
+
+use RecordType::{A, AAAA, ANY, CNAME, DS, HTTPS, MX, NS, PTR, SOA as START, SRV, SVCB, TXT};
+
+const OK: &str = "NOERROR";
+const NX: &str = "NXDOMAIN";
+
+const ROWS: &[Row] = &[
+    // 2.1: cluster IPs.
+    (
+        "A of each IPv4 cluster IP",
+        "web.ns.svc",
+        A,
+        OK,
+        "web.ns.svc.Z 5 A 10.96.0.10",
+        "",
+    ),
+    (
+        "AAAA of each IPv6 one",
+        "dual.ns.svc",
+        AAAA,
+        OK,
+        "dual.ns.svc.Z 5 AAAA fd00:10:96::11",
+        "",
+    ),
+    (
+        "both families of a dual-stack Service",
+        "dual.ns.svc",
+        A,
+        OK,
+        "dual.ns.svc.Z 5 A 10.96.0.11",
+        "",
+    ),
+    (
+        "no endpoints are needed",
+        "unnamed.ns.svc",
+        A,
+        OK,
+        "unnamed.ns.svc.Z 5 A 10.96.0.12",
+        "",
+    ),
+    (
+        "SRV per named port, at the Service's number",
+        "_http._tcp.web.ns.svc",
+        SRV,
+        OK,
+        "_http._tcp.web.ns.svc.Z 5 SRV 0 100 80 web.ns.svc.Z",
+        "web.ns.svc.Z 5 A 10.96.0.10",
+    ),
+    (
+        "SRV over UDP",
+        "_dns._udp.web.ns.svc",
+        SRV,
+        OK,
+        "_dns._udp.web.ns.svc.Z 5 SRV 0 100 53 web.ns.svc.Z",
+        "web.ns.svc.Z 5 A 10.96.0.10",
+    ),
+    (
+        "dual stack: one SRV, both addresses",
+        "_http._tcp.dual.ns.svc",
+        SRV,
+        OK,
+        "_http._tcp.dual.ns.svc.Z 5 SRV 0 100 80 dual.ns.svc.Z",
+        "dual.ns.svc.Z 5 A 10.96.0.11; dual.ns.svc.Z 5 AAAA fd00:10:96::11",
+    ),
+    (
+        "SRV of the Service: unnamed ports too",
+        "unnamed.ns.svc",
+        SRV,
+        OK,
+        "unnamed.ns.svc.Z 5 SRV 0 100 9000 unnamed.ns.svc.Z",
+        "unnamed.ns.svc.Z 5 A 10.96.0.12",
+    ),
+    (
+        "endpoint names of a Service with cluster IPs",
+        "w-0.web.ns.svc",
+        A,
+        OK,
+        "w-0.web.ns.svc.Z 5 A 10.1.0.1",
+        "",
+    ),
+    // 2.2: headless.
+    (
+        "ready or unsaid endpoints, each once",
+        "db.ns.svc",
+        A,
+        OK,
+        "db.ns.svc.Z 5 A 10.1.0.1; db.ns.svc.Z 5 A 10.1.0.2; db.ns.svc.Z 5 A 10.1.0.4",
+        "",
+    ),
+    (
+        "of each family",
+        "db.ns.svc",
+        AAAA,
+        OK,
+        "db.ns.svc.Z 5 AAAA fd00:1::1",
+        "",
+    ),
+    (
+        "SRV: slice port, endpoint target, one per hostname",
+        "_sql._tcp.db.ns.svc",
+        SRV,
+        OK,
+        "_sql._tcp.db.ns.svc.Z 5 SRV 0 33 15432 10-1-0-4.db.ns.svc.Z; _sql._tcp.db.ns.svc.Z 5 SRV 0 33 15432 db-0.db.ns.svc.Z; _sql._tcp.db.ns.svc.Z 5 SRV 0 33 15432 db-1.db.ns.svc.Z",
+        "10-1-0-4.db.ns.svc.Z 5 A 10.1.0.4; db-0.db.ns.svc.Z 5 A 10.1.0.1; db-0.db.ns.svc.Z 5 AAAA fd00:1::1; db-1.db.ns.svc.Z 5 A 10.1.0.2",
+    ),
+    (
+        "a slice without ports gives addresses",
+        "six.ns.svc",
+        AAAA,
+        OK,
+        "six.ns.svc.Z 5 AAAA fd00:1:2::; six.ns.svc.Z 5 AAAA fd00:1::12",
+        "",
+    ),
+    ("but no SRV", "_sql._tcp.six.ns.svc", SRV, NX, "", ""),
+    // 2.3: endpoint names.
+    (
+        "hostname",
+        "db-0.db.ns.svc",
+        A,
+        OK,
+        "db-0.db.ns.svc.Z 5 A 10.1.0.1",
+        "",
+    ),
+    (
+        "hostname, the other family",
+        "db-0.db.ns.svc",
+        AAAA,
+        OK,
+        "db-0.db.ns.svc.Z 5 AAAA fd00:1::1",
+        "",
+    ),
+    (
+        "a hostname replaces the dashed address",
+        "10-1-0-1.db.ns.svc",
+        A,
+        NX,
+        "",
+        "",
+    ),
+    (
+        "dashed address without a hostname",
+        "10-1-0-4.db.ns.svc",
+        A,
+        OK,
+        "10-1-0-4.db.ns.svc.Z 5 A 10.1.0.4",
+        "",
+    ),
+    (
+        "dashed IPv6",
+        "fd00-1--12.six.ns.svc",
+        AAAA,
+        OK,
+        "fd00-1--12.six.ns.svc.Z 5 AAAA fd00:1::12",
+        "",
+    ),
+    (
+        "a final dash gets a zero",
+        "fd00-1-2--0.six.ns.svc",
+        AAAA,
+        OK,
+        "fd00-1-2--0.six.ns.svc.Z 5 AAAA fd00:1:2::",
+        "",
+    ),
+    (
+        "an unready endpoint has no name",
+        "db-2.db.ns.svc",
+        A,
+        NX,
+        "",
+        "",
+    ),
+    // 2.4: aliases.
+    (
+        "CNAME is not chased",
+        "alias.ns.svc",
+        CNAME,
+        OK,
+        "alias.ns.svc.Z 5 CNAME web.ns.svc.Z",
+        "",
+    ),
+    (
+        "other types are, within the cluster",
+        "alias.ns.svc",
+        A,
+        OK,
+        "alias.ns.svc.Z 5 CNAME web.ns.svc.Z; web.ns.svc.Z 5 A 10.96.0.10",
+        "",
+    ),
+    (
+        "a chain is followed",
+        "twice.ns.svc",
+        A,
+        OK,
+        "alias.ns.svc.Z 5 CNAME web.ns.svc.Z; twice.ns.svc.Z 5 CNAME alias.ns.svc.Z; web.ns.svc.Z 5 A 10.96.0.10",
+        "",
+    ),
+    (
+        "a target without the type",
+        "alias.ns.svc",
+        AAAA,
+        OK,
+        "alias.ns.svc.Z 5 CNAME web.ns.svc.Z",
+        "soa",
+    ),
+    (
+        "a missing target",
+        "lost.ns.svc",
+        A,
+        NX,
+        "lost.ns.svc.Z 5 CNAME gone.ns.svc.Z",
+        "soa",
+    ),
+    ("nothing below an alias", "x.alias.ns.svc", A, NX, "", ""),
+    (
+        "no ports of an alias",
+        "_http._tcp.alias.ns.svc",
+        SRV,
+        NX,
+        "",
+        "",
+    ),
+    // 2.5: Pod names (insecure).
+    (
+        "the name is the address",
+        "10-1-2-3.ns.pod",
+        A,
+        OK,
+        "10-1-2-3.ns.pod.Z 5 A 10.1.2.3",
+        "",
+    ),
+    (
+        "IPv6",
+        "fd00--12.ns.pod",
+        AAAA,
+        OK,
+        "fd00--12.ns.pod.Z 5 AAAA fd00::12",
+        "",
+    ),
+    ("the other family", "10-1-2-3.ns.pod", AAAA, OK, "", ""),
+    ("leading zeros", "01-1-2-3.ns.pod", A, NX, "", ""),
+    ("octet range", "256-1-2-3.ns.pod", A, NX, "", ""),
+    (
+        "the namespace must exist",
+        "10-1-2-3.gone.pod",
+        A,
+        NX,
+        "",
+        "",
+    ),
+    ("labels in front", "x.10-1-2-3.ns.pod", A, NX, "", ""),
+    // 2.6: fixed names.
+    (
+        "version",
+        "dns-version",
+        TXT,
+        OK,
+        "dns-version.Z 28800 TXT 1.1.0",
+        "",
+    ),
+    ("SOA", "", START, OK, SOA, ""),
+    (
+        "NS with glue",
+        "",
+        NS,
+        OK,
+        "Z 5 NS ns.dns.Z",
+        "ns.dns.Z 5 A 10.96.0.53",
+    ),
+    (
+        "the server itself",
+        "ns.dns",
+        A,
+        OK,
+        "ns.dns.Z 5 A 10.96.0.53",
+        "",
+    ),
+    // 2.7: no wildcards.
+    ("* is a label", "*.ns.svc", A, NX, "", ""),
+    ("any is a label", "any.ns.svc", A, NX, "", ""),
+    // 3: reverse names.
+    (
+        "cluster IP",
+        "10.0.96.10.in-addr.arpa.",
+        PTR,
+        OK,
+        "10.0.96.10.in-addr.arpa. 5 PTR web.ns.svc.Z",
+        "",
+    ),
+    (
+        "every endpoint name of the address",
+        "1.0.1.10.in-addr.arpa.",
+        PTR,
+        OK,
+        "1.0.1.10.in-addr.arpa. 5 PTR db-0.db.ns.svc.Z; 1.0.1.10.in-addr.arpa. 5 PTR w-0.web.ns.svc.Z",
+        "",
+    ),
+    (
+        "each once",
+        "2.0.1.10.in-addr.arpa.",
+        PTR,
+        OK,
+        "2.0.1.10.in-addr.arpa. 5 PTR db-1.db.ns.svc.Z",
+        "",
+    ),
+    (
+        "keyed by the address, not its text",
+        "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa.",
+        PTR,
+        OK,
+        "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa. 5 PTR db-0.db.ns.svc.Z",
+        "",
+    ),
+    // 4: NXDOMAIN or NODATA.
+    ("AAAA of an IPv4 Service", "web.ns.svc", AAAA, OK, "", ""),
+    ("TXT", "web.ns.svc", TXT, OK, "", ""),
+    ("MX", "web.ns.svc", MX, OK, "", ""),
+    ("HTTPS", "web.ns.svc", HTTPS, OK, "", ""),
+    ("SVCB", "web.ns.svc", SVCB, OK, "", ""),
+    ("NS", "web.ns.svc", NS, OK, "", ""),
+    ("SOA", "web.ns.svc", START, OK, "", ""),
+    ("DS", "web.ns.svc", DS, OK, "", ""),
+    (
+        "CNAME of an ordinary Service",
+        "web.ns.svc",
+        CNAME,
+        OK,
+        "",
+        "",
+    ),
+    ("ANY", "web.ns.svc", ANY, OK, "", ""),
+    ("the domain", "", A, OK, "", ""),
+    ("svc", "svc", A, OK, "", ""),
+    ("pod", "pod", A, OK, "", ""),
+    ("dns", "dns", A, OK, "", ""),
+    ("a namespace", "ns.svc", A, OK, "", ""),
+    ("an empty namespace", "bare.svc", A, OK, "", ""),
+    ("an empty namespace of Pods", "bare.pod", A, OK, "", ""),
+    ("a missing namespace", "gone.svc", A, NX, "", ""),
+    ("below a missing namespace", "web.gone.svc", A, NX, "", ""),
+    ("a missing Service", "gone.ns.svc", A, NX, "", ""),
+    ("a slice without a Service", "ghost.ns.svc", A, NX, "", ""),
+    ("its endpoint", "g-0.ghost.ns.svc", A, NX, "", ""),
+    ("a missing endpoint", "x.db.ns.svc", A, NX, "", ""),
+    (
+        "headless and nothing ready: A",
+        "sick.ns.svc",
+        A,
+        NX,
+        "",
+        "",
+    ),
+    (
+        "headless and nothing ready: AAAA",
+        "sick.ns.svc",
+        AAAA,
+        NX,
+        "",
+        "",
+    ),
+    (
+        "headless and nothing ready: TXT",
+        "sick.ns.svc",
+        TXT,
+        NX,
+        "",
+        "",
+    ),
+    (
+        "ready in the other family only",
+        "six.ns.svc",
+        A,
+        OK,
+        "",
+        "",
+    ),
+    ("an unknown port", "_x._tcp.web.ns.svc", SRV, NX, "", ""),
+    (
+        "the wrong protocol",
+        "_http._udp.web.ns.svc",
+        SRV,
+        NX,
+        "",
+        "",
+    ),
+    ("above a port", "_tcp.web.ns.svc", SRV, OK, "", ""),
+    (
+        "a port's other types",
+        "_http._tcp.web.ns.svc",
+        A,
+        OK,
+        "",
+        "",
+    ),
+    ("the version's other types", "dns-version", A, OK, "", ""),
+    ("TXT of the domain", "", TXT, OK, "", ""),
+    ("TXT of a namespace", "ns.svc", TXT, OK, "", ""),
+    ("another first label", "web.ns", A, NX, "", ""),
+    ("too many labels", "a.b.c.web.ns.svc", A, NX, "", ""),
+    (
+        "debris of search lists",
+        "www.example.com.ns.svc",
+        A,
+        NX,
+        "",
+        "",
+    ),
+];
+
+fn whole(name: &str) -> String {
+    if name.ends_with('.') {
+        name.to_owned()
+    } else if name.is_empty() {
+        "cluster.local.".to_owned()
+    } else {
+        format!("{name}.cluster.local.")
+    }
+}
+
+fn check(server: &Server, row: &Row) -> Result<(), String> {
+    let (rule, name, kind, code, answer, additional) = *row;
+    let asked = question(&whole(name), kind);
+    for (transport, reply) in [
+        ("UDP", server.udp(&asked)),
+        ("UDP again", server.udp(&asked)),
+        ("TCP", server.tcp(&asked)),
+    ] {
+        let message = Message::from_vec(&reply).unwrap();
+        let (authority, additional) = match additional {
+            "soa" => (SOA, ""),
+            _ if answer.is_empty() => (SOA, additional),
+            _ => ("", additional),
+        };
+        let expected = [&*format!("{code} aa rd ra"), answer, authority, additional];
+        let found = [
+            flags(&message),
+            section(&message.answers),
+            section(&message.authorities),
+            section(&message.additionals),
+        ];
+        if found != expected {
+            return Err(format!(
+                "{rule}: {name} {kind} over {transport}\n  got  {found:?}\n  want {expected:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_rule_holds_over_both_transports() {
+    let server = Server::start(&[]);
+    let broken: Vec<String> = ROWS
+        .iter()
+        .filter_map(|row| check(&server, row).err())
+        .collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn rules_of_the_message_hold() {
+    let server = Server::start(&[
+        "--cluster-domain",
+        "cluster.local,other.example",
+        "--dns-ttl",
+        "30",
+    ]);
+    let ask = |octets: &[u8]| Message::from_vec(&server.udp(octets)).unwrap();
+    // The question and the names equal to it come back as they were spelled.
+    for _ in 0..2 {
+        let asked = question("wEb.Ns.sVc.ClUsTeR.lOcAl.", A);
+        let reply = server.udp(&asked);
+        assert_eq!(reply[12..asked.len()], asked[12..]);
+        let message = Message::from_vec(&reply).unwrap();
+        let spelled = Name::from_ascii("wEb.Ns.sVc.ClUsTeR.lOcAl.").unwrap();
+        assert!(message.answers[0].name.eq_case(&spelled));
+        assert_eq!(message.answers[0].ttl, 30);
+    }
+    // Every domain has every name; addresses have the first one's.
+    let other = ask(&question("alias.ns.svc.other.example.", A));
+    assert_eq!(
+        section(&other.answers),
+        "alias.ns.svc.other.example. 30 CNAME web.ns.svc.Z; web.ns.svc.Z 30 A 10.96.0.10"
+    );
+    let missing = ask(&question("gone.ns.svc.other.example.", A));
+    assert_eq!(missing.authorities[0].name.to_ascii(), "other.example.");
+    // A name that only looks like ours is forwarded, which fails here.
+    for name in ["xcluster.local.", "local.", "outside.ns.svc.cluster.local."] {
+        let reply = ask(&question(name, A));
+        assert_eq!(flags(&reply), "SERVFAIL rd ra", "{name}");
+        assert!(reply.answers.is_empty());
+    }
+    // Loops end at once.
+    let looping = ask(&question("itself.ns.svc.cluster.local.", A));
+    assert!(
+        looping
+            .answers
+            .iter()
+            .all(|record| record.record_type() == CNAME)
+    );
+    // Transfers, other classes and opcodes.
+    let plain = question("cluster.local.", A);
+    for (at, value, code) in [
+        (plain.len() - 3, 252, ResponseCode::Refused),
+        (plain.len() - 3, 251, ResponseCode::Refused),
+        (plain.len() - 1, 3, ResponseCode::Refused),
+        (2, 0x21, ResponseCode::NotImp),
+        (2, 0x29, ResponseCode::NotImp),
+        (5, 2, ResponseCode::FormErr),
+        (5, 0, ResponseCode::FormErr),
+        (7, 1, ResponseCode::FormErr),
+        (12, 0xC0, ResponseCode::FormErr),
+        (12, 0x80, ResponseCode::FormErr),
+    ] {
+        let mut octets = plain.clone();
+        octets[at] = value;
+        let reply = ask(&octets);
+        assert_eq!(reply.metadata.response_code, code, "octet {at} = {value}");
+        assert_eq!(reply.metadata.id, 7);
+    }
+    // EDNS: in kind, version 0 only, one record only, and no option comes back.
+    let opt = |version: u8, options: &[u8]| {
+        let length = u8::try_from(options.len()).unwrap();
+        let fixed = [0, 0, 41, 0xFF, 0xFF, 0, version, 0x80, 0, 0, length];
+        [&fixed[..], options].concat()
+    };
+    let with = |records: &[Vec<u8>]| {
+        let mut octets = question("web.ns.svc.cluster.local.", A);
+        octets[11] = u8::try_from(records.len()).unwrap();
+        octets.extend(records.concat());
+        octets
+    };
+    let cookie = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+    for options in [&[][..], &cookie[..]] {
+        let edns = ask(&with(&[opt(0, options)])).edns.unwrap();
+        assert!(edns.flags().dnssec_ok);
+        assert_eq!(edns.max_payload(), 1232);
+        assert!(edns.options().as_ref().is_empty());
+    }
+    let reply = ask(&with(&[opt(1, &[])]));
+    assert_eq!(reply.metadata.response_code, ResponseCode::BADVERS);
+    let reply = ask(&with(&[opt(0, &[]), opt(0, &[])]));
+    assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+}
