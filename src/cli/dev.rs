@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::admin::{Resource, Selection};
 use crate::app::App;
-use crate::config::{Config, Given, Profile, Settings};
+use crate::config::{Config, FileChanges, Given, Profile, Settings};
 
 use super::get::align;
 use super::run::{Ended, Following, catch_signals, stop};
@@ -39,6 +39,7 @@ impl Dev {
             },
             ..Given::default()
         };
+        let changes = FileChanges::of(given.file.clone());
         let config = Config::resolve(given.read()?.settings, Profile::Dev)?;
         let (shutdown, reloads) = catch_signals()?;
         let domain = config.dns.domains.first().cloned().unwrap_or_default();
@@ -64,6 +65,7 @@ impl Dev {
             given,
             profile: Profile::Dev,
             config,
+            changes,
             reloads,
         };
         follow.serve(app, &shutdown).await

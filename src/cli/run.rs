@@ -57,6 +57,8 @@ impl Run {
             settings: self.settings,
             kube_proxy: self.kube_proxy,
         };
+        // Before the file is read, so that no change falls in between.
+        let changes = FileChanges::of(given.file.clone());
         let read = given.read()?;
         if let Some(path) = write_to {
             return write_config(&path, read.settings).map(|()| Ended::Done);
@@ -73,6 +75,7 @@ impl Run {
             given,
             profile: Profile::Run,
             config,
+            changes,
             reloads,
         };
         follow.serve(app, &shutdown).await
@@ -84,6 +87,7 @@ pub(super) struct Following {
     pub(super) given: Given,
     pub(super) profile: Profile,
     pub(super) config: Config,
+    pub(super) changes: FileChanges,
     pub(super) reloads: Reloads,
 }
 
@@ -95,12 +99,11 @@ impl Following {
         mut app: App,
         shutdown: &Shutdown,
     ) -> anyhow::Result<Ended> {
-        let mut changes = FileChanges::of(self.given.file.clone());
         loop {
             tokio::select! {
                 () = shutdown.begun().cancelled() => break,
                 error = app.failed() => return stop(app, shutdown).await.and(Err(error)),
-                () = changes.next() => {}
+                () = self.changes.next() => {}
                 () = self.reloads.requested() => info!("SIGHUP: reading the configuration again"),
             }
             let config = match self.read_again() {
@@ -140,8 +143,8 @@ impl Following {
         if live.is_empty() {
             info!("nothing has changed in the configuration");
         } else {
-            info!(keys = ?live, "configuration taken over");
             app.take_over(&config);
+            info!(keys = ?live, "configuration taken over");
         }
         self.config = config;
         Ended::Done
