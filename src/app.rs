@@ -30,6 +30,7 @@ use crate::config::{self, Config};
 use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
 use crate::dns;
+use crate::faults::{self, ActiveFaults};
 use crate::health_checks::HealthCheckPorts;
 use crate::net::streams::Liveness;
 use crate::readiness::Readiness;
@@ -112,6 +113,8 @@ impl App {
         set_oom_score(&config);
         let registry = telemetry::registry().context("registering metrics")?;
         let (table, objects) = (Published::default(), PublishedObjects::default());
+        let faults =
+            ActiveFaults::new(faults::Metrics::new(&registry).context("registering metrics")?);
         let (health, readiness) = (Health::default(), Readiness::default());
         let synced = readiness.block("initial state");
         // How long a change may wait before the proxy counts as unhealthy, as in kube-proxy.
@@ -127,6 +130,7 @@ impl App {
             dataplane::Config {
                 threads: config.data_threads,
                 udp_idle_timeout: config.udp_idle_timeout,
+                faults: faults.clone(),
                 effort: dataplane::Effort {
                     connect_timeout: config.connect_timeout,
                     retries: config.retries,
@@ -145,6 +149,7 @@ impl App {
         let sources = Sources {
             objects: objects.clone(),
             table: table.clone(),
+            faults: faults.clone(),
             contact: contact.clone(),
             names: dns.as_ref().map(dns::Server::names),
         };
@@ -208,7 +213,7 @@ impl App {
                 Mode::Local | Mode::Loopback | Mode::None => None,
             },
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
-            simulator: Simulator::new(),
+            simulator: Simulator::new(faults.clone()),
             prober,
             health,
             sync_period: config.sync_period,

@@ -12,6 +12,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod dns;
+pub mod faults;
 pub mod health_checks;
 pub mod model;
 pub mod net;

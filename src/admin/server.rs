@@ -1,7 +1,8 @@
 //! The admin API: HTTP over a Unix socket that only its owner can reach.
 //!
-//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json` `GET /v1/explain?target=` and `GET /v1/names?target=`. Reads the published
-//! snapshots; never waits for the reconciler and never changes anything.
+//! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json`, `GET /v1/explain?target=` and `GET /v1/names?target=` read the
+//! published snapshots. `GET /v1/faults` lists the faults that are on, and `POST /v1/faults` turns them on and off: the only
+//! thing that anybody changes here. Never waits for the reconciler.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
@@ -23,11 +24,12 @@ use tracing::warn;
 
 use crate::control::PublishedObjects;
 use crate::dns::Names;
+use crate::faults::ActiveFaults;
 use crate::routing::{Published, Target};
 use crate::sources::kube::Contact;
 
-use super::http;
 use super::views::{Resource, Selection, Snapshot};
+use super::{faults, http};
 
 /// Where answers come from.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub struct Sources {
     pub objects: PublishedObjects,
     /// The routing table.
     pub table: Published,
+    /// The faults that are on. The one thing that can be changed here.
+    pub faults: ActiveFaults,
     /// Whether the API server is heard, where there is one.
     pub contact: Contact,
     /// What explains names, if there is a DNS server.
@@ -48,6 +52,7 @@ impl Sources {
         Snapshot {
             objects: self.objects.load_full(),
             table: self.table.load_full(),
+            faults: self.faults.clone(),
             now: Timestamp::now(),
             instant: Instant::now(),
         }
@@ -135,6 +140,7 @@ impl AdminServer {
         let sources = Arc::new(sources);
         let router = Router::new()
             .route("/v1/explain", get(explain))
+            .route("/v1/faults", get(faults::list).post(faults::change))
             .route("/v1/names", get(explain_name))
             .route("/v1/{resource}", get(answer))
             .layer(map_response_with_state(Arc::clone(&sources), marked))
@@ -201,7 +207,12 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
         Err(invalid) => return (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
     };
     match sources.table.load_full().explain(&target, Instant::now()) {
-        Ok(explanation) => Json(explanation).into_response(),
+        Ok(mut explanation) => {
+            for port in &mut explanation.service_ports {
+                faults::remark(&sources.faults, port);
+            }
+            Json(explanation).into_response()
+        }
         Err(unknown) => (StatusCode::NOT_FOUND, unknown.to_string()).into_response(),
     }
 }

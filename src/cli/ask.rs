@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Empty};
-use hyper::StatusCode;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -17,6 +17,26 @@ use crate::admin::OUT_OF_TOUCH;
 ///
 /// Nobody answers there, or what was asked for is not there: then the answer's own words.
 pub(super) async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
+    let request = Request::get(url)
+        .header("Host", "viaduct")
+        .body(Full::default())?;
+    exchange(socket, request).await
+}
+
+/// What `POST url` answers to a body of JSON.
+///
+/// # Errors
+///
+/// As [`ask`], and when it is refused: then the answer's own words.
+pub(super) async fn post(socket: &Path, url: &str, body: Vec<u8>) -> anyhow::Result<Bytes> {
+    let request = Request::post(url)
+        .header("Host", "viaduct")
+        .header("Content-Type", "application/json")
+        .body(Full::from(body))?;
+    exchange(socket, request).await
+}
+
+async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
     let place = socket.display();
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
@@ -26,9 +46,6 @@ pub(super) async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request = hyper::Request::get(url)
-        .header("Host", "viaduct")
-        .body(Empty::<Bytes>::new())?;
     let response = sender
         .send_request(request)
         .await
@@ -49,7 +66,13 @@ pub(super) async fn ask(socket: &Path, url: &str) -> anyhow::Result<Bytes> {
         return Ok(body);
     }
     let message = String::from_utf8_lossy(&body);
-    if status == StatusCode::NOT_FOUND {
+    if [
+        StatusCode::NOT_FOUND,
+        StatusCode::BAD_REQUEST,
+        StatusCode::CONFLICT,
+    ]
+    .contains(&status)
+    {
         bail!("{message}");
     }
     bail!("{place} answers {status}: {message}");

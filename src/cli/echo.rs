@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::bail;
 use clap::Args;
 
+use crate::faults::{ActiveFaults, Faults};
 use crate::model::Protocol;
 use crate::workload::{SimulatedPod, Simulator};
 
@@ -20,6 +21,9 @@ pub(super) struct Echo {
     /// Name that the answers give [default: the hostname]
     #[arg(short, long, value_name = "NAME")]
     name: Option<String>,
+    /// What goes wrong in the answers, such as `delay=5ms±2ms; reset=0.1%`
+    #[arg(short, long, value_name = "FAULTS", value_parser = Faults::parse)]
+    fault: Option<Faults>,
 }
 
 const AFTER_HELP: &str = "\
@@ -32,12 +36,13 @@ impl Echo {
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
         let (shutdown, _reloads) = catch_signals()?;
-        let mut simulator = Simulator::new();
+        let mut simulator = Simulator::new(ActiveFaults::default());
         let backends = self.listen.iter().map(|addr| SimulatedPod {
             namespace: String::new(),
             name: name.clone(),
             ip: addr.ip(),
             ports: vec![(addr.port(), Protocol::Tcp), (addr.port(), Protocol::Udp)],
+            faults: self.fault.clone().unwrap_or_default(),
         });
         if let Some(failure) = simulator.set(backends.collect()).await.first() {
             bail!(

@@ -10,6 +10,7 @@ mod dev;
 mod doctor;
 mod echo;
 mod explain;
+mod fault;
 mod get;
 mod load;
 mod man;
@@ -67,6 +68,8 @@ enum Command {
     Explain(explain::Explain),
     /// Say what this machine lets viaduct do, and what to do about the rest
     Doctor(doctor::Doctor),
+    /// Break something on purpose: delays, resets, losses
+    Fault(fault::Fault),
     /// Validate manifests as an API server would, without running
     Check(check::Check),
     /// Send load to a Service or an address and report what came of it
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         | Command::Doctor(_)
         | Command::Check(_)
         | Command::Load(_)
+        | Command::Fault(_)
         | Command::Echo(_)
         | Command::Completion(_)
         | Command::Man(_) => "warn",
@@ -127,6 +131,7 @@ pub fn main() -> ExitCode {
             Command::Get(command) => command.run().await.map(done),
             Command::Doctor(command) => command.run().await.map(Some),
             Command::Explain(command) => command.run().await.map(Some),
+            Command::Fault(command) => command.run().await.map(done),
             Command::Check(command) => command.run().map(Some),
             Command::Load(command) => command.run().await.map(Some),
             Command::Echo(command) => command.run().await.map(done),

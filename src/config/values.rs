@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::sources::parse_go_duration;
+use crate::model::parse_go_duration;
 
 /// A value that is written as text wherever it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::faults::{ActiveFaults, Injection};
 use crate::model::ServicePortKey;
 use crate::routing::{Backend, Ejection, Route};
 
@@ -31,6 +32,16 @@ impl InUse {
     /// Where it is.
     pub(super) fn addr(&self) -> SocketAddr {
         self.0.addr
+    }
+
+    /// What goes wrong on purpose on the way to it; `port` is the service port that leads there.
+    pub(super) fn injection(
+        &self,
+        faults: &ActiveFaults,
+        service: &ServicePortKey,
+        port: u16,
+    ) -> Option<Arc<Injection>> {
+        faults.between(service, port, self.0.addr, self.0.pod.as_deref())
     }
 
     /// It could not be reached.

@@ -30,6 +30,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use crate::capture::plan::{Entry, ListenerId, ListenerSpec};
+use crate::faults::ActiveFaults;
 use crate::model::ServicePortKey;
 use crate::net::descriptors::raise_limit;
 use crate::net::streams::Liveness;
@@ -59,6 +60,8 @@ pub struct Config {
     pub effort: Effort,
     /// How TCP connections notice a peer that is gone without a word.
     pub liveness: Liveness,
+    /// What goes wrong on purpose between clients and backends.
+    pub faults: ActiveFaults,
 }
 
 impl Default for Config {
@@ -71,6 +74,7 @@ impl Default for Config {
             max_udp_flows: 0,
             effort: Effort::default(),
             liveness: Liveness::default(),
+            faults: ActiveFaults::default(),
         }
     }
 }
@@ -112,6 +116,7 @@ impl Dataplane {
             udp_idle_timeout: config.udp_idle_timeout,
             effort: config.effort,
             liveness: config.liveness,
+            faults: config.faults,
         });
         let threads = (0..threads)
             .map(DataThread::start)
@@ -186,6 +191,7 @@ struct Shared {
     udp_idle_timeout: Duration,
     effort: Effort,
     liveness: Liveness,
+    faults: ActiveFaults,
 }
 
 /// A listener, as its flows see it. Each data thread has its own.

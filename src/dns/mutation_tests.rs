@@ -84,7 +84,7 @@ async fn survive(n: usize) {
     let counted = |counters: &prometheus::IntCounterVec| -> f64 {
         let families = prometheus::core::Collector::collect(counters);
         let metrics = families.iter().flat_map(|family| family.get_metric());
-        metrics.map(|metric| metric.get_counter().value()).sum()
+        metrics.map(|metric| metric.get_counter().get_value()).sum()
     };
     let total = f64::from(u32::try_from(n + n_probes).unwrap());
     let deadline = std::time::Instant::now() + PATIENCE;

@@ -5,6 +5,7 @@
 
 mod endpoint;
 mod event;
+mod go_duration;
 mod ids;
 mod node;
 mod pod;
@@ -12,6 +13,7 @@ mod service;
 
 pub use endpoint::{Endpoint, EndpointSlice, Hints, SliceKey, SlicePort};
 pub use event::Event;
+pub use go_duration::{ParseDurationError, parse_go_duration};
 pub use ids::{
     Family, Frontend, InvalidPort, NodeName, Port, Protocol, ServiceName, ServicePortKey,
 };

@@ -2,7 +2,10 @@
 //! waiting. Neither std nor nix does this in one call.
 //!
 //! Reading, writing and ending a stream is in `sockets` and std; when to do what is the caller's.
-#![allow(unsafe_code, reason = "accept4 with an address and flags")]
+#![allow(
+    unsafe_code,
+    reason = "accept4 with an address and flags; SO_MAX_PACING_RATE"
+)]
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,6 +16,28 @@ use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::message_addresses::Name;
+
+/// Lets the kernel send no more than that in a second, from now on. Bytes that it has taken already go out as they may.
+///
+/// # Errors
+/// Those of `setsockopt(2)`. Source: socket(7), `SO_MAX_PACING_RATE`; TCP keeps to it by itself since Linux 4.13.
+pub fn limit_rate(stream: &TcpStream, bytes_per_second: u64) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the value is `len` readable bytes that outlive the call.
+    let outcome = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const bytes_per_second).cast(),
+            len,
+        )
+    };
+    if outcome < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
 
 /// Takes the next connection that waits, nonblocking, and says who it is.
 ///

@@ -1,7 +1,9 @@
 //! Which Pods are simulated, and what `workload` must know of them. Pure.
 
 use crate::control::Object;
+use crate::faults::{Faults, ParseFaultsError};
 use crate::model::Protocol;
+use crate::sources::convert::Note;
 use crate::workload::SimulatedPod;
 
 /// The annotation that makes Viaduct serve a Pod's ports itself.
@@ -13,6 +15,26 @@ pub(super) fn is_simulated(object: &Object) -> bool {
         let annotations = pod.metadata.annotations.as_ref();
         annotations.is_some_and(|map| map.contains_key(SIMULATE))
     })
+}
+
+/// What is wrong with the faults that a simulated Pod asks for. It is simulated without any then.
+pub(super) fn fault_note(object: &Object) -> Option<Note> {
+    let error = faults(object).err()?;
+    let field = format!("metadata.annotations[{SIMULATE}]");
+    Some(Note::new(
+        field,
+        format!("{error}; the Pod answers without faults"),
+    ))
+}
+
+fn faults(object: &Object) -> Result<Faults, ParseFaultsError> {
+    let annotations = object
+        .as_pod()
+        .and_then(|pod| pod.metadata.annotations.as_ref());
+    match annotations.and_then(|map| map.get(SIMULATE)) {
+        Some(text) => Faults::parse_simulation(text),
+        None => Ok(Faults::default()),
+    }
 }
 
 /// A simulated Pod that has an address and is not over.
@@ -46,5 +68,6 @@ pub(super) fn simulated_pod(object: &Object) -> Option<SimulatedPod> {
         name: pod.metadata.name.clone()?,
         ip: status.pod_ip.as_deref()?.parse().ok()?,
         ports: ports.collect(),
+        faults: faults(object).unwrap_or_default(),
     })
 }

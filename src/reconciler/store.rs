@@ -12,7 +12,7 @@ use crate::sources::convert::{self, Note};
 use crate::workload::SimulatedPod;
 
 use super::remark::Remark;
-use super::simulated::{is_simulated, simulated_pod};
+use super::simulated::{fault_note, is_simulated, simulated_pod};
 
 /// All stored objects.
 pub(super) struct Store {
@@ -127,7 +127,10 @@ impl Store {
                 tell(&converted.notes);
                 Some(Event::SliceApplied(Arc::new(converted.value)))
             }
-            Object::Pod(pod) => convert::pod(pod).map(|pod| Event::PodApplied(Arc::new(pod))),
+            Object::Pod(pod) => {
+                tell(fault_note(object).as_slice());
+                convert::pod(pod).map(|pod| Event::PodApplied(Arc::new(pod)))
+            }
             Object::Node(node) => {
                 let converted = convert::node(node).filter(|node| node.name == self.node_name)?;
                 outcome.node_eligible =

@@ -4,11 +4,8 @@
 //! stop at `convert`: past it only `model` travels.
 
 pub mod convert;
-pub mod go_duration;
 pub mod interfaces;
 pub mod kube;
 pub mod manifests;
 pub mod pod_networks;
 pub mod prober;
-
-pub use go_duration::parse_go_duration;

@@ -212,6 +212,11 @@ impl Cluster {
         self.ask("explain", words)
     }
 
+    /// Runs `viaduct fault`.
+    pub(crate) fn fault(&self, words: &[&str]) -> std::process::Output {
+        self.ask("fault", words)
+    }
+
     /// Runs `viaduct load`, without its progress line.
     pub(crate) fn load(&self, words: &[&str]) -> std::process::Output {
         self.ask("load", &[words, &["--quiet"]].concat())

@@ -43,6 +43,8 @@ fn the_demo_prints_its_services_and_commands_that_work() {
     let cluster = start_demo();
     let greeting = cluster.greeting().to_owned();
     for (service, kind) in [
+        ("api", "ClusterIP"),
+        ("api-least", "ClusterIP"),
         ("chat", "ClusterIP"),
         ("database", "ClusterIP"),
         ("docs", "ExternalName"),

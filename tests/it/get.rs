@@ -114,7 +114,8 @@ fn backends_count_what_they_served() {
             "FAILED",
             "STATE",
             "NODE",
-            "ALGORITHM"
+            "ALGORITHM",
+            "FAULTS"
         ]
     );
     assert!(table.contains("round-robin"), "{table}");

@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 6] = [
         "workload",
         "health_checks",
     ],
-    &["control", "balancers", "routing"],
+    &["control", "balancers", "routing", "faults"],
     &["model"],
 ];
 

@@ -17,6 +17,7 @@ mod dev;
 mod dns;
 mod dns_table;
 mod explain;
+mod faults;
 mod get;
 mod health;
 mod house_rules;

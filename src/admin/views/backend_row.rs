@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::faults::ActiveFaults;
 use crate::model::NodeName;
 use crate::routing::{Backend, Route, RoutingTable};
 
@@ -21,7 +22,7 @@ pub(super) struct BackendRow {
 
 impl BackendRow {
     /// All cells, the wide ones last.
-    pub(super) fn cells(&self, now: Instant) -> Vec<String> {
+    pub(super) fn cells(&self, now: Instant, faults: &ActiveFaults) -> Vec<String> {
         let key = &self.route.key;
         let live = &self.backend.live;
         vec![
@@ -47,7 +48,16 @@ impl BackendRow {
                     .unwrap_or_default(),
             ),
             self.route.algorithm.as_str().to_owned(),
+            or_none(self.faults(faults).unwrap_or_default()),
         ]
+    }
+
+    // What goes wrong on purpose on the way to it.
+    fn faults(&self, active: &ActiveFaults) -> Option<String> {
+        let (route, backend) = (&self.route, &self.backend);
+        let injection =
+            active.between(&route.key, route.port, backend.addr, backend.pod.as_deref())?;
+        Some(injection.faults().to_string())
     }
 
     fn state(&self, now: Instant) -> &'static str {
@@ -61,7 +71,7 @@ impl BackendRow {
     }
 
     /// The row as an object.
-    pub(super) fn to_json(&self, now: Instant) -> Value {
+    pub(super) fn to_json(&self, now: Instant, faults: &ActiveFaults) -> Value {
         let key = &self.route.key;
         let live = &self.backend.live;
         json!({
@@ -78,6 +88,7 @@ impl BackendRow {
             "flowsTotal": live.flows_total(),
             "failuresTotal": live.failures_total(),
             "state": self.state(now),
+            "faults": self.faults(faults),
         })
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control::{Kind, Object, Objects};
+use crate::faults::ActiveFaults;
 use crate::routing::RoutingTable;
 
 use backend_row::backend_rows;
@@ -81,6 +82,8 @@ pub struct Snapshot {
     pub objects: Arc<Objects>,
     /// The table in force.
     pub table: Arc<RoutingTable>,
+    /// The faults that are on.
+    pub faults: ActiveFaults,
     /// The time of asking.
     pub now: Timestamp,
     /// The same on the clock that only goes forward.
@@ -119,7 +122,7 @@ impl Snapshot {
                 .collect(),
             None => backend_rows(&self.table, selection)
                 .iter()
-                .map(|row| row.to_json(self.instant))
+                .map(|row| row.to_json(self.instant, &self.faults))
                 .collect(),
         };
         json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items })
@@ -173,7 +176,7 @@ impl Snapshot {
                     "FAILED",
                     "STATE",
                 ],
-                &["NODE", "ALGORITHM"],
+                &["NODE", "ALGORITHM", "FAULTS"],
             ),
         };
         let mut rows: Vec<Vec<String>> = match resource.kind() {
@@ -183,7 +186,7 @@ impl Snapshot {
                 .collect(),
             None => backend_rows(&self.table, selection)
                 .iter()
-                .map(|row| row.cells(self.instant))
+                .map(|row| row.cells(self.instant, &self.faults))
                 .collect(),
         };
         let mut headings: Vec<String> = columns

@@ -66,10 +66,12 @@ pub(super) enum Fault {
     ClientReset,
     /// Its backend reset it.
     BackendReset,
+    /// It was reset on purpose.
+    Injected,
 }
 
 impl Fault {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Uncaptured,
         Self::NoBackend,
         Self::Policy,
@@ -80,6 +82,7 @@ impl Fault {
         Self::Shortage,
         Self::ClientReset,
         Self::BackendReset,
+        Self::Injected,
     ];
 
     /// The metric label and flow-log word.
@@ -95,6 +98,7 @@ impl Fault {
             Self::Shortage => "shortage",
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
+            Self::Injected => "injected",
         }
     }
 }

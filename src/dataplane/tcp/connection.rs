@@ -11,6 +11,7 @@ use crate::capture::plan::Entry;
 use crate::model::{Frontend, Protocol};
 use crate::net::poller::{Interest, Readiness};
 use crate::net::sockets::original_destination;
+use crate::net::streams::limit_rate;
 use crate::routing::{CountedConnection, Destination, RoutingTable};
 
 use super::super::Listener;
@@ -19,7 +20,7 @@ use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::engine::{Key, Reactor, Token};
 use super::super::flow_log::Closed;
-use super::dial::{Dial, DialError, Progress, Wanted};
+use super::dial::{Dial, DialError, Impaired, Progress, Wanted};
 use super::exchange::{Outcome, Side};
 use super::proxy_header::proxy_header;
 use super::relay::Relay;
@@ -42,6 +43,8 @@ enum Stage {
         relay: Relay,
         backend: InUse,
         account: Arc<BackendAccount>,
+        // Its answer is to be cut short, on purpose.
+        cut: bool,
     },
     Over,
 }
@@ -178,11 +181,19 @@ impl Connection {
             if dialling.settled {
                 stream.tune(self.flow.listener.shared.liveness);
             }
+            let Impaired { cut, rate } = dialling.dial.impaired();
+            if let Some(rate) = rate {
+                for side in [&client, &stream] {
+                    // A kernel without pacing leaves it as fast as it is.
+                    let _as_fast_as_it_is = limit_rate(side.socket(), rate);
+                }
+            }
             let relay = Relay::new(client, stream);
             self.stage = Stage::Relaying {
                 relay,
                 backend,
                 account,
+                cut,
             };
         }
     }
@@ -198,17 +209,28 @@ impl Connection {
             relay,
             backend,
             account,
+            cut,
         } = &mut self.stage
         else {
             return Fate::GoesOn;
         };
         let listener = &self.flow.listener;
         let before = relay.moved();
-        let outcome = relay.pump(buffer, listener.shared.liveness);
-        let after = relay.moved();
+        let half = if *cut {
+            relay.cut_short(buffer, listener.shared.liveness)
+        } else {
+            None
+        };
+        let outcome = match half {
+            Some(_) => Outcome::Reset(Side::Backend),
+            None => relay.pump(buffer, listener.shared.liveness),
+        };
+        let mut after = relay.moved();
+        after.1 += half.unwrap_or(0);
         account.bytes_to_backend.add(after.0 - before.0);
         account.bytes_to_client.add(after.1 - before.1);
         let fault = match outcome {
+            Outcome::Reset(_) if half.is_some() => Some(Fault::Injected),
             Outcome::Blocked => return Fate::GoesOn,
             Outcome::Yield => return Fate::Yields,
             Outcome::Finished => None,

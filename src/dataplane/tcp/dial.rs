@@ -5,8 +5,11 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::libc;
+
+use crate::faults::{FaultKind, Injection};
 use crate::net::poller::{Interest, Readiness};
 use crate::net::sockets::send;
 use crate::net::streams::{dial, error_of};
@@ -53,6 +56,9 @@ pub(super) enum DialError {
     /// The client has reset the connection meanwhile.
     #[error("the client went away")]
     ClientGone,
+    /// A fault asks for it.
+    #[error("reset on purpose")]
+    Injected,
     /// We are out of descriptors or memory; no backend is to blame.
     #[error("cannot dial: {0}")]
     Shortage(io::Error),
@@ -66,6 +72,7 @@ impl DialError {
             Self::NoBackend => Fault::NoBackend,
             Self::Policy => Fault::Policy,
             Self::ClientGone => Fault::ClientGone,
+            Self::Injected => Fault::Injected,
             Self::Shortage(_) => Fault::Shortage,
         }
     }
@@ -78,7 +85,30 @@ pub(super) struct Dial {
     attempts: Attempts,
     last: DialError,
     current: Option<Attempt>,
+    held: Option<Held>,
+    impaired: Impaired,
 }
+
+/// A backend that is not dialled yet, on purpose.
+#[derive(Debug)]
+struct Held {
+    backend: InUse,
+    until: Instant,
+    // How long the attempt may take; `None` if there shall be none.
+    patience: Option<Duration>,
+}
+
+/// What goes wrong on purpose once the backend is reached.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Impaired {
+    /// The answer is cut short.
+    pub(super) cut: bool,
+    /// Bytes per second in each direction.
+    pub(super) rate: Option<u64>,
+}
+
+/// How long a connection stays in a black hole whose client has no patience of its own: as long as most have.
+const BLACK_HOLE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
 struct Attempt {
@@ -112,6 +142,8 @@ impl Dial {
             attempts,
             last: DialError::NoBackend,
             current: None,
+            held: None,
+            impaired: Impaired::default(),
         };
         dial.next(key, listener, reactor)?;
         Ok(dial)
@@ -144,8 +176,16 @@ impl Dial {
         }
     }
 
-    /// The present attempt may have lasted too long.
+    /// What goes wrong on purpose with the backend that was reached.
+    pub(super) fn impaired(&self) -> Impaired {
+        self.impaired
+    }
+
+    /// The present attempt may have lasted too long, or what holds it up may be over.
     pub(super) fn due(&mut self, key: Key, listener: &Listener, reactor: &mut Reactor) -> Progress {
+        if let Some(held) = self.held.take_if(|held| held.until <= reactor.now()) {
+            return self.release(held, key, listener, reactor);
+        }
         match self
             .current
             .take_if(|attempt| attempt.until <= reactor.now())
@@ -205,24 +245,113 @@ impl Dial {
             let Some((backend, patience)) = self.pick(now) else {
                 return Err(std::mem::replace(&mut self.last, DialError::NoBackend));
             };
-            let until = now + patience;
-            match connect(backend.addr(), key, reactor) {
-                Ok(stream) => {
-                    reactor.call_at(until, Token::Client(key));
-                    self.current = Some(Attempt {
-                        stream,
-                        backend,
-                        since: now,
-                        until,
-                    });
+            let route = &self.wanted.route;
+            let faults = &listener.shared.faults;
+            self.impaired = Impaired::default();
+            match backend.injection(faults, &route.key, route.port) {
+                None => {
+                    if self.attempt(backend, patience, key, listener, reactor) {
+                        return Ok(());
+                    }
+                }
+                Some(injection) if injection.faults().refuse => {
+                    injection.count(FaultKind::Refuse);
+                    let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
+                    self.note(&backend, refused, listener);
+                }
+                Some(injection) => {
+                    let held = self.impair(&injection, backend, patience, now)?;
+                    reactor.call_at(held.until, Token::Client(key));
+                    self.held = Some(held);
                     return Ok(());
                 }
-                Err(error) => self.note(&backend, error, listener),
             }
         }
     }
 
-    fn pick(&mut self, now: Instant) -> Option<(InUse, std::time::Duration)> {
+    // Decides what goes wrong with a connection to that backend.
+    fn impair(
+        &mut self,
+        injection: &Injection,
+        backend: InUse,
+        patience: Duration,
+        now: Instant,
+    ) -> Result<Held, DialError> {
+        if injection.faults().blackhole {
+            injection.count(FaultKind::Blackhole);
+            return Ok(Held {
+                backend,
+                until: now + BLACK_HOLE,
+                patience: None,
+            });
+        }
+        let fate = injection.draw(now);
+        if fate.reset {
+            return Err(DialError::Injected);
+        }
+        self.impaired = Impaired {
+            cut: fate.cut,
+            rate: injection.faults().rate,
+        };
+        if self.impaired.rate.is_some() {
+            injection.count(FaultKind::Rate);
+        }
+        Ok(Held {
+            backend,
+            until: now + fate.delay,
+            patience: Some(patience),
+        })
+    }
+
+    fn release(
+        &mut self,
+        held: Held,
+        key: Key,
+        listener: &Listener,
+        reactor: &mut Reactor,
+    ) -> Progress {
+        let Some(patience) = held.patience else {
+            return Progress::Failed(DialError::Injected);
+        };
+        if self.attempt(held.backend, patience, key, listener, reactor) {
+            return Progress::Waiting;
+        }
+        match self.next(key, listener, reactor) {
+            Ok(()) => Progress::Waiting,
+            Err(error) => Progress::Failed(error),
+        }
+    }
+
+    // Begins to dial that backend; whether that could be.
+    fn attempt(
+        &mut self,
+        backend: InUse,
+        patience: Duration,
+        key: Key,
+        listener: &Listener,
+        reactor: &mut Reactor,
+    ) -> bool {
+        let now = reactor.now();
+        let until = now + patience;
+        match connect(backend.addr(), key, reactor) {
+            Ok(stream) => {
+                reactor.call_at(until, Token::Client(key));
+                self.current = Some(Attempt {
+                    stream,
+                    backend,
+                    since: now,
+                    until,
+                });
+                true
+            }
+            Err(error) => {
+                self.note(&backend, error, listener);
+                false
+            }
+        }
+    }
+
+    fn pick(&mut self, now: Instant) -> Option<(InUse, Duration)> {
         let wanted = &self.wanted;
         match wanted.route.verdict(wanted.kind, wanted.origin) {
             Verdict::Serve(backends) => self

@@ -54,6 +54,15 @@ impl Relay {
         }
     }
 
+    /// Hands the client half of what the backend has said, and says how much that was; `None` if it has said nothing. For
+    /// an answer that is to be cut short: the relay is over then.
+    pub(super) fn cut_short(&mut self, buffer: &mut [u8], liveness: Liveness) -> Option<u64> {
+        let said = self.backend.read(buffer).ok().filter(|n| *n > 0)?;
+        let taken = self.client.write(&buffer[..said / 2], liveness);
+        // What it does not take at once it does not get.
+        Some(taken.unwrap_or(0) as u64)
+    }
+
     // A reader learns of a reset by reading. Of a side that nobody reads from, because the other one is stalled or it has
     // ended, only the reactor can tell.
     fn unnoticed_reset(&self) -> Option<Side> {

@@ -18,6 +18,7 @@ use crate::net::poller::Interest;
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::engine::{Key as ListenerKey, Reactor, Token};
+use super::delayed::Delayed;
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
@@ -43,6 +44,8 @@ pub(super) struct Forwarder {
     has_asked_for_a_turn: bool,
     // Datagrams that the kernel had no room for, modulo 2^32.
     lost: u32,
+    // Late on purpose.
+    delayed: Delayed,
     // The earliest call that is under way.
     called_at: Option<Instant>,
 }
@@ -78,6 +81,7 @@ impl Forwarder {
             ready: VecDeque::new(),
             has_asked_for_a_turn: false,
             lost: 0,
+            delayed: Delayed::default(),
             called_at: None,
         })
     }
@@ -196,15 +200,20 @@ impl Forwarder {
         };
         let token = Token::UdpFlow(self.key.place, id);
         let drops = &self.listener.shared.metrics.udp_drops;
+        let delayed = &mut self.delayed;
         session.forward(
             batch,
             slots,
             now,
             &mut |socket| reactor.watch(socket, Interest::Read, token),
             &mut |reason, n| drops.with_label_values(&[reason.reason()]).inc_by(n as u64),
+            &mut |until, datagram| delayed.keep(until, id, datagram),
         );
         if session.is_void() {
             self.flows.close(id);
+        }
+        if let Some(next) = self.delayed.next() {
+            self.call_at(next, reactor);
         }
     }
 
@@ -328,6 +337,14 @@ impl Forwarder {
             return;
         }
         self.called_at = None;
+        while let Some((flow, datagram)) = self.delayed.due(now) {
+            if let Some(session) = self.flows.session(flow) {
+                session.send_late(&datagram);
+            }
+        }
+        if let Some(next) = self.delayed.next() {
+            self.call_at(next, reactor);
+        }
         let (expired, next) = self.flows.expire(now);
         for (_, session) in expired {
             session.end("idle");

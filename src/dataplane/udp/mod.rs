@@ -8,6 +8,7 @@
 //! A flow is a client address and the local address it sent to; it has a connected socket, so that the kernel reports
 //! a backend's "port unreachable" to it.
 
+mod delayed;
 mod flows;
 mod forwarder;
 mod session;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::capture::plan::Entry;
+use crate::faults::{FaultKind, Injection};
 use crate::net::batches::Batch;
 use crate::net::descriptors::is_shortage;
 use crate::net::sockets::connected_udp;
@@ -72,6 +73,8 @@ pub(super) enum Loss {
     Unreachable,
     /// Where it came from is no address.
     Malformed,
+    /// A fault asks for it.
+    Injected,
     /// Any other error.
     Other,
 }
@@ -89,6 +92,7 @@ impl Loss {
             Self::TooLarge => "too_large",
             Self::Unreachable => "unreachable",
             Self::Malformed => "malformed",
+            Self::Injected => "injected",
             Self::Other => "other",
         }
     }
@@ -151,7 +155,8 @@ impl Session {
     }
 
     /// Sends the datagrams in `slots` to the backend, in order. `watch` is called with each new socket before it is
-    /// used. What cannot be sent is dropped and reported to `dropped`.
+    /// used. What cannot be sent is dropped and reported to `dropped`; what shall be late goes to `delay`, which says
+    /// whether it has room.
     pub(super) fn forward(
         &mut self,
         batch: &mut Batch,
@@ -159,6 +164,7 @@ impl Session {
         now: Instant,
         watch: &mut dyn FnMut(&UdpSocket) -> io::Result<()>,
         dropped: &mut dyn FnMut(Loss, usize),
+        delay: &mut dyn FnMut(Instant, &[u8]) -> bool,
     ) {
         for slot in slots.clone() {
             batch.address_to_peer(slot);
@@ -174,7 +180,28 @@ impl Session {
                 Ok(link) => link,
                 Err(loss) => return dropped(loss, slots.end - next),
             };
-            match batch.send(&link.socket, next..slots.end) {
+            let sent = match self.injection(&link) {
+                None => batch.send(&link.socket, next..slots.end),
+                Some(injection) => match impair(&injection, batch, next, now) {
+                    Ok(Passage::Once) => batch.send(&link.socket, next..next + 1),
+                    Ok(Passage::Twice) => batch
+                        .send(&link.socket, next..next + 1)
+                        .and_then(|_| batch.send(&link.socket, next..next + 1)),
+                    Ok(Passage::Late(until)) if delay(until, batch.bytes(next)) => {
+                        next += 1;
+                        self.link = Some(link);
+                        continue;
+                    }
+                    Ok(Passage::Late(_) | Passage::None) => {
+                        dropped(Loss::Injected, 1);
+                        next += 1;
+                        self.link = Some(link);
+                        continue;
+                    }
+                    Err(refused) => Err(refused),
+                },
+            };
+            match sent {
                 Ok(n) => {
                     let bytes = (next..next + n).map(|slot| batch.len(slot) as u64).sum();
                     let account = self.flow.listener.account();
@@ -199,6 +226,29 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Sends a datagram whose delay is over, if its backend is still there. What the kernel does not take is lost.
+    pub(super) fn send_late(&mut self, datagram: &[u8]) {
+        if let Some(link) = &self.link
+            && link.socket.send(datagram).is_ok()
+        {
+            let account = self.flow.listener.account();
+            account.datagrams_to_backends.add(1);
+            link.account.bytes_to_backend.add(datagram.len() as u64);
+            self.bytes_to_backend += datagram.len() as u64;
+        }
+    }
+
+    // Asked for each run of datagrams: a flow may be older than the fault, and outlive it.
+    fn injection(&self, link: &Link) -> Option<Arc<Injection>> {
+        let shared = &self.flow.listener.shared;
+        if !shared.faults.any_between() {
+            return None;
+        }
+        let key = &self.flow.listener.id.route;
+        let port = shared.table.load().route(key)?.port;
+        link.backend.injection(&shared.faults, key, port)
     }
 
     /// Counts what came back.
@@ -293,6 +343,38 @@ impl Session {
             refused: false,
         })
     }
+}
+
+// What becomes of one datagram on purpose.
+enum Passage {
+    None,
+    Once,
+    Twice,
+    Late(Instant),
+}
+
+// An error is the refusal of the backend, which another one may make good.
+fn impair(injection: &Injection, batch: &Batch, slot: usize, now: Instant) -> io::Result<Passage> {
+    let faults = injection.faults();
+    if faults.refuse {
+        injection.count(FaultKind::Refuse);
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    if faults.blackhole {
+        injection.count(FaultKind::Blackhole);
+        return Ok(Passage::None);
+    }
+    let fate = injection.draw(now);
+    let late = fate.delay + injection.time_for(batch.len(slot) as u64);
+    Ok(if fate.loss || fate.reset || fate.cut {
+        Passage::None
+    } else if !late.is_zero() {
+        Passage::Late(now + late)
+    } else if fate.duplicate {
+        Passage::Twice
+    } else {
+        Passage::Once
+    })
 }
 
 /// After how long without a datagram flows of that route end.

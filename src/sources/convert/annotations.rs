@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::Note;
 use crate::model::{
     Algorithm, InvalidEjection, Knobs, OutlierEjection, Protocol, ProxyProtocol, ServicePort,
+    parse_go_duration,
 };
-use crate::sources::go_duration::parse_go_duration;
 
 /// The balancing algorithm.
 const LB_ALGORITHM: &str = "viaduct.dev/lb-algorithm";

@@ -40,7 +40,8 @@ pub struct Note {
 }
 
 impl Note {
-    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+    /// About that field.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             field: field.into(),
             message: message.into(),

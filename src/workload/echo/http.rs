@@ -1,16 +1,24 @@
 //! The HTTP side of a simulated Pod: recognises a request by its first line and answers every one with the Pod's name.
 
-use std::convert::Infallible;
 use std::io::{self, Cursor};
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use crate::faults::FaultKind;
+
+use super::behaviour::Behaviour;
+use super::idle::ResetOnClose;
+use super::tcp::pause;
 
 /// Bytes of a request's head; a longer one is answered with status 431.
 const MAX_HEAD: usize = 16 * 1024;
@@ -57,19 +65,21 @@ pub(super) fn opening(bytes: &[u8]) -> Opening {
     }
 }
 
-/// Answers the requests of one connection, the first of which begins with `opening`, until either side ends it.
+/// Answers the requests of one connection, the first of which begins with `opening`, until either side ends it. `reset`
+/// makes the stream end by a reset.
 pub(super) async fn serve<S>(
     stream: S,
     opening: Vec<u8>,
     client: SocketAddr,
-    pod: &str,
+    behaviour: &Behaviour,
+    reset: ResetOnClose,
 ) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (reader, writer) = tokio::io::split(stream);
     let stream = tokio::io::join(Cursor::new(opening).chain(reader), writer);
-    let answers = service_fn(|request| answer(request, client, pod));
+    let answers = service_fn(|request| answer(request, client, behaviour, &reset));
     hyper::server::conn::http1::Builder::new()
         .half_close(true)
         .max_buf_size(MAX_HEAD)
@@ -78,15 +88,47 @@ where
         .map_err(io::Error::other)
 }
 
+/// No answer: a fault takes its place.
+#[derive(Debug, thiserror::Error)]
+#[error("reset on purpose")]
+struct Reset;
+
 async fn answer(
     request: Request<Incoming>,
     client: SocketAddr,
-    pod: &str,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    behaviour: &Behaviour,
+    reset: &ResetOnClose,
+) -> Result<Response<Answer>, Reset> {
+    let is_probe = is_probe(&request);
     let mut body = request.into_body();
     // The answer comes after the body. One that breaks off breaks the connection off too, which hyper notices itself.
     while let Some(Ok(_)) = body.frame().await {}
-    let mut response = Response::new(Full::new(Bytes::from(format!("{pod}\n"))));
+    let pod = behaviour.pod();
+    let injection = behaviour.injection();
+    if injection.faults().blackhole {
+        injection.count(FaultKind::Blackhole);
+        std::future::pending::<()>().await;
+    }
+    let now = Instant::now();
+    let fate = injection.draw(now);
+    pause(fate.delay).await;
+    if fate.reset {
+        reset.set();
+        return Err(Reset);
+    }
+    let text = Bytes::from(format!("{pod}\n"));
+    let pacing = injection.time_for(text.len() as u64);
+    if !pacing.is_zero() {
+        injection.count(FaultKind::Rate);
+        pause(pacing).await;
+    }
+    let mut response = Response::new(Answer::new(text, fate.cut));
+    if fate.error {
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    } else if is_probe && injection.is_unready(now) {
+        injection.count(FaultKind::Flap);
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,
@@ -100,6 +142,76 @@ async fn answer(
         }
     }
     Ok(response)
+}
+
+// The kubelet and our own prober say so.
+fn is_probe(request: &Request<Incoming>) -> bool {
+    let agent = request.headers().get(USER_AGENT);
+    agent.is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"))
+}
+
+/// The body of an answer. One that is cut short promises all of it, gives half and breaks off.
+struct Answer {
+    text: Bytes,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Whole,
+    ToBeCut,
+    // The half is with the library, which writes it out while it waits.
+    Cut,
+    Broken,
+    Done,
+}
+
+impl Answer {
+    fn new(text: Bytes, cut: bool) -> Self {
+        let progress = if cut {
+            Progress::ToBeCut
+        } else {
+            Progress::Whole
+        };
+        Self { text, progress }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Reset;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Reset>>> {
+        match self.progress {
+            Progress::Whole => {
+                self.progress = Progress::Done;
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.text)))))
+            }
+            Progress::ToBeCut => {
+                self.progress = Progress::Cut;
+                let half = self.text.len() / 2;
+                Poll::Ready(Some(Ok(Frame::data(self.text.split_to(half)))))
+            }
+            Progress::Cut => {
+                self.progress = Progress::Broken;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Progress::Broken => Poll::Ready(Some(Err(Reset))),
+            Progress::Done => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.progress == Progress::Done
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.text.len() as u64)
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@
 //!  TCP  anything else      ──►  each line with "web-0: " before it        (tcp)
 //!  UDP  a datagram         ──►  "web-0: " and the datagram                (udp)
 //! ```
+//!
+//! Unless faults are on: `behaviour` says which, each of the three does what it says.
 
+mod behaviour;
 mod http;
 mod idle;
 mod simulator;

@@ -6,12 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::faults::{ActiveFaults, Faults, Injection};
 use crate::model::Protocol;
 
+use super::behaviour::Behaviour;
 use super::{Limits, tcp, udp};
 
 /// A Pod to stand in for.
@@ -25,6 +29,8 @@ pub struct SimulatedPod {
     pub ip: IpAddr,
     /// The TCP and UDP ports of its containers. Port 0 takes any free one, see [`Simulator::addresses`].
     pub ports: Vec<(u16, Protocol)>,
+    /// What goes wrong in its answers, unless something else is turned on for it.
+    pub faults: Faults,
 }
 
 /// A port of a simulated Pod that could not be bound. The next [`Simulator::set`] tries again.
@@ -48,6 +54,7 @@ pub struct BindFailure {
 pub struct Simulator {
     servers: BTreeMap<Place, Server>,
     limits: Limits,
+    active: ActiveFaults,
 }
 
 /// What a server is for: who answers, and the address that was asked for.
@@ -62,14 +69,18 @@ struct Place {
 #[derive(Debug)]
 struct Server {
     addr: SocketAddr,
+    own: watch::Sender<Arc<Injection>>,
     tasks: TaskTracker,
     stop: DropGuard,
 }
 
 impl Simulator {
-    /// Nobody answers yet.
-    pub fn new() -> Self {
-        Self::default()
+    /// Nobody answers yet. The faults that are on for a Pod take the place of its own.
+    pub fn new(active: ActiveFaults) -> Self {
+        Self {
+            active,
+            ..Self::default()
+        }
     }
 
     #[cfg(test)]
@@ -84,16 +95,19 @@ impl Simulator {
     /// begin, and unchanged ones are not disturbed. Returns what could not be bound.
     pub async fn set(&mut self, pods: Vec<SimulatedPod>) -> Vec<BindFailure> {
         // In the order given, so that of two Pods that claim one address the first has it.
-        let mut wanted: Vec<Place> = Vec::new();
+        let mut wanted: Vec<(Place, Faults)> = Vec::new();
         for pod in pods {
-            wanted.extend(pod.ports.iter().map(|(port, protocol)| Place {
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-                addr: SocketAddr::new(pod.ip, *port),
-                protocol: *protocol,
+            wanted.extend(pod.ports.iter().map(|(port, protocol)| {
+                let place = Place {
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                    addr: SocketAddr::new(pod.ip, *port),
+                    protocol: *protocol,
+                };
+                (place, pod.faults.clone())
             }));
         }
-        let places: BTreeSet<&Place> = wanted.iter().collect();
+        let places: BTreeSet<&Place> = wanted.iter().map(|(place, _)| place).collect();
         let (kept, ended) = std::mem::take(&mut self.servers)
             .into_iter()
             .partition(|(place, _)| places.contains(place));
@@ -101,11 +115,12 @@ impl Simulator {
         stop(ended).await;
 
         let mut failures = Vec::new();
-        for place in wanted {
-            if self.servers.contains_key(&place) {
+        for (place, faults) in wanted {
+            if let Some(server) = self.servers.get(&place) {
+                server.follow(faults, &self.active);
                 continue;
             }
-            match Server::start(&place, self.limits).await {
+            match Server::start(&place, faults, self.limits, &self.active).await {
                 Ok(server) => {
                     tracing::info!(pod = %place.name, addr = %server.addr, protocol = %place.protocol, "simulated pod answers");
                     self.servers.insert(place, server);
@@ -136,31 +151,64 @@ impl Simulator {
 }
 
 impl Server {
-    async fn start(place: &Place, limits: Limits) -> io::Result<Self> {
+    async fn start(
+        place: &Place,
+        faults: Faults,
+        limits: Limits,
+        active: &ActiveFaults,
+    ) -> io::Result<Self> {
         let tasks = TaskTracker::new();
         let token = CancellationToken::new();
-        let pod: Arc<str> = place.name.as_str().into();
+        let own = watch::Sender::new(Arc::new(active.injection(faults, Instant::now())));
+        let behaviour = Behaviour::new(&place.namespace, &place.name, own.subscribe(), active);
         let addr = match place.protocol {
             Protocol::Tcp => {
                 let listener = tokio::net::TcpListener::bind(place.addr).await?;
                 let addr = listener.local_addr()?;
-                let serve = tcp::serve(listener, pod, limits, tasks.clone(), token.clone());
-                tasks.spawn(token.clone().run_until_cancelled_owned(serve));
+                let port = tcp::Port {
+                    addr,
+                    behaviour,
+                    limits,
+                    tasks: tasks.clone(),
+                    stop: token.clone(),
+                };
+                tasks.spawn(
+                    token
+                        .clone()
+                        .run_until_cancelled_owned(port.serve(listener)),
+                );
                 addr
             }
             Protocol::Udp => {
                 let socket = tokio::net::UdpSocket::bind(place.addr).await?;
                 let addr = socket.local_addr()?;
-                let serve = udp::serve(socket, pod);
-                tasks.spawn(token.clone().run_until_cancelled_owned(serve));
+                let port = udp::Port {
+                    addr,
+                    behaviour,
+                    tasks: tasks.clone(),
+                    stop: token.clone(),
+                };
+                tasks.spawn(token.clone().run_until_cancelled_owned(port.serve(socket)));
                 addr
             }
         };
         Ok(Self {
             addr,
+            own,
             tasks,
             stop: token.drop_guard(),
         })
+    }
+
+    // Other faults begin anew, the same ones go on.
+    fn follow(&self, faults: Faults, active: &ActiveFaults) {
+        self.own.send_if_modified(|own| {
+            let differs = *own.faults() != faults;
+            if differs {
+                *own = Arc::new(active.injection(faults, Instant::now()));
+            }
+            differs
+        });
     }
 }
 

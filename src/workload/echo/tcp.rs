@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,7 +11,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::faults::FaultKind;
+
 use super::Limits;
+use super::behaviour::Behaviour;
 use super::http::{self, Opening};
 use super::idle::Idle;
 
@@ -21,46 +24,89 @@ const OPENING_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes read at once, and answers gathered into one write.
 const CHUNK: usize = 16 * 1024;
 
-/// Takes connections until it is dropped; each is a task of `tasks` that ends with `stop`. At the limit of connections
-/// the next ones wait in the kernel's queue.
-pub(super) async fn serve(
-    listener: TcpListener,
-    pod: Arc<str>,
-    limits: Limits,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, client)) => {
-                let pod = pod.clone();
-                let connection = async move {
-                    if let Err(error) = talk(stream, client, &pod, limits.idle).await {
-                        tracing::debug!(pod = &*pod, %client, %error, "connection ended");
-                    }
-                    drop(place);
-                };
-                tasks.spawn(stop.clone().run_until_cancelled_owned(connection));
+/// How long to wait before a port that is taken, or an accept that failed, is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// A TCP port of a simulated Pod.
+pub(super) struct Port {
+    /// Where.
+    pub(super) addr: SocketAddr,
+    /// What goes wrong.
+    pub(super) behaviour: Behaviour,
+    /// What it takes at most.
+    pub(super) limits: Limits,
+    /// Runs connections.
+    pub(super) tasks: TaskTracker,
+    /// Ends them.
+    pub(super) stop: CancellationToken,
+}
+
+impl Port {
+    /// Takes connections until it is dropped. While it refuses, there is no listening socket, so that the kernel refuses;
+    /// connections that it has go on.
+    pub(super) async fn serve(mut self, mut listener: TcpListener) {
+        // At the limit of connections the next ones wait in the kernel's queue.
+        let places = Arc::new(Semaphore::new(self.limits.connections));
+        loop {
+            let mut watching = self.behaviour.clone();
+            tokio::select! {
+                () = watching.refuses() => {}
+                () = self.accept(listener, &places) => {}
             }
-            Err(error) => {
-                // Out of descriptors, most likely: the connection stays queued, and trying at once would spin.
-                tracing::warn!(pod = &*pod, %error, "no connection taken");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+            self.behaviour.takes().await;
+            listener = loop {
+                match TcpListener::bind(self.addr).await {
+                    Ok(listener) => break listener,
+                    Err(error) => {
+                        tracing::warn!(pod = self.behaviour.pod(), addr = %self.addr, %error, "port is taken");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
+            };
+        }
+    }
+
+    async fn accept(&self, listener: TcpListener, places: &Arc<Semaphore>) {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, client)) => {
+                    let (behaviour, idle) = (self.behaviour.clone(), self.limits.idle);
+                    let connection = async move {
+                        if let Err(error) = talk(stream, client, &behaviour, idle).await {
+                            tracing::debug!(pod = behaviour.pod(), %client, %error, "connection ended");
+                        }
+                        drop(place);
+                    };
+                    let stop = self.stop.clone();
+                    self.tasks.spawn(stop.run_until_cancelled_owned(connection));
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: the connection stays queued, and trying at once would spin.
+                    tracing::warn!(pod = self.behaviour.pod(), %error, "no connection taken");
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
         }
     }
 }
 
-async fn talk(stream: TcpStream, client: SocketAddr, pod: &str, idle: Duration) -> io::Result<()> {
+async fn talk(
+    stream: TcpStream,
+    client: SocketAddr,
+    behaviour: &Behaviour,
+    idle: Duration,
+) -> io::Result<()> {
     let mut stream = Idle::new(stream, idle);
     let mut opening = Vec::with_capacity(CHUNK);
     loop {
         match http::opening(&opening) {
-            Opening::Request => return http::serve(stream, opening, client, pod).await,
+            Opening::Request => {
+                let reset = stream.reset_on_close();
+                return http::serve(stream, opening, client, behaviour, reset).await;
+            }
             Opening::Other => break,
             Opening::Unclear => {}
         }
@@ -76,21 +122,54 @@ async fn talk(stream: TcpStream, client: SocketAddr, pod: &str, idle: Duration) 
             Ok(Err(error)) => return Err(error),
         }
     }
-    echo_lines(stream, opening, pod).await
+    echo_lines(stream, opening, behaviour).await
 }
 
 // Answers as the bytes come, so that a client which sends no line end waits for nothing and no line is too long. After
 // its FIN everything has been answered, and ours follows.
-async fn echo_lines(stream: Idle<TcpStream>, mut chunk: Vec<u8>, pod: &str) -> io::Result<()> {
+async fn echo_lines(
+    stream: Idle<TcpStream>,
+    mut chunk: Vec<u8>,
+    behaviour: &Behaviour,
+) -> io::Result<()> {
+    let reset = stream.reset_on_close();
     let mut stream = BufWriter::with_capacity(CHUNK, stream);
     let mut at_line_start = true;
     loop {
-        write_lines(&mut stream, &chunk, pod, &mut at_line_start).await?;
-        stream.flush().await?;
+        let injection = behaviour.injection();
+        let mut cut = false;
+        if injection.faults().blackhole {
+            injection.count(FaultKind::Blackhole);
+        } else if !chunk.is_empty() {
+            let fate = injection.draw(Instant::now());
+            pause(fate.delay).await;
+            if fate.reset {
+                reset.set();
+                return Ok(());
+            }
+            if fate.cut {
+                cut = true;
+                chunk.truncate(chunk.len() / 2);
+            }
+            write_lines(&mut stream, &chunk, behaviour.pod(), &mut at_line_start).await?;
+            stream.flush().await?;
+            let pacing = injection.time_for(chunk.len() as u64);
+            if !pacing.is_zero() {
+                injection.count(FaultKind::Rate);
+                pause(pacing).await;
+            }
+        }
         chunk.clear();
-        if stream.read_buf(&mut chunk).await? == 0 {
+        if cut || stream.read_buf(&mut chunk).await? == 0 {
             return stream.shutdown().await;
         }
+    }
+}
+
+/// Waits, if there is anything to wait for.
+pub(super) async fn pause(duration: Duration) {
+    if !duration.is_zero() {
+        tokio::time::sleep(duration).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
+use crate::faults::{ActiveFaults, FaultTarget, Faults};
 use crate::model::Protocol;
 
 use super::*;
@@ -18,6 +19,7 @@ fn pod(name: &str, ports: &[(u16, Protocol)]) -> SimulatedPod {
         name: name.into(),
         ip: [127, 0, 0, 1].into(),
         ports: ports.to_vec(),
+        faults: Faults::default(),
     }
 }
 
@@ -310,5 +312,189 @@ async fn a_place_that_is_taken_is_reported_and_tried_again() {
             "the first has gone"
         );
         assert_eq!(address(&simulator, "second").port(), port);
+    }
+}
+
+fn faulty(text: &str, protocol: Protocol) -> SimulatedPod {
+    SimulatedPod {
+        faults: Faults::parse(text).unwrap(),
+        ..pod("web-0", &[(0, protocol)])
+    }
+}
+
+async fn ask(addr: SocketAddr, request: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(addr).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    soon(stream.read_to_end(&mut answer)).await?;
+    Ok(String::from_utf8(answer).unwrap())
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn answers_fail_as_asked_and_repeatably() {
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let pods = vec![faulty(
+            "error=30%; reset=30%; cut=30%; seed=3",
+            Protocol::Tcp,
+        )];
+        let simulator = simulate(Limits::default(), pods).await;
+        let addr = address(&simulator, "web-0");
+        let mut run = Vec::new();
+        for _ in 0..30 {
+            run.push(match ask(addr, GET).await {
+                Ok(answer) if answer.ends_with("web-0\n") => answer[9..12].to_owned(),
+                Ok(answer) if answer.ends_with("\r\n\r\nweb") => "cut".to_owned(),
+                Ok(answer) => panic!("{answer:?}"),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => "reset".to_owned(),
+                Err(error) => panic!("{error}"),
+            });
+        }
+        for expected in ["200", "500", "cut", "reset"] {
+            assert!(run.iter().any(|met| met == expected), "{expected}: {run:?}");
+        }
+        runs.push(run);
+    }
+    assert_eq!(runs[0], runs[1]);
+}
+
+#[tokio::test]
+async fn lines_are_late_cut_or_reset() {
+    for (text, expected) in [("cut=100%", "web-0: he"), ("delay=40ms", "web-0: hello")] {
+        let pods = vec![faulty(text, Protocol::Tcp)];
+        let simulator = simulate(Limits::default(), pods).await;
+        let mut stream = TcpStream::connect(address(&simulator, "web-0"))
+            .await
+            .unwrap();
+        let before = std::time::Instant::now();
+        stream.write_all(b"hello").await.unwrap();
+        assert_eq!(read_exactly(&mut stream, expected.len()).await, expected);
+        if text.starts_with("delay") {
+            assert!(before.elapsed() >= Duration::from_millis(40));
+        } else {
+            assert_eq!(read_to_end(&mut stream).await, "", "then it ends");
+        }
+    }
+    let simulator = simulate(Limits::default(), vec![faulty("reset=100%", Protocol::Tcp)]).await;
+    let error = ask(address(&simulator, "web-0"), "hello\n")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_refusing_pod_has_no_socket_until_it_is_well_again() {
+    let active = ActiveFaults::default();
+    let target = FaultTarget::pod("default", "web-0");
+    let mut simulator = Simulator::new(active.clone());
+    let ports = [(0, Protocol::Tcp), (0, Protocol::Udp)];
+    assert!(simulator.set(vec![pod("web-0", &ports)]).await.is_empty());
+    let addresses: Vec<_> = simulator.addresses().map(|(_, addr, _)| addr).collect();
+    let refuse = Faults::parse("refuse").unwrap();
+    active
+        .turn_on(target.clone(), refuse, std::time::Instant::now())
+        .unwrap();
+    soon(async {
+        while TcpStream::connect(addresses[0]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(addresses[1]).await.unwrap();
+    let refused = soon(async {
+        loop {
+            // The refusal of one datagram is told at the next call.
+            if let Err(error) = client.send(b"hi").await {
+                return error;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(refused.await.kind(), ErrorKind::ConnectionRefused);
+    assert!(active.turn_off(&target));
+    soon(async {
+        while TcpStream::connect(addresses[0]).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(ask(addresses[0], GET).await.unwrap().ends_with("web-0\n"));
+}
+
+#[tokio::test]
+async fn a_black_hole_takes_everything_and_says_nothing() {
+    let simulator = simulate(Limits::default(), vec![faulty("blackhole", Protocol::Tcp)]).await;
+    for text in [GET, "hello\n"] {
+        let mut stream = TcpStream::connect(address(&simulator, "web-0"))
+            .await
+            .unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut byte = [0];
+        let read = tokio::time::timeout(Duration::from_millis(50), stream.read(&mut byte));
+        assert!(read.await.is_err(), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn datagrams_are_lost_and_doubled_as_the_seed_says() {
+    let simulator = simulate(
+        Limits::default(),
+        vec![faulty("loss=30%; duplicate=30%; seed=5", Protocol::Udp)],
+    )
+    .await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(address(&simulator, "web-0")).await.unwrap();
+    let expected = {
+        let faults = Faults::parse("loss=30%; duplicate=30%; seed=5").unwrap();
+        let now = std::time::Instant::now();
+        let same = ActiveFaults::default().injection(faults, now);
+        let fates = (0..40).map(|_| same.draw(now));
+        fates
+            .map(|fate| {
+                if fate.loss {
+                    0
+                } else {
+                    1 + usize::from(fate.duplicate)
+                }
+            })
+            .collect::<Vec<_>>()
+    };
+    assert!((0..=2).all(|n| expected.contains(&n)), "{expected:?}");
+    let mut copies = vec![0; expected.len()];
+    let mut answer = [0; 64];
+    let last = expected.iter().rposition(|n| *n > 0).unwrap();
+    for n in 0..expected.len() {
+        client.send(n.to_string().as_bytes()).await.unwrap();
+    }
+    while copies[last] < expected[last] {
+        let n = soon(client.recv(&mut answer)).await.unwrap();
+        let text = std::str::from_utf8(&answer[..n]).unwrap();
+        copies[text
+            .strip_prefix("web-0: ")
+            .unwrap()
+            .parse::<usize>()
+            .unwrap()] += 1;
+    }
+    assert_eq!(copies, expected);
+}
+
+#[tokio::test]
+async fn only_probes_hear_that_a_flapping_pod_is_not_ready() {
+    let simulator = simulate(Limits::default(), vec![faulty("flap=1ns", Protocol::Tcp)]).await;
+    let addr = address(&simulator, "web-0");
+    let probe = GET.replace("Host", "User-Agent: kube-probe/1.36\r\nHost");
+    let mut statuses = std::collections::BTreeSet::new();
+    soon(async {
+        while statuses.len() < 2 {
+            statuses.insert(ask(addr, &probe).await.unwrap()[9..12].to_owned());
+        }
+    })
+    .await;
+    assert_eq!(statuses.into_iter().collect::<Vec<_>>(), ["200", "503"]);
+    for _ in 0..10 {
+        assert_eq!(&ask(addr, GET).await.unwrap()[9..12], "200");
     }
 }
