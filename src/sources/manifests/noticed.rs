@@ -1,7 +1,8 @@
 //! What the kernel says of the directory, sorted by how it is to be looked into. Pure.
 //!
 //! Editors and tools tell a lot: a save is five events. What counts is a file that somebody has finished writing, which
-//! is looked at alone and at once; anything else that may matter is a reason for a whole look once the burst is over.
+//! is looked at alone and at once, unless something older waits; anything else that may matter is a reason for a whole
+//! look once the burst is over.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,14 @@ impl Noticed {
             };
         }
         true
+    }
+
+    /// The files to look at alone and at once: none while a whole look is due, which comes to them in their turn.
+    pub(super) fn take_written(&mut self) -> BTreeSet<PathBuf> {
+        if self.other {
+            return BTreeSet::new();
+        }
+        std::mem::take(&mut self.written)
     }
 }
 
@@ -141,6 +150,17 @@ mod tests {
         for name in ["..data", "real.txt", "a.yaml~"] {
             assert_eq!(noticed(MOVED_HERE, name), whole, "{name}");
         }
+    }
+
+    #[test]
+    fn a_manifest_waits_for_what_came_before_it() {
+        let mut noticed = noticed(CREATED, "new.yaml");
+        noticed.note(&Event::new(CLOSED).add_path("/d/a.yaml".into()));
+        assert_eq!(noticed.take_written(), BTreeSet::new());
+        assert_eq!(noticed.written.len(), 1);
+        noticed.other = false;
+        assert_eq!(noticed.take_written(), [PathBuf::from("/d/a.yaml")].into());
+        assert!(noticed.written.is_empty());
     }
 
     #[test]

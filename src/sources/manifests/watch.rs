@@ -2,8 +2,9 @@
 //!
 //! A manifest that somebody has finished writing is looked at alone and at once. Whatever comes or goes is looked at
 //! with all the rest when its burst is over (an editor's save is five events, `kubectl kustomize > file` hundreds of
-//! writes), so that an object which moves from one file to another is never gone. Where inotify is refused, because its
-//! instances are used up or the file system has none, a look every second replaces it.
+//! writes), so that an object which moves from one file to another is never gone. What is written while such a look is
+//! due waits for it: no change overtakes an earlier one. Where inotify is refused, because its instances are used up or
+//! the file system has none, a look every second replaces it.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -64,17 +65,24 @@ pub async fn watch(
     }
     let mut whole_look = WholeLook::after(alarm.interval());
     let mut is_failing = false;
+    let mut held = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = updates.closed() => return Ok(()),
             () = alarm.rings.notified() => {
-                let written = std::mem::take(&mut alarm.noticed().written);
+                let written = alarm.noticed().take_written();
                 if !written.is_empty() {
                     let (returned, scan) = glance(directory, written).await?;
                     directory = returned;
-                    alarm.noticed().other |= scan.unsettled;
-                    if !scan.updates.is_empty() && updates.send(scan.updates).await.is_err() {
+                    // What came meanwhile may be older than what was read.
+                    let is_overtaking = {
+                        let mut noticed = alarm.noticed();
+                        noticed.other |= scan.unsettled;
+                        noticed.other
+                    };
+                    held.extend(scan.updates);
+                    if !is_overtaking && !deliver(&mut held, &updates).await {
                         return Ok(());
                     }
                 }
@@ -95,7 +103,8 @@ pub async fn watch(
                 } else {
                     alarm.interval()
                 });
-                if !scan.updates.is_empty() && updates.send(scan.updates).await.is_err() {
+                held.extend(scan.updates);
+                if !deliver(&mut held, &updates).await {
                     return Ok(());
                 }
             }
@@ -108,6 +117,11 @@ pub async fn watch(
             }
         }
     }
+}
+
+/// Tells what is held, if there is anything. False if nobody receives any longer.
+async fn deliver(held: &mut Vec<Update>, updates: &mpsc::Sender<Vec<Update>>) -> bool {
+    held.is_empty() || updates.send(std::mem::take(held)).await.is_ok()
 }
 
 /// One look, off the async threads: it reads files.
@@ -452,6 +466,30 @@ mod tests {
             quickest = quickest.min(began.elapsed());
         }
         assert!(quickest < BURST_GAP, "{quickest:?}");
+    }
+
+    #[tokio::test]
+    async fn no_edit_overtakes_what_came_before_it() {
+        let mut fixture = Fixture::start(empty_dir());
+        fixture.next().await;
+        fixture.write("edited.yaml", &pod("edited"));
+        fixture.next().await;
+        for n in 0..20 {
+            fixture.write(&format!("new-{n}.yaml"), &pod(&format!("new-{n}")));
+            fixture.write(
+                "edited.yaml",
+                &(pod("edited").replace("{name: edited}", "\n  name: edited")
+                    + &format!("  labels: {{n: \"{n}\"}}\n")),
+            );
+            let mut told = fixture.next().await;
+            assert!(
+                told.contains(&format!("applied Pod default/new-{n}")),
+                "{told:?}"
+            );
+            while !told.contains(&"applied Pod default/edited".to_owned()) {
+                told.extend(fixture.next().await);
+            }
+        }
     }
 
     #[tokio::test]
