@@ -149,6 +149,7 @@ impl App {
         let sources = Sources {
             objects: objects.clone(),
             table: table.clone(),
+            observer: dataplane.observer(),
             faults: faults.clone(),
             contact: contact.clone(),
             names: dns.as_ref().map(dns::Server::names),

@@ -4,6 +4,7 @@
 //! published snapshots. `GET /v1/faults` lists the faults that are on, and `POST /v1/faults` turns them on and off: the only
 //! thing that anybody changes here. Never waits for the reconciler.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::control::PublishedObjects;
+use crate::dataplane::{Observer, OpenFlows, WhoseFlows};
 use crate::dns::Names;
 use crate::faults::ActiveFaults;
 use crate::routing::{Published, Target};
@@ -38,6 +40,8 @@ pub struct Sources {
     pub objects: PublishedObjects,
     /// The routing table.
     pub table: Published,
+    /// What flows do.
+    pub observer: Observer,
     /// The faults that are on. The one thing that can be changed here.
     pub faults: ActiveFaults,
     /// Whether the API server is heard, where there is one.
@@ -47,15 +51,35 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Both at this moment.
+    /// All of it at this moment but what flows do.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             objects: self.objects.load_full(),
             table: self.table.load_full(),
             faults: self.faults.clone(),
+            carried: HashMap::new(),
+            flows: OpenFlows::default(),
             now: Timestamp::now(),
             instant: Instant::now(),
         }
+    }
+}
+
+impl Sources {
+    async fn look(&self, resource: Resource, question: &Question) -> Snapshot {
+        let mut snapshot = self.snapshot();
+        match resource {
+            Resource::Backends => snapshot.carried = self.observer.carried(),
+            Resource::Flows => {
+                let whose = WhoseFlows {
+                    namespace: question.namespace.clone(),
+                    service: question.name.clone(),
+                };
+                snapshot.flows = self.observer.open_flows(whose).await;
+            }
+            Resource::Services | Resource::EndpointSlices | Resource::Pods | Resource::Nodes => {}
+        }
+        snapshot
     }
 }
 
@@ -183,7 +207,7 @@ async fn answer(
         )
             .into_response();
     };
-    let snapshot = sources.snapshot();
+    let snapshot = sources.look(resource, &question).await;
     let wide = question.output.as_deref() == Some("wide");
     let selection = Selection {
         namespace: question.namespace,

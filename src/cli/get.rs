@@ -1,7 +1,7 @@
 //! `viaduct get`: asks a running viaduct over its admin socket and prints what it says.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -12,14 +12,14 @@ use crate::config::default_admin_socket;
 
 use super::ask::{ask, escape, pretty};
 use super::print;
-use super::watch::Seen;
+use super::watch::{Seen, Totals};
 
 #[derive(Debug, Args)]
 pub(super) struct Get {
-    /// services, endpointslices, pods, nodes or backends
+    /// services, endpointslices, pods, nodes, backends or flows
     #[arg(value_parser = parse_resource)]
     resource: &'static str,
-    /// Only the object of this name; for backends, those of this Service
+    /// Only the object of this name; for backends and flows, those of this Service
     name: Option<String>,
     /// Namespace to look in
     #[arg(short, long, default_value = "default")]
@@ -91,7 +91,7 @@ impl Get {
 
     // Ends when the process that is asked does.
     async fn watch(&self, socket: &Path) -> anyhow::Result<()> {
-        let mut seen = Seen::default();
+        let (mut seen, mut totals) = (Seen::default(), Totals::default());
         let mut headings = true;
         let mut ticks = tokio::time::interval(WATCH_INTERVAL);
         loop {
@@ -99,14 +99,15 @@ impl Get {
             let answer = ask(socket, &self.url()).await?;
             let text = match self.output {
                 Output::Table | Output::Wide => {
-                    self.changed_rows(&read_table(&answer)?, &mut seen, &mut headings)
+                    let mut table = read_table(&answer)?;
+                    totals.rate_rows(&mut table, Instant::now());
+                    self.changed_rows(&table, &mut seen, &mut headings)
                 }
-                Output::Json => changed_items(&answer, &mut seen, |item| {
-                    Ok(serde_json::to_string_pretty(item)? + "\n")
-                })?,
-                Output::Yaml => changed_items(&answer, &mut seen, |item| {
-                    Ok(format!("---\n{}", yaml(item)?))
-                })?,
+                Output::Json | Output::Yaml => {
+                    let mut list = read_list(&answer)?;
+                    totals.rate_items(&mut list, Instant::now());
+                    self.changed_items(&list, &mut seen)?
+                }
             };
             print(&text)?;
         }
@@ -129,6 +130,17 @@ impl Get {
             text.push_str(&format!("{}{GAP}gone\n", key.replace('\t', GAP)));
         }
         text
+    }
+
+    fn changed_items(&self, list: &Value, seen: &mut Seen) -> anyhow::Result<String> {
+        let changes = seen.items(list);
+        let write = |item: &Value| match self.output {
+            Output::Yaml => Ok(format!("---\n{}", yaml(item)?)),
+            Output::Json | Output::Table | Output::Wide => {
+                Ok(serde_json::to_string_pretty(item)? + "\n")
+            }
+        };
+        changes.changed.iter().map(write).collect()
     }
 
     fn url(&self) -> String {
@@ -168,15 +180,6 @@ fn read_list(answer: &[u8]) -> anyhow::Result<Value> {
 
 fn yaml(value: &Value) -> anyhow::Result<String> {
     serde_saphyr::to_string(value).context("writing YAML")
-}
-
-fn changed_items(
-    answer: &[u8],
-    seen: &mut Seen,
-    write: impl Fn(&Value) -> anyhow::Result<String>,
-) -> anyhow::Result<String> {
-    let changes = seen.items(&read_list(answer)?);
-    changes.changed.iter().map(write).collect()
 }
 
 /// Between columns.

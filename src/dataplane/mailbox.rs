@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::model::ServicePortKey;
 use crate::net::poller::WakeUp;
 
+use super::observer::{OpenFlows, WhoseFlows};
 use super::{Drained, Listener};
 
 /// One serving period of a listener; a listener that was held closed in between has a new one.
@@ -40,6 +41,11 @@ pub(super) enum Order {
         period: Period,
         done: oneshot::Sender<()>,
     },
+    /// Say which flows there are.
+    List {
+        whose: Arc<WhoseFlows>,
+        done: oneshot::Sender<OpenFlows>,
+    },
     /// Stop everything, wait for connections up to `patience`, reset the rest and end.
     Drain {
         patience: Duration,
@@ -47,7 +53,8 @@ pub(super) enum Order {
     },
 }
 
-/// A data thread's mailbox. Bounded by what exists: an order concerns a listener, a change a route.
+/// A data thread's mailbox. Bounded by what exists: an order concerns a listener or
+/// somebody who waits for the answer, a change a route.
 #[derive(Debug)]
 pub(super) struct Mailbox {
     mail: Mutex<Mail>,

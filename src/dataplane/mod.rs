@@ -17,6 +17,7 @@ mod flow_log;
 mod listeners;
 mod mailbox;
 mod metrics;
+mod observer;
 mod tcp;
 mod thread;
 mod udp;
@@ -43,6 +44,7 @@ use thread::DataThread;
 
 pub use listeners::OpenError;
 pub use metrics::Metrics;
+pub use observer::{Carried, Observer, OpenFlow, OpenFlows, WhoseFlows};
 pub use tcp::Effort;
 
 /// What can be set.
@@ -174,6 +176,12 @@ impl Dataplane {
             thread.join();
         }
         total
+    }
+
+    /// Who can be asked what there is.
+    pub fn observer(&self) -> Observer {
+        let threads = self.threads.iter().map(DataThread::mailbox);
+        Observer::new(threads.collect(), self.shared.metrics.accounts.clone())
     }
 
     /// Flows at this moment: TCP connections, UDP flows.

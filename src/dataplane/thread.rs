@@ -34,6 +34,11 @@ impl DataThread {
         })
     }
 
+    /// What it is reached through.
+    pub(super) fn mailbox(&self) -> Arc<Mailbox> {
+        self.mailbox.clone()
+    }
+
     /// Serves a socket from now on.
     pub(super) fn serve(&self, period: Period, listener: Listener, socket: Socket) {
         self.order(Order::Serve {

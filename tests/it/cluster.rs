@@ -93,9 +93,9 @@ impl Cluster {
                 "127.0.0.1:0",
                 "--drain-timeout",
                 "2s",
-                "--log",
-                "info",
             ])
+            // Not a flag, so that a test may give one.
+            .env("VIADUCT_LOG", "info")
             .arg("--admin-socket")
             .arg(root.path().join("admin.sock"))
             .arg("--data-dir")

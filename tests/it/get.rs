@@ -1,10 +1,11 @@
 //! `viaduct get`: tables for people, lists for programs, errors that say what to do.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, eventually, pod, served_by, service};
+use crate::cluster::{Cluster, eventually, pod, served_by, service, udp_ask};
 
 fn text(output: &std::process::Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -89,6 +90,10 @@ fn backends_count_what_they_served() {
         assert_eq!(rows.len(), 1, "only ready ones are backends");
         assert_eq!(rows[0]["kind"], "Backend");
         assert_eq!(rows[0]["pod"], "a");
+        let p99 = rows[0]["connectP99Seconds"].as_f64().unwrap();
+        assert!(p99 > 0.0 && p99 < 4.0, "{p99}");
+        let answers = rows[0]["bytesToClient"].as_u64().unwrap();
+        assert!(answers > 3 * 20, "three heads and bodies: {answers}");
         let figures = (
             rows[0]["flowsTotal"].clone(),
             rows[0]["activeFlows"].clone(),
@@ -112,13 +117,107 @@ fn backends_count_what_they_served() {
             "ACTIVE",
             "TOTAL",
             "FAILED",
+            "CONNECT-P99",
             "STATE",
+            "TO-BACKEND",
+            "TO-CLIENT",
             "NODE",
             "ALGORITHM",
             "FAULTS"
         ]
     );
     assert!(table.contains("round-robin"), "{table}");
+}
+
+#[test]
+fn flows_are_shown_while_they_last() {
+    let log =
+        service("log", 8081).replace("targetPort: 8080", "protocol: UDP\n    targetPort: 8080");
+    let udp_pod = pod("log", "c", true).replace(
+        "containerPort: 8080",
+        "containerPort: 8080\n      protocol: UDP",
+    );
+    let cluster = Cluster::start(&[
+        ("web.yaml", &service("web", 8080)),
+        ("a.yaml", &pod("web", "a", true)),
+        ("log.yaml", &log),
+        ("c.yaml", &udp_pod),
+    ]);
+    let (web, log) = (cluster.served_at("web"), cluster.served_at("log"));
+    eventually("an answer", || udp_ask(log, b"hello"));
+    let mut stream = TcpStream::connect(web).unwrap();
+    let client = stream.local_addr().unwrap().to_string();
+    stream.write_all(b"hello\n").unwrap();
+    let mut answer = [0; 9];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"a: hello\n");
+
+    let items = eventually("both flows", || {
+        let items = cluster.items("flows");
+        if items.len() == 2 {
+            Ok(items)
+        } else {
+            Err(items)
+        }
+    });
+    let [datagrams, connection] = &items[..] else {
+        unreachable!("two of them");
+    };
+    assert_eq!(
+        (
+            &connection["kind"],
+            &connection["service"],
+            &connection["pod"]
+        ),
+        (&"Flow".into(), &"web".into(), &"a".into())
+    );
+    assert_eq!(connection["client"], client);
+    assert_eq!(connection["port"]["port"], 8080);
+    assert_eq!(
+        (&connection["bytesToBackend"], &connection["bytesToClient"]),
+        (&6.into(), &9.into())
+    );
+    assert_eq!(
+        (
+            &datagrams["port"]["protocol"],
+            &datagrams["bytesToBackend"],
+            &datagrams["bytesToClient"]
+        ),
+        (&"UDP".into(), &5.into(), &8.into())
+    );
+    let table = text(&cluster.get(&["flows", "web"]));
+    let rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows.len(), 2, "of that Service alone: {table}");
+    assert!(rows[1].contains(&client), "{table}");
+    assert_eq!(text(&cluster.get(&["flows", "-n", "elsewhere"])), "");
+    drop(stream);
+    eventually("the end of one", || match cluster.items("flows").len() {
+        1 => Ok(()),
+        n => Err(n),
+    });
+}
+
+#[test]
+fn a_watch_of_backends_says_how_fast_flows_come() {
+    let cluster = start();
+    let web = cluster.served_at("web");
+    let mut watch = cluster.watch(&["backends"]);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    let headings = next();
+    let rate = headings.split_whitespace().position(|word| word == "RATE");
+    let rate = rate.unwrap_or_else(|| panic!("no RATE in {headings}"));
+    let cell = |row: String| row.split_whitespace().nth(rate).unwrap().to_owned();
+    assert_eq!(cell(next()), "-", "nothing to compare with yet");
+    assert_eq!(cell(next()), "0/s");
+    for _ in 0..5 {
+        served_by(web).unwrap();
+    }
+    let told = cell(next());
+    let n: u32 = told.strip_suffix("/s").unwrap().parse().unwrap();
+    assert!(n > 0, "{told}");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 }
 
 #[test]

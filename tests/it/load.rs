@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use viaduct::workload::load::{Origins, Pace, Plan, Progress, Report, TcpWork, Work, run};
 
-use crate::cluster::{Cluster, pod, service};
+use crate::cluster::{Cluster, eventually, http_get, pod, service};
 
 /// A server that sends every line back, but answers nothing between these times after its start.
 fn stalling_server(from: Duration, until: Duration) -> SocketAddr {
@@ -172,6 +172,80 @@ fn the_generator_and_the_proxy_count_the_same() {
     for item in cluster.items("backends") {
         let name = item["pod"].as_str().unwrap();
         assert_eq!(item["flowsTotal"], of(name), "{item}");
+    }
+}
+
+// The sum of a metric over all series whose labels have those words.
+fn metric(cluster: &Cluster, name: &str, words: &[&str]) -> u64 {
+    let (_, text) = http_get(cluster.address("Metrics"), "/metrics").unwrap();
+    let of_it = |line: &&str| {
+        line.starts_with(&format!("{name}{{")) && words.iter().all(|word| line.contains(word))
+    };
+    let values = text.lines().filter(of_it).map(|line| {
+        let value = line.rsplit(' ').next().unwrap();
+        value.parse::<u64>().unwrap()
+    });
+    values.sum()
+}
+
+#[test]
+fn bytes_datagrams_and_the_flow_log_agree_to_the_last_request() {
+    let udp_pod = pod("log", "c", true).replace(
+        "containerPort: 8080",
+        "containerPort: 8080\n      protocol: UDP",
+    );
+    let log =
+        service("log", 8081).replace("targetPort: 8080", "protocol: UDP\n    targetPort: 8080");
+    let mut cluster = Cluster::start_with(
+        &[
+            ("web.yaml", &service("web", 8080)),
+            ("a.yaml", &pod("web", "a", true)),
+            ("log.yaml", &log),
+            ("c.yaml", &udp_pod),
+        ],
+        &["--log", "info,viaduct::flow=debug"],
+    );
+    cluster.served_at("web");
+    for (target, service) in [("default/web", "web"), ("default/log", "log")] {
+        let mut words = short(&[target]);
+        if service == "web" {
+            words.push("--reconnect");
+        }
+        let report = json(&cluster.load(&words));
+        assert_eq!(
+            (&report["done"], &report["sent"]),
+            (&200.into(), &200.into())
+        );
+        assert_eq!(report["errors"], serde_json::json!({}));
+        let of_service = format!("service=\"{service}\"");
+        let bytes = |direction: &str| {
+            let words = [of_service.as_str(), direction];
+            metric(&cluster, "viaduct_service_bytes_total", &words)
+        };
+        // The answer may be at the client before it is counted.
+        eventually("the same figures", || {
+            let told = (&report["bytesSent"], &report["bytesReceived"]);
+            let seen = (bytes("to_backend"), bytes("to_client"));
+            if told == (&seen.0.into(), &seen.1.into()) {
+                Ok(())
+            } else {
+                Err(format!("{service}: {told:?}, {seen:?}"))
+            }
+        });
+        let faults = metric(&cluster, "viaduct_service_faults_total", &[&of_service]);
+        assert_eq!(faults, 0);
+        if service == "web" {
+            let flows = metric(&cluster, "viaduct_service_flows_total", &[&of_service]);
+            assert_eq!(flows, 200);
+        }
+    }
+    assert_eq!(
+        metric(&cluster, "viaduct_udp_datagrams_total", &["to_backend"]),
+        200
+    );
+    for n in 0..200 {
+        let line = cluster.wait_for_log(&["flow closed", "default/web", "finished"]);
+        assert!(line.contains("bytes_to_backend=64"), "{n}: {line}");
     }
 }
 

@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::dataplane::Carried;
 use crate::faults::ActiveFaults;
 use crate::model::NodeName;
 use crate::routing::{Backend, Route, RoutingTable};
 
-use super::Selection;
-use super::cells::or_none;
+use super::cells::{measured, or_none};
+use super::{Selection, Snapshot};
 
 /// A backend within a route.
 pub(super) struct BackendRow {
@@ -22,9 +23,10 @@ pub(super) struct BackendRow {
 
 impl BackendRow {
     /// All cells, the wide ones last.
-    pub(super) fn cells(&self, now: Instant, faults: &ActiveFaults) -> Vec<String> {
+    pub(super) fn cells(&self, at: &Snapshot) -> Vec<String> {
         let key = &self.route.key;
         let live = &self.backend.live;
+        let carried = self.carried(at);
         vec![
             key.service.namespace.to_string(),
             key.service.name.to_string(),
@@ -39,7 +41,10 @@ impl BackendRow {
             live.active().to_string(),
             live.flows_total().to_string(),
             live.failures_total().to_string(),
-            self.state(now).to_owned(),
+            or_none(carried.connect_p99.map(measured).unwrap_or_default()),
+            self.state(at.instant).to_owned(),
+            carried.bytes_to_backend.to_string(),
+            carried.bytes_to_client.to_string(),
             or_none(
                 self.backend
                     .node
@@ -48,8 +53,14 @@ impl BackendRow {
                     .unwrap_or_default(),
             ),
             self.route.algorithm.as_str().to_owned(),
-            or_none(self.faults(faults).unwrap_or_default()),
+            or_none(self.faults(&at.faults).unwrap_or_default()),
         ]
+    }
+
+    // Nothing before its first flow.
+    fn carried(&self, at: &Snapshot) -> Carried {
+        let whose = (self.route.key.clone(), self.backend.addr);
+        at.carried.get(&whose).copied().unwrap_or_default()
     }
 
     // What goes wrong on purpose on the way to it.
@@ -71,9 +82,10 @@ impl BackendRow {
     }
 
     /// The row as an object.
-    pub(super) fn to_json(&self, now: Instant, faults: &ActiveFaults) -> Value {
+    pub(super) fn to_json(&self, at: &Snapshot) -> Value {
         let key = &self.route.key;
         let live = &self.backend.live;
+        let carried = self.carried(at);
         json!({
             "apiVersion": "viaduct.dev/v1alpha1",
             "kind": "Backend",
@@ -87,8 +99,11 @@ impl BackendRow {
             "activeFlows": live.active(),
             "flowsTotal": live.flows_total(),
             "failuresTotal": live.failures_total(),
-            "state": self.state(now),
-            "faults": self.faults(faults),
+            "bytesToBackend": carried.bytes_to_backend,
+            "bytesToClient": carried.bytes_to_client,
+            "connectP99Seconds": carried.connect_p99.map(|p99| p99.as_secs_f64()),
+            "state": self.state(at.instant),
+            "faults": self.faults(&at.faults),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Cells as kubectl writes them.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -22,7 +24,13 @@ pub(super) fn age(metadata: &ObjectMeta, now: Timestamp) -> String {
     let Some(created) = &metadata.creation_timestamp else {
         return "<unknown>".to_owned();
     };
-    let seconds = now.as_second().saturating_sub(created.0.as_second()).max(0);
+    let seconds = now.as_second().saturating_sub(created.0.as_second());
+    span(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+/// How long something has lasted: the two largest units while they matter.
+pub(super) fn span(lasted: Duration) -> String {
+    let seconds = lasted.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -32,6 +40,17 @@ pub(super) fn age(metadata: &ObjectMeta, now: Timestamp) -> String {
         28_800..172_800 => format!("{hours}h"),
         172_800..691_200 => format!("{days}d{}h", hours % 24),
         _ => format!("{days}d"),
+    }
+}
+
+/// A time that was measured, to three digits at most.
+pub(super) fn measured(time: Duration) -> String {
+    let micros = time.as_micros();
+    let tenth = |n: u128, unit: u128| format!("{}.{}", n / unit, n % unit / (unit / 10));
+    match micros {
+        0..1_000 => format!("{micros}µs"),
+        1_000..1_000_000 => tenth(micros, 1_000) + "ms",
+        _ => tenth(micros, 1_000_000) + "s",
     }
 }
 

@@ -1,11 +1,14 @@
 //! Rows for people and lists for programs: what `viaduct get` shows. Pure.
 //!
-//! Objects appear as Kubernetes spells them; backends are rows of our own in the same kind of list.
+//! Objects appear as Kubernetes spells them; backends and flows are rows of our own in the same kind of list.
 
 mod backend_row;
 mod cells;
+mod flow_row;
 mod rows;
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,10 +17,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control::{Kind, Object, Objects};
+use crate::dataplane::{Carried, OpenFlows};
 use crate::faults::ActiveFaults;
+use crate::model::ServicePortKey;
 use crate::routing::RoutingTable;
 
 use backend_row::backend_rows;
+use flow_row::{flow_cells, flow_items};
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +38,13 @@ pub enum Resource {
     Nodes,
     /// Backends of every service port, with live figures.
     Backends,
+    /// Flows at this moment.
+    Flows,
 }
 
 impl Resource {
     /// All of them with the names that users type, the full one first.
-    pub const ALL: [(Self, &'static [&'static str]); 5] = [
+    pub const ALL: [(Self, &'static [&'static str]); 6] = [
         (Self::Services, &["services", "service", "svc"]),
         (
             Self::EndpointSlices,
@@ -45,6 +53,7 @@ impl Resource {
         (Self::Pods, &["pods", "pod", "po"]),
         (Self::Nodes, &["nodes", "node", "no"]),
         (Self::Backends, &["backends", "backend"]),
+        (Self::Flows, &["flows", "flow"]),
     ];
 
     /// The resource of that name.
@@ -55,15 +64,23 @@ impl Resource {
             .map(|(resource, _)| *resource)
     }
 
-    fn kind(self) -> Option<Kind> {
+    fn rows(self) -> Rows {
         match self {
-            Self::Services => Some(Kind::Service),
-            Self::EndpointSlices => Some(Kind::EndpointSlice),
-            Self::Pods => Some(Kind::Pod),
-            Self::Nodes => Some(Kind::Node),
-            Self::Backends => None,
+            Self::Services => Rows::Objects(Kind::Service),
+            Self::EndpointSlices => Rows::Objects(Kind::EndpointSlice),
+            Self::Pods => Rows::Objects(Kind::Pod),
+            Self::Nodes => Rows::Objects(Kind::Node),
+            Self::Backends => Rows::Backends,
+            Self::Flows => Rows::Flows,
         }
     }
+}
+
+// What rows are made from.
+enum Rows {
+    Objects(Kind),
+    Backends,
+    Flows,
 }
 
 /// Rows with their headings. The first column is the namespace; who prints them may leave it out.
@@ -84,6 +101,10 @@ pub struct Snapshot {
     pub table: Arc<RoutingTable>,
     /// The faults that are on.
     pub faults: ActiveFaults,
+    /// What went to each backend; without it those cells are empty.
+    pub carried: HashMap<(ServicePortKey, SocketAddr), Carried>,
+    /// Flows, where they are asked for.
+    pub flows: OpenFlows,
     /// The time of asking.
     pub now: Timestamp,
     /// The same on the clock that only goes forward.
@@ -95,7 +116,7 @@ pub struct Snapshot {
 pub struct Selection {
     /// One namespace, or all.
     pub namespace: Option<String>,
-    /// One name, or all. For backends: the name of their Service.
+    /// One name, or all. For backends and flows: the name of their Service.
     pub name: Option<String>,
     /// More columns.
     pub wide: bool,
@@ -115,17 +136,22 @@ impl Selection {
 impl Snapshot {
     /// A `v1` List of the selected objects, as Kubernetes spells them.
     pub fn list(&self, resource: Resource, selection: &Selection) -> Value {
-        let items: Vec<Value> = match resource.kind() {
-            Some(kind) => self
+        let items: Vec<Value> = match resource.rows() {
+            Rows::Objects(kind) => self
                 .selected(kind, selection)
                 .map(|object| to_json(&object))
                 .collect(),
-            None => backend_rows(&self.table, selection)
+            Rows::Flows => flow_items(&self.flows, &self.table, self.instant),
+            Rows::Backends => backend_rows(&self.table, selection)
                 .iter()
-                .map(|row| row.to_json(self.instant, &self.faults))
+                .map(|row| row.to_json(self))
                 .collect(),
         };
-        json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items })
+        let mut metadata = json!({ "resourceVersion": "" });
+        if resource == Resource::Flows && self.flows.unlisted > 0 {
+            metadata["remainingItemCount"] = self.flows.unlisted.into();
+        }
+        json!({ "apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items })
     }
 
     /// The selected objects as a table in kubectl's manner.
@@ -174,19 +200,36 @@ impl Snapshot {
                     "ACTIVE",
                     "TOTAL",
                     "FAILED",
+                    "CONNECT-P99",
                     "STATE",
                 ],
-                &["NODE", "ALGORITHM", "FAULTS"],
+                &["TO-BACKEND", "TO-CLIENT", "NODE", "ALGORITHM", "FAULTS"],
+            ),
+            Resource::Flows => (
+                &[
+                    "NAMESPACE",
+                    "SERVICE",
+                    "PORT",
+                    "PROTOCOL",
+                    "CLIENT",
+                    "BACKEND",
+                    "POD",
+                    "TO-BACKEND",
+                    "TO-CLIENT",
+                    "AGE",
+                ],
+                &[],
             ),
         };
-        let mut rows: Vec<Vec<String>> = match resource.kind() {
-            Some(kind) => self
+        let mut rows: Vec<Vec<String>> = match resource.rows() {
+            Rows::Objects(kind) => self
                 .selected(kind, selection)
                 .map(|object| self.row(&object))
                 .collect(),
-            None => backend_rows(&self.table, selection)
+            Rows::Flows => flow_cells(&self.flows, &self.table, self.instant),
+            Rows::Backends => backend_rows(&self.table, selection)
                 .iter()
-                .map(|row| row.cells(self.instant, &self.faults))
+                .map(|row| row.cells(self))
                 .collect(),
         };
         let mut headings: Vec<String> = columns

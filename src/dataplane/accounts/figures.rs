@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::model::Protocol;
 
+use super::super::observer::Carried;
 use super::{BUCKETS, BackendAccount, Count, Fault, ServiceAccount};
 
 /// What flows through one service port did.
@@ -88,6 +90,31 @@ impl BackendFigures {
         self.failures += other.failures;
         add_each(&mut self.reached_within, &other.reached_within);
         self.reaching_us += other.reaching_us;
+    }
+
+    /// The same for whoever looks from outside.
+    pub(super) fn carried(&self) -> Carried {
+        Carried {
+            bytes_to_backend: self.bytes_to_backend,
+            bytes_to_client: self.bytes_to_client,
+            connect_p99: self.reached_within_99_of_100(),
+        }
+    }
+
+    // Taken as evenly spread within their bucket, as Prometheus does. Of the last one only the lower end is known.
+    fn reached_within_99_of_100(&self) -> Option<Duration> {
+        let total: u64 = self.reached_within.iter().sum();
+        let rank = (total * 99).div_ceil(100);
+        let mut below = 0;
+        let bucket = self.reached_within.iter().position(|n| {
+            below += n;
+            rank > 0 && below >= rank
+        })?;
+        let n = self.reached_within[bucket];
+        let lower = bucket.checked_sub(1).map_or(0, |before| BUCKETS[before]);
+        let width = BUCKETS.get(bucket).map_or(0, |upper| upper - lower);
+        let into = rank - (below - n);
+        Some(Duration::from_micros(lower + width * into / n))
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::model::ServicePortKey;
 use crate::routing::Published;
 
+use super::observer::Carried;
 use figures::{BackendFigures, ServiceFigures};
 
 pub(super) use exposition::Exposition;
@@ -246,6 +247,16 @@ impl Accounts {
             false
         });
         (figures, gone.clone())
+    }
+
+    /// What went to each backend.
+    pub(super) fn carried(&self) -> HashMap<(ServicePortKey, SocketAddr), Carried> {
+        let (by_key, _gone) = self.figures();
+        let each = by_key.into_iter().flat_map(|(key, figures)| {
+            let backends = figures.backends.into_iter();
+            backends.map(move |(addr, backend)| ((key.clone(), addr), backend.carried()))
+        });
+        each.collect()
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

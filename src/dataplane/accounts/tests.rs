@@ -172,3 +172,36 @@ fn a_service_that_stays_keeps_what_its_closed_listeners_counted() {
         3.0
     );
 }
+
+#[test]
+fn the_time_to_reach_a_backend_is_told_as_exactly_as_its_buckets() {
+    let accounts = accounts();
+    let account = accounts.open(port_key("web"));
+    let backend = account.backend(addr("10.1.0.1:80"));
+    let p99 = || {
+        let carried = accounts.carried();
+        let of = carried[&(port_key("web"), addr("10.1.0.1:80"))];
+        of.connect_p99.map(|p99| p99.as_micros())
+    };
+    assert_eq!(p99(), None);
+    backend.reached(Duration::from_micros(120));
+    assert_eq!(
+        p99(),
+        Some(250),
+        "the upper end of the bucket of the only one"
+    );
+    for _ in 0..98 {
+        backend.reached(Duration::from_micros(120));
+    }
+    backend.reached(Duration::from_millis(30));
+    assert_eq!(p99(), Some(250), "99 of 100");
+    for _ in 0..3 {
+        backend.reached(Duration::from_millis(30));
+    }
+    // Of 103, 102 are the 99 of 100: the third of four between 10 and 50 ms.
+    assert_eq!(p99(), Some(40_000));
+    for _ in 0..100 {
+        backend.reached(Duration::from_secs(60));
+    }
+    assert_eq!(p99(), Some(4_000_000), "or more");
+}

@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 use crate::net::poller::{Events, Readiness};
 
 use super::mailbox::{Mail, Mailbox, Order, Period, Socket};
+use super::observer::OpenFlows;
 use super::tcp::Tcp;
 use super::udp::Udp;
 use super::{Drained, Listener};
@@ -163,6 +164,12 @@ impl Engine {
                         self.stop(place);
                         let _nobody_waits = done.send(());
                     }
+                }
+                Order::List { whose, done } => {
+                    let mut flows = OpenFlows::default();
+                    self.tcp.list(&whose, &mut flows);
+                    self.udp.list(&whose, &mut flows);
+                    let _nobody_waits = done.send(flows);
                 }
                 Order::Drain { patience, done } => {
                     for (_, place) in std::mem::take(&mut self.served) {

@@ -79,6 +79,13 @@ impl<T> Slab<T> {
         self.places.get_mut(place as usize)?.occupant.as_mut()
     }
 
+    /// All occupants.
+    pub(in super::super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places
+            .iter()
+            .filter_map(|place| place.occupant.as_ref())
+    }
+
     /// Takes the occupant out, and frees the place for another turn.
     pub(in super::super) fn remove(&mut self, key: Key) -> Option<T> {
         self.get_mut(key)?;

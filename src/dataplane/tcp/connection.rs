@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::capture::plan::Entry;
-use crate::model::{Frontend, Protocol};
+use crate::model::{Frontend, Protocol, ServicePortKey};
 use crate::net::poller::{Interest, Readiness};
 use crate::net::sockets::original_destination;
 use crate::net::streams::limit_rate;
@@ -20,6 +20,7 @@ use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::engine::{Key, Reactor, Token};
 use super::super::flow_log::Closed;
+use super::super::observer::OpenFlow;
 use super::dial::{Dial, DialError, Impaired, Progress, Wanted};
 use super::exchange::{Outcome, Side};
 use super::proxy_header::proxy_header;
@@ -91,6 +92,27 @@ impl Connection {
                 refusal.report(&flow.listener, peer, opened);
                 None
             }
+        }
+    }
+
+    /// What it came to.
+    pub(super) fn route(&self) -> &ServicePortKey {
+        &self.flow.listener.id.route
+    }
+
+    /// How it stands.
+    pub(super) fn as_open(&self) -> OpenFlow {
+        let (backend, moved) = match &self.stage {
+            Stage::Relaying { relay, backend, .. } => (Some(backend.addr()), relay.moved()),
+            Stage::Dialling(_) | Stage::Over => (None, (0, 0)),
+        };
+        OpenFlow {
+            service: self.route().clone(),
+            client: self.peer,
+            backend,
+            opened: self.opened,
+            bytes_to_backend: moved.0,
+            bytes_to_client: moved.1,
         }
     }
 

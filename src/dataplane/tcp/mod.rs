@@ -33,6 +33,7 @@ use crate::net::sockets::reset_on_close;
 use super::Listener;
 use super::admission::{Admitted, FlowKind};
 use super::engine::{Key, Reactor, Slab, Token};
+use super::observer::{OpenFlows, WhoseFlows};
 pub use attempts::Effort;
 
 use acceptor::{Acceptor, Taken};
@@ -66,6 +67,15 @@ impl Tcp {
     /// Connections at this moment.
     pub(super) fn connections(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Lists its connections.
+    pub(super) fn list(&self, whose: &WhoseFlows, flows: &mut OpenFlows) {
+        for connection in self.connections.iter() {
+            if whose.takes(&connection.route().service) {
+                flows.add(|| connection.as_open());
+            }
+        }
     }
 
     /// Serves a listener from now on.

@@ -124,6 +124,12 @@ impl<K: Copy + Eq + Hash, S> FlowTable<K, S> {
         self.flow(id).map(|flow| &mut flow.session)
     }
 
+    /// What all flows carry.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &S> {
+        let flows = self.places.iter().filter_map(|place| place.flow.as_ref());
+        flows.map(|flow| &flow.session)
+    }
+
     /// Ends a flow; `None` if it has ended before.
     pub(super) fn close(&mut self, id: FlowId) -> Option<(K, S)> {
         self.flow(id)?;

@@ -18,6 +18,7 @@ use crate::net::poller::Interest;
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::engine::{Key as ListenerKey, Reactor, Token};
+use super::super::observer::OpenFlows;
 use super::delayed::Delayed;
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
@@ -89,6 +90,13 @@ impl Forwarder {
     /// What it forwards for.
     pub(super) fn route(&self) -> &ServicePortKey {
         &self.listener.id.route
+    }
+
+    /// Lists its flows.
+    pub(super) fn list(&self, flows: &mut OpenFlows) {
+        for session in self.flows.sessions() {
+            flows.add(|| session.as_open());
+        }
     }
 
     /// Ends all flows and closes the socket.

@@ -24,6 +24,7 @@ use crate::net::batches::Batch;
 
 use super::Listener;
 use super::engine::{Key, Reactor, Slab, Token};
+use super::observer::{OpenFlows, WhoseFlows};
 use forwarder::{Forwarder, Turn};
 
 pub(super) use flows::FlowId;
@@ -46,6 +47,15 @@ impl Udp {
             forwarders: Slab::new(),
             by_route: HashMap::new(),
             batch: None,
+        }
+    }
+
+    /// Lists its flows.
+    pub(super) fn list(&self, whose: &WhoseFlows, flows: &mut OpenFlows) {
+        for forwarder in self.forwarders.iter() {
+            if whose.takes(&forwarder.route().service) {
+                forwarder.list(flows);
+            }
         }
     }
 

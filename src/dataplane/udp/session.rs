@@ -18,6 +18,7 @@ use super::super::accounts::BackendAccount;
 use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::flow_log::Closed;
+use super::super::observer::OpenFlow;
 
 /// How many backends one datagram is offered at most.
 const ATTEMPTS: usize = 4;
@@ -152,6 +153,18 @@ impl Session {
     /// Whether there is nothing to remember: no backend has been found.
     pub(super) fn is_void(&self) -> bool {
         self.link.is_none() && self.tried.is_empty()
+    }
+
+    /// How it stands.
+    pub(super) fn as_open(&self) -> OpenFlow {
+        OpenFlow {
+            service: self.flow.listener.id.route.clone(),
+            client: self.client,
+            backend: self.backend(),
+            opened: self.opened,
+            bytes_to_backend: self.bytes_to_backend,
+            bytes_to_client: self.bytes_to_client,
+        }
     }
 
     /// Sends the datagrams in `slots` to the backend, in order. `watch` is called with each new socket before it is
