@@ -83,14 +83,7 @@ fn curl_meets_every_fault_of_connections_and_nobody_beside() {
             &[0][..],
             ms(300),
         ),
-        (
-            "default/web",
-            "stall=1500ms/1h",
-            "delay",
-            &[],
-            &[0],
-            ms(700),
-        ),
+        ("default/web", "stall=3s/1h", "delay", &[], &[0], ms(100)),
         (
             "default/web",
             "rate=2MB/s",
