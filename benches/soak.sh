@@ -19,7 +19,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 net_up
-in_b "$LBBENCH" serve --target 0.0.0.0:8080 --threads 2 --sources 10.1.2.2,10.1.2.3 & SERVER_PID=$!
+nsenter --net=/run/netns/lbb "$LBBENCH" serve --target 0.0.0.0:8080 --threads 2 --sources 10.1.2.2,10.1.2.3 & SERVER_PID=$!
 sleep 0.3
 rules_clear; start
 wait_ready "$VIP" || { echo "not ready" >&2; exit 1; }
