@@ -163,6 +163,7 @@ fn the_generator_and_the_proxy_count_the_same() {
     let output = cluster.load(&short(&["default/web", "--reconnect"]));
     let report = json(&output);
     assert_eq!(report["done"], 200, "{report}");
+    assert_eq!(report["rate"], 400.0, "by the time that was asked for");
     assert_eq!(report["errors"], serde_json::json!({}));
     let of = |name: &str| {
         let backends = report["backends"].as_array().unwrap();
