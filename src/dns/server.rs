@@ -49,7 +49,7 @@ impl Server {
     ///
     /// See [`StartError`]. Nothing stays bound then.
     pub async fn start(
-        config: Config,
+        mut config: Config,
         table: Published,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
@@ -81,6 +81,12 @@ impl Server {
         };
         let order = config.upstream_order;
         let forwarder = Arc::new(Forwarder::new(upstreams, order, &limits, probes));
+        let node_domains = config.search_completion.take();
+        let node_domains = node_domains.map(|domains| {
+            // What is no name is in no search list either.
+            let names = domains.iter().filter_map(|domain| parse_absolute(domain));
+            names.filter(|name| !name.is_root()).collect()
+        });
         let authority = authority(config, zones, &addresses);
         let exchange = Exchange::new(
             authority,
@@ -89,7 +95,7 @@ impl Server {
             limits.clone(),
             metrics.clone(),
         );
-        let exchange = Arc::new(exchange);
+        let exchange = Arc::new(exchange.completing(node_domains));
         tasks.spawn(watch_table(table, metrics.clone(), stop.clone()));
         let connections = Arc::new(Connections::new(limits, metrics));
         let n_threads: usize = sockets.iter().map(|pair| pair.udp.len()).sum();
