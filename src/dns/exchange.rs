@@ -17,7 +17,6 @@ use prometheus::IntCounter;
 
 use crate::routing::{NodeView, Published, RoutingTable};
 
-use super::ExplainedName;
 use super::cache::{Kept, Key};
 use super::completion::{is_completed, namespace_of, next_names};
 use super::forward::{ForwardError, Forwarder, Seat};
@@ -27,6 +26,7 @@ use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::{Metrics, Tally};
 use super::records::{Answer, Authority, End, Local};
 use super::wire::Cut;
+use super::{ExplainedName, Identity};
 
 /// Everything that an answer is made of. Shared by all sockets.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ pub(super) struct Exchange {
     node_domains: Option<Vec<Name>>,
     serial: SerialClock,
     warned_of_loop: AtomicBool,
+    identity: Identity,
     metrics: Arc<Metrics>,
 }
 
@@ -139,6 +140,7 @@ impl Exchange {
             node_domains: None,
             serial: SerialClock::default(),
             warned_of_loop: AtomicBool::new(false),
+            identity: Identity(rand::random()),
             metrics,
         }
     }
@@ -154,7 +156,7 @@ impl Exchange {
         let started = Instant::now();
         let step = AssertUnwindSafe(|| match Question::parse(message, self.limits.max_udp) {
             Ok(question) => self.decide(Request {
-                question,
+                question: question.answered_by(self.identity),
                 client: client.ip().to_canonical(),
                 transport,
                 started,
@@ -197,6 +199,16 @@ impl Exchange {
         let asked = upstreams.of(&Key::about(name, RecordType::A));
         let asked: Vec<String> = asked.iter().map(|upstream| upstream.describe()).collect();
         self.authority.explain(&table, name, &asked)
+    }
+
+    /// What it calls itself where clients ask.
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// What it answers for.
+    pub(super) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// What is counted here.

@@ -19,6 +19,7 @@ mod explain;
 mod fixture;
 mod forward;
 mod health;
+mod identity;
 mod limits;
 mod listen;
 mod memo;
@@ -41,11 +42,12 @@ mod upstream;
 mod wire;
 
 pub use explain::{ExplainedAnswer, ExplainedName};
+pub use identity::{AskWhoError, Identity, Whereabouts, ask_who};
 pub use limits::{Limit, Limits};
 pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
-pub use resolv_conf::search_domains;
+pub use resolv_conf::{host_resolvers, read_resolvers, search_domains};
 pub use server::{Names, Server};
 pub use upstream::UpstreamOrder;
 

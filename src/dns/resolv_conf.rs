@@ -53,6 +53,16 @@ pub fn search_domains() -> Vec<String> {
     parse_search(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
 }
 
+/// The resolvers that this host's programs ask.
+pub fn host_resolvers() -> Vec<SocketAddr> {
+    parse(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+}
+
+/// The resolvers in the text of a `resolv.conf`, and the domains of its search list.
+pub fn read_resolvers(text: &str) -> (Vec<SocketAddr>, Vec<String>) {
+    (parse(text), parse_search(text))
+}
+
 fn parse_search(text: &str) -> Vec<String> {
     let mut domains = Vec::new();
     for line in text.lines() {
