@@ -7,13 +7,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use k8s_openapi::api::core::v1::ContainerPort;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::info;
 
-use crate::control::Kind;
+use crate::control::{Kind, Object, ObjectKey};
 use crate::faults::{ActiveFaults, FaultTarget, Faults, Place, Subject};
-use crate::model::ServiceName;
+use crate::model::{Protocol, ServiceName, ServicePortKey};
 use crate::routing::ExplainedPort;
 
 use super::server::Sources;
@@ -78,6 +79,7 @@ fn carry_out(sources: &Sources, order: &FaultOrder) -> Result<String, (StatusCod
     };
     let faults = Faults::parse(&order.faults)
         .and_then(|faults| faults.fit(place))
+        .and_then(|faults| faults.fit_protocols(&protocols(sources, &target)))
         .map_err(|error| bad(error.to_string()))?;
     let text = faults.to_string();
     sources
@@ -153,6 +155,41 @@ fn exists(sources: &Sources, target: &FaultTarget) -> bool {
             })
         }
     }
+}
+
+// What goes to a target; none where that is not known.
+fn protocols(sources: &Sources, target: &FaultTarget) -> Vec<Protocol> {
+    if target.subject == Subject::Pod {
+        let key = ObjectKey {
+            kind: Kind::Pod,
+            namespace: target.namespace.clone(),
+            name: target.name.clone(),
+        };
+        let object = sources.objects.load_full().get(&key);
+        let Some(Object::Pod(pod)) = object.as_deref() else {
+            return Vec::new();
+        };
+        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+        let ports = containers.flat_map(|container| container.ports.iter().flatten());
+        let protocol = |port: &ContainerPort| match port.protocol.as_deref() {
+            Some("UDP") => Protocol::Udp,
+            Some(_) | None => Protocol::Tcp,
+        };
+        return ports.map(protocol).collect();
+    }
+    let table = sources.table.load_full();
+    let of_target = |key: &ServicePortKey, port| {
+        let one_port = FaultTarget {
+            backend: None,
+            ..target.clone()
+        };
+        let nobody = ([0, 0, 0, 0], 0).into();
+        one_port.names(key, port, nobody, None)
+    };
+    let routes = table
+        .routes()
+        .filter(|route| of_target(&route.key, route.port));
+    routes.map(|route| route.key.protocol).collect()
 }
 
 /// Tells of the faults that meet the flows of an explained port.

@@ -30,12 +30,12 @@ pub(super) struct Fault {
 const AFTER_HELP: &str = "\
 Faults, separated by `;`:
   delay=5ms±2ms   answers come later; on a Service, new connections and each datagram wait
-  reset=1%        the connection is reset
+  reset=1%        the connection is reset (TCP)
   cut=1%          the answer ends halfway
   stall=1s/10s    what is due in the first 1 s of each 10 s waits
-  rate=10MB/s     bytes per second of one connection
-  loss=1%         datagrams are lost
-  duplicate=1%    datagrams come twice
+  rate=10MB/s     bytes per second of one connection or UDP flow
+  loss=1%         datagrams are lost (UDP)
+  duplicate=1%    datagrams come twice (UDP)
   refuse          connections are refused; on a Service, the next backend is tried
   blackhole       everything goes in and nothing comes out
   error=1%        HTTP answers are status 500 (simulated Pods)

@@ -18,6 +18,17 @@ pub struct Injection {
     metrics: Metrics,
 }
 
+/// What carries it: not every fault can meet everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// Answers over HTTP.
+    Http,
+    /// Connections, or what is said over them.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
 /// What becomes of one answer, datagram or flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fate {
@@ -51,8 +62,8 @@ impl Injection {
         &self.faults
     }
 
-    /// Decides for the next one. What it decides counts as injected.
-    pub fn draw(&self, now: Instant) -> Fate {
+    /// Decides for the next one. What it decides counts as injected, so it must be carried out.
+    pub fn draw(&self, now: Instant, carrier: Carrier) -> Fate {
         if self.faults == Faults::default() {
             return Fate::default();
         }
@@ -66,7 +77,8 @@ impl Injection {
             loss: draws.meet(self.faults.loss),
             duplicate: draws.meet(self.faults.duplicate),
             cut: draws.meet(self.faults.cut),
-        };
+        }
+        .over(carrier);
         for (happens, kind) in [
             (!fate.delay.is_zero(), FaultKind::Delay),
             (fate.error, FaultKind::Error),
@@ -127,6 +139,24 @@ impl Injection {
     }
 }
 
+impl Fate {
+    // What can happen there; and of what would end it, one thing happens.
+    fn over(self, carrier: Carrier) -> Self {
+        let is_udp = carrier == Carrier::Udp;
+        let reset = self.reset && !is_udp;
+        let loss = self.loss && is_udp;
+        let ends = reset || loss;
+        Self {
+            delay: self.delay,
+            error: self.error && carrier == Carrier::Http && !ends,
+            reset,
+            loss,
+            duplicate: self.duplicate && is_udp && !ends,
+            cut: self.cut && !ends,
+        }
+    }
+}
+
 /// The numbers of one decision: SplitMix64 (Steele, Lea and Flood, 2014), begun at a place of its own for each turn.
 struct Draws(u64);
 
@@ -163,7 +193,7 @@ mod tests {
 
     fn fates(text: &str, n: usize) -> Vec<Fate> {
         let (injection, now) = injection(text);
-        (0..n).map(|_| injection.draw(now)).collect()
+        (0..n).map(|_| injection.draw(now, Carrier::Tcp)).collect()
     }
 
     #[test]
@@ -194,6 +224,33 @@ mod tests {
                 assert_eq!(met, expected);
             }
         }
+    }
+
+    #[test]
+    fn only_what_can_be_done_there_is_decided() {
+        let now = Instant::now();
+        let all =
+            Faults::parse("error=100%; reset=100%; loss=100%; duplicate=100%; cut=100%").unwrap();
+        let no_end = Faults::parse("error=100%; duplicate=100%; cut=100%").unwrap();
+        let said = |faults: &Faults, carrier| {
+            let injection = Injection::new(faults.clone(), now, Metrics::default());
+            let fate = injection.draw(now, carrier);
+            let words = [
+                (fate.error, "error"),
+                (fate.reset, "reset"),
+                (fate.loss, "loss"),
+                (fate.duplicate, "duplicate"),
+                (fate.cut, "cut"),
+            ];
+            let met = words.iter().filter(|(met, _)| *met).map(|(_, word)| *word);
+            met.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(said(&all, Carrier::Http), "reset");
+        assert_eq!(said(&all, Carrier::Tcp), "reset");
+        assert_eq!(said(&all, Carrier::Udp), "loss");
+        assert_eq!(said(&no_end, Carrier::Http), "error cut");
+        assert_eq!(said(&no_end, Carrier::Tcp), "cut");
+        assert_eq!(said(&no_end, Carrier::Udp), "duplicate cut");
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod target;
 mod text;
 
 pub use active::{ActiveFaults, Changes, ListedFault, TooManyFaults};
-pub use injection::{Fate, Injection};
+pub use injection::{Carrier, Fate, Injection};
 pub use metrics::{FaultKind, Metrics};
 pub use target::{FaultTarget, InvalidFaultTarget, Subject};
 pub use text::{Chance, Delay, Faults, ParseFaultsError, Place, Stall};

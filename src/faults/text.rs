@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::parse_go_duration;
+use crate::model::{Protocol, parse_go_duration};
 
 /// Everything that shall go wrong at one place. The default is that nothing does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,6 +181,39 @@ impl Faults {
             ),
             Place::Between | Place::Pod => Ok(self),
         }
+    }
+
+    /// The same, if each of them can meet something of what goes there. Where nothing is known to go, all can.
+    ///
+    /// # Errors
+    /// Names one that cannot.
+    pub fn fit_protocols(self, protocols: &[Protocol]) -> Result<Self, ParseFaultsError> {
+        let never_met = |fault, by: Protocol, why| {
+            if protocols.is_empty() || protocols.contains(&by) {
+                Ok(())
+            } else {
+                Err(ParseFaultsError::Unfit { fault, why })
+            }
+        };
+        let of_udp = "is for datagrams, and nothing there is UDP";
+        let of_tcp = "is for connections, and nothing there is TCP";
+        for (is_on, fault, by, why) in [
+            (!self.loss.is_never(), "loss", Protocol::Udp, of_udp),
+            (
+                !self.duplicate.is_never(),
+                "duplicate",
+                Protocol::Udp,
+                of_udp,
+            ),
+            (!self.reset.is_never(), "reset", Protocol::Tcp, of_tcp),
+            (!self.error.is_never(), "error", Protocol::Tcp, of_tcp),
+            (self.flap.is_some(), "flap", Protocol::Tcp, of_tcp),
+        ] {
+            if is_on {
+                never_met(fault, by, why)?;
+            }
+        }
+        Ok(self)
     }
 
     fn set(&mut self, key: &str, value: Option<&str>) -> Result<(), String> {
@@ -424,6 +457,30 @@ mod tests {
         assert_eq!(read("echo; delay=5ms"), Ok("delay=5ms".into()));
         assert_eq!(read("delay=5ms"), Ok("delay=5ms".into()));
         assert!(read("").is_err() && read("ehco").is_err());
+    }
+
+    #[test]
+    fn a_fault_that_can_meet_nothing_is_refused() {
+        let fits = |text, protocols: &[Protocol]| {
+            let faults = Faults::parse(text).unwrap();
+            faults.fit_protocols(protocols).is_ok()
+        };
+        for (text, over_tcp, over_udp) in [
+            ("loss=1%", false, true),
+            ("duplicate=1%", false, true),
+            ("reset=1%", true, false),
+            ("error=1%", true, false),
+            ("flap=1s", true, false),
+            (
+                "delay=1ms; cut=1%; rate=1MB/s; stall=1s/2s; refuse",
+                true,
+                true,
+            ),
+        ] {
+            assert_eq!(fits(text, &[Protocol::Tcp]), over_tcp, "{text}");
+            assert_eq!(fits(text, &[Protocol::Udp]), over_udp, "{text}");
+            assert!(fits(text, &[Protocol::Tcp, Protocol::Udp]) && fits(text, &[]));
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn start() -> Cluster {
     ])
 }
 
-fn fault(cluster: &Cluster, target: &str, faults: &str) {
+pub(crate) fn fault(cluster: &Cluster, target: &str, faults: &str) {
     let output = cluster.fault(&[target, faults]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{error}");
@@ -28,7 +28,7 @@ fn refusal(cluster: &Cluster, words: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn injected(cluster: &Cluster, kind: &str) -> u64 {
+pub(crate) fn injected(cluster: &Cluster, kind: &str) -> u64 {
     let (_, text) = http_get(cluster.address("Metrics"), "/metrics").unwrap();
     let name = format!("viaduct_faults_injected_total{{kind=\"{kind}\"}} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
@@ -305,6 +305,14 @@ fn what_cannot_be_is_said_and_a_restart_forgets() {
         ),
         (&["default/web", "error=1%"], "error is for simulated Pods"),
         (&["default/web", "flap=1s"], "flap is for simulated Pods"),
+        (
+            &["default/web", "loss=1%"],
+            "loss is for datagrams, and nothing there is UDP",
+        ),
+        (
+            &["default/a", "duplicate=1%"],
+            "duplicate is for datagrams, and nothing there is UDP",
+        ),
         (&["default/web", "off"], "has no faults"),
         (&["web", "refuse"], "is no target"),
         (&["default/web"], "required arguments"),

@@ -17,6 +17,7 @@ mod dev;
 mod dns;
 mod dns_table;
 mod explain;
+mod fault_clients;
 mod faults;
 mod get;
 mod health;

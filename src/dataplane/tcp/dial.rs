@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use crate::faults::{FaultKind, Injection};
+use crate::faults::{Carrier, FaultKind, Injection};
 use crate::net::poller::{Interest, Readiness};
 use crate::net::sockets::send;
 use crate::net::streams::{dial, error_of};
@@ -285,7 +285,7 @@ impl Dial {
                 patience: None,
             });
         }
-        let fate = injection.draw(now);
+        let fate = injection.draw(now, Carrier::Tcp);
         if fate.reset {
             return Err(DialError::Injected);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::capture::plan::Entry;
-use crate::faults::{FaultKind, Injection};
+use crate::faults::{Carrier, FaultKind, Injection};
 use crate::net::batches::Batch;
 use crate::net::descriptors::is_shortage;
 use crate::net::sockets::connected_udp;
@@ -42,6 +42,8 @@ pub(super) struct Session {
     bytes_to_backend: u64,
     bytes_to_client: u64,
     expected: u8,
+    // Until when those before occupy the rate that a fault allows.
+    busy_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -122,6 +124,7 @@ impl Session {
             bytes_to_backend: 0,
             bytes_to_client: 0,
             expected: FEWEST,
+            busy_until: None,
         }
     }
 
@@ -195,17 +198,19 @@ impl Session {
             };
             let sent = match self.injection(&link) {
                 None => batch.send(&link.socket, next..slots.end),
-                Some(injection) => match impair(&injection, batch, next, now) {
+                Some(injection) => match self.impair(&injection, batch, next, now) {
                     Ok(Passage::Once) => batch.send(&link.socket, next..next + 1),
                     Ok(Passage::Twice) => batch
                         .send(&link.socket, next..next + 1)
                         .and_then(|_| batch.send(&link.socket, next..next + 1)),
-                    Ok(Passage::Late(until)) if delay(until, batch.bytes(next)) => {
+                    Ok(Passage::Late(until, copies))
+                        if (0..copies).all(|_| delay(until, batch.bytes(next))) =>
+                    {
                         next += 1;
                         self.link = Some(link);
                         continue;
                     }
-                    Ok(Passage::Late(_) | Passage::None) => {
+                    Ok(Passage::Late(..) | Passage::None) => {
                         dropped(Loss::Injected, 1);
                         next += 1;
                         self.link = Some(link);
@@ -262,6 +267,50 @@ impl Session {
         let key = &self.flow.listener.id.route;
         let port = shared.table.load().route(key)?.port;
         link.backend.injection(&shared.faults, key, port)
+    }
+
+    // An error is the refusal of the backend, which another one may make good.
+    fn impair(
+        &mut self,
+        injection: &Injection,
+        batch: &mut Batch,
+        slot: usize,
+        now: Instant,
+    ) -> io::Result<Passage> {
+        let faults = injection.faults();
+        if faults.refuse {
+            injection.count(FaultKind::Refuse);
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        if faults.blackhole {
+            injection.count(FaultKind::Blackhole);
+            return Ok(Passage::None);
+        }
+        let fate = injection.draw(now, Carrier::Udp);
+        if fate.loss {
+            return Ok(Passage::None);
+        }
+        if fate.cut {
+            batch.set_len(slot, batch.len(slot) / 2);
+            batch.address_to_peer(slot);
+        }
+        let until = self.paced(injection, batch.len(slot), now) + fate.delay;
+        Ok(match (until > now, fate.duplicate) {
+            (true, twice) => Passage::Late(until, 1 + usize::from(twice)),
+            (false, true) => Passage::Twice,
+            (false, false) => Passage::Once,
+        })
+    }
+
+    // When a datagram of that size is through: each waits for those before it.
+    fn paced(&mut self, injection: &Injection, bytes: usize, now: Instant) -> Instant {
+        let takes = injection.time_for(bytes as u64);
+        if takes.is_zero() {
+            return now;
+        }
+        injection.count(FaultKind::Rate);
+        let free = self.busy_until.map_or(now, |until| until.max(now));
+        *self.busy_until.insert(free + takes)
     }
 
     /// Counts what came back.
@@ -363,31 +412,7 @@ enum Passage {
     None,
     Once,
     Twice,
-    Late(Instant),
-}
-
-// An error is the refusal of the backend, which another one may make good.
-fn impair(injection: &Injection, batch: &Batch, slot: usize, now: Instant) -> io::Result<Passage> {
-    let faults = injection.faults();
-    if faults.refuse {
-        injection.count(FaultKind::Refuse);
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    if faults.blackhole {
-        injection.count(FaultKind::Blackhole);
-        return Ok(Passage::None);
-    }
-    let fate = injection.draw(now);
-    let late = fate.delay + injection.time_for(batch.len(slot) as u64);
-    Ok(if fate.loss || fate.reset || fate.cut {
-        Passage::None
-    } else if !late.is_zero() {
-        Passage::Late(now + late)
-    } else if fate.duplicate {
-        Passage::Twice
-    } else {
-        Passage::Once
-    })
+    Late(Instant, usize),
 }
 
 /// After how long without a datagram flows of that route end.

@@ -14,7 +14,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use crate::faults::FaultKind;
+use crate::faults::{Carrier, FaultKind};
 
 use super::behaviour::Behaviour;
 use super::idle::ResetOnClose;
@@ -110,7 +110,7 @@ async fn answer(
         std::future::pending::<()>().await;
     }
     let now = Instant::now();
-    let fate = injection.draw(now);
+    let fate = injection.draw(now, Carrier::Http);
     pause(fate.delay).await;
     if fate.reset {
         reset.set();

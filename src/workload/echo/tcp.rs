@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::faults::FaultKind;
+use crate::faults::{Carrier, FaultKind};
 
 use super::Limits;
 use super::behaviour::Behaviour;
@@ -141,7 +141,7 @@ async fn echo_lines(
         if injection.faults().blackhole {
             injection.count(FaultKind::Blackhole);
         } else if !chunk.is_empty() {
-            let fate = injection.draw(Instant::now());
+            let fate = injection.draw(Instant::now(), Carrier::Tcp);
             pause(fate.delay).await;
             if fate.reset {
                 reset.set();

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
-use crate::faults::{ActiveFaults, FaultTarget, Faults};
+use crate::faults::{ActiveFaults, Carrier, FaultTarget, Faults};
 use crate::model::Protocol;
 
 use super::*;
@@ -451,7 +451,7 @@ async fn datagrams_are_lost_and_doubled_as_the_seed_says() {
         let faults = Faults::parse("loss=30%; duplicate=30%; seed=5").unwrap();
         let now = std::time::Instant::now();
         let same = ActiveFaults::default().injection(faults, now);
-        let fates = (0..40).map(|_| same.draw(now));
+        let fates = (0..40).map(|_| same.draw(now, Carrier::Udp));
         fates
             .map(|fate| {
                 if fate.loss {

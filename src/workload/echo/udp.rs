@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::faults::{FaultKind, Injection};
+use crate::faults::{Carrier, FaultKind, Injection};
 
 use super::behaviour::Behaviour;
 
@@ -91,8 +91,8 @@ impl Port {
         if injection.faults().blackhole {
             return injection.count(FaultKind::Blackhole);
         }
-        let fate = injection.draw(Instant::now());
-        if fate.loss || fate.reset {
+        let fate = injection.draw(Instant::now(), Carrier::Udp);
+        if fate.loss {
             return;
         }
         let answer = if fate.cut {

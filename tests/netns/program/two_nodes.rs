@@ -31,6 +31,13 @@ pub(super) fn local_policies_differ_from_node_to_node(mut node: Node) {
         node.await_served(first(v6, NODE_PORT));
         node.await_served(second(v6, NODE_PORT));
         let service = SocketAddr::new(SERVICE[usize::from(v6)].parse().unwrap(), 80);
+        // Until the second node captures, its route to the Service leads to the first.
+        for protocol in BOTH {
+            eventually(|| match node.ask(Place::Remote, protocol, service, QUIET) {
+                Answer::Words(words) if words == "remote" => Ok(()),
+                other => Err(format!("{service}/{protocol}: {other:?}")),
+            });
+        }
         for protocol in BOTH {
             node.assert_backends(Place::Outside, protocol, first(v6, NODE_PORT), &["local"]);
             node.assert_backends(Place::Outside, protocol, second(v6, NODE_PORT), &["remote"]);
