@@ -213,6 +213,19 @@ pub fn dialling(addr: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// The same from an own address. A port that is named may have been used by an earlier connection a moment ago.
+///
+/// # Errors
+/// Those of `socket(2)` and `bind(2)`.
+pub fn dialling_from(origin: SocketAddr, addr: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = dialling(addr)?;
+    if origin.port() != 0 {
+        socket.set_reuseaddr(true)?;
+    }
+    socket.bind(origin)?;
+    Ok(socket)
+}
+
 /// A nonblocking UDP socket connected to `addr`.
 ///
 /// # Errors

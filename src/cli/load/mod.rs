@@ -2,9 +2,10 @@
 
 mod print;
 mod progress;
+mod source;
 mod target;
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use crate::workload::load::{
 };
 
 use super::print as print_out;
+use source::SourceText;
 use target::{Place, Protocol, TargetText};
 
 /// Connections that a rate may use where the command line does not say.
@@ -39,7 +41,7 @@ pub(super) struct Load {
     /// Requests a second, or a ramp over the whole time; sent when due, whatever became of those before [default: 1000]
     #[arg(short, long, value_name = "RATE|FROM..TO")]
     rate: Option<Rate>,
-    /// Connections or UDP flows: at most so many under a rate [default: 1000]; without one each sends when it has its answer
+    /// Connections or UDP flows, which take turns [default: as many as the rate needs, up to 1000]; without a rate each sends when it has its answer
     #[arg(short, long, value_name = "N")]
     connections: Option<NonZeroUsize>,
     /// Threads that generate load
@@ -76,9 +78,9 @@ pub(super) struct Load {
     /// Type of record to ask for (dns)
     #[arg(long = "type", value_name = "TYPE", default_value = "A")]
     record_type: String,
-    /// Own addresses that requests come from, each in turn
-    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
-    source: Vec<IpAddr>,
+    /// Own addresses that connections come from, each in turn; with ports, one connection each
+    #[arg(long, value_name = "ADDR[:PORT[-LAST]]", value_delimiter = ',')]
+    source: Vec<SourceText>,
 
     /// Conditions that make the exit status 1 where they do not hold, as p99<5ms,errors=0
     #[arg(long, value_name = "CONDITION", value_delimiter = ',')]
@@ -161,22 +163,22 @@ impl Load {
             (None, Some(_)) => Pace::Answers,
             (None, None) => Pace::Rate("1000".parse()?),
         };
-        let connections = match (self.connections, self.bulk) {
-            (Some(n), _) => n,
-            (None, true) => NonZeroUsize::MIN,
-            (None, false) => MAX_CONNECTIONS,
-        };
+        let origins = self.origins(place)?;
+        let connections = self.connections(&origins)?;
+        // Whoever says how many, or from where, wants all of them.
+        let in_turn = self.connections.map_or(origins.len(), NonZeroUsize::get);
         let length = positive("duration", self.duration)?;
         let patience = positive("timeout", self.timeout)?;
         Ok(Plan {
             work: self.work(place)?,
             pace,
             connections,
+            in_turn: in_turn.min(connections.get()),
             threads: self.threads,
             warm_up: self.warm_up.0,
             length,
             patience,
-            origins: Origins(self.origins(place)?),
+            origins: Origins(origins),
         })
     }
 
@@ -241,17 +243,36 @@ impl Load {
         }
     }
 
-    fn origins(&self, place: &Place) -> anyhow::Result<Vec<IpAddr>> {
-        let foreign = self
-            .source
-            .iter()
-            .find(|ip| ip.is_ipv4() != place.addr.is_ipv4());
-        match foreign {
-            Some(ip) => Err(misuse(
-                "source",
-                format!("{ip} is of another family than the target {}", place.addr),
+    // A port of our own serves one connection.
+    fn connections(&self, origins: &[SocketAddr]) -> anyhow::Result<NonZeroUsize> {
+        let ports = NonZeroUsize::new(origins.len());
+        let ports = ports.filter(|_| origins.iter().any(|origin| origin.port() != 0));
+        match (self.connections, ports) {
+            (Some(n), Some(ports)) if n > ports => Err(misuse(
+                "connections",
+                format!("{n} are more than the {ports} ports that --source names; name more"),
             )),
-            None => Ok(self.source.clone()),
+            (Some(n), _) => Ok(n),
+            (None, Some(ports)) => Ok(ports),
+            (None, None) if self.bulk => Ok(NonZeroUsize::MIN),
+            (None, None) => Ok(MAX_CONNECTIONS),
+        }
+    }
+
+    fn origins(&self, place: &Place) -> anyhow::Result<Vec<SocketAddr>> {
+        let all: Vec<SocketAddr> = self.source.iter().flat_map(|s| s.0.clone()).collect();
+        let foreign = all
+            .iter()
+            .find(|origin| origin.is_ipv4() != place.addr.is_ipv4());
+        match foreign {
+            Some(origin) => Err(misuse(
+                "source",
+                format!(
+                    "{origin} is of another family than the target {}",
+                    place.addr
+                ),
+            )),
+            None => Ok(all),
         }
     }
 

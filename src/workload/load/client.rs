@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::net::descriptors::is_shortage;
-use crate::net::sockets::dialling;
+use crate::net::sockets::{dialling, dialling_from};
 
 use super::dns::DnsClient;
 use super::http::HttpClient;
@@ -71,10 +71,10 @@ pub(super) async fn connect(
     origin: Option<SocketAddr>,
 ) -> Result<TcpStream, Failure> {
     let dial = async {
-        let socket = dialling(target)?;
-        if let Some(origin) = origin {
-            socket.bind(origin)?;
-        }
+        let socket = match origin {
+            Some(origin) => dialling_from(origin, target)?,
+            None => dialling(target)?,
+        };
         socket.connect(target).await
     };
     dial.await.map_err(|error| failure_of(&error))

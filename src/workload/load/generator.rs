@@ -54,6 +54,8 @@ pub struct Plan {
     pub pace: Pace,
     /// Connections or UDP flows at a time, over all threads: at most so many under a rate, exactly so many otherwise.
     pub connections: NonZeroUsize,
+    /// Of these, how many take turns from the start under a rate; further ones are opened where those do not keep up.
+    pub in_turn: usize,
     /// Generator threads; no more than there are connections are used.
     pub threads: NonZeroUsize,
     /// Load that is not counted, before the rest.
@@ -155,10 +157,13 @@ pub async fn run(
         let ended_early = |_| io::Error::other("ended without a result");
         total.add(&thread.await.map_err(ended_early)??);
     }
-    let measured = start
-        .elapsed()
-        .saturating_sub(plan.warm_up)
-        .min(plan.length);
+    // The last answer may come before the time is up; the next request would have been due then.
+    let measured = if stop.is_cancelled() {
+        let elapsed = start.elapsed().saturating_sub(plan.warm_up);
+        elapsed.min(plan.length)
+    } else {
+        plan.length
+    };
     Ok(Report::new(plan.work.target(), measured, &total))
 }
 
@@ -220,6 +225,17 @@ impl GeneratorThread {
         let timer = PaceTimer::new()?;
         let mut stopped = pin!(self.stop.cancelled());
         let mut my_lanes = self.my_lanes();
+        let mut open = |lanes: &mut JoinSet<()>| {
+            if let Some(client) = my_lanes.next() {
+                let shared = shared.clone();
+                lanes.spawn_local(async move { follow(&shared, client).await });
+            }
+        };
+        for _mine in (self.index..self.plan.in_turn).step_by(self.n) {
+            open(lanes);
+        }
+        // They ask for work before there is any, and get it in the order in which they asked.
+        yield_now().await;
         let mut burst = 0;
         for due in Schedule::new(rate, self.end(), self.index as u64, self.n as u64) {
             let wait = due.after.saturating_sub(shared.now());
@@ -241,12 +257,7 @@ impl GeneratorThread {
             }
             match shared.queue.put(due) {
                 Put::Taken => {}
-                Put::Waits => {
-                    if let Some(client) = my_lanes.next() {
-                        let shared = shared.clone();
-                        lanes.spawn_local(async move { follow(&shared, client).await });
-                    }
-                }
+                Put::Waits => open(lanes),
                 Put::Full => shared.unsent(due),
             }
         }

@@ -32,7 +32,7 @@ pub use picture::picture;
 pub use report::{BackendReport, Moment, Percentiles, Report};
 pub use schedule::{InvalidRate, Rate};
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// What a request is.
@@ -98,13 +98,12 @@ impl Work {
     }
 }
 
-/// Which of our own addresses requests come from: each in turn, any port. Empty = the kernel chooses.
+/// Which of our own addresses connections and flows come from: each in turn; port 0 = any. Empty = the kernel chooses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origins(pub Vec<IpAddr>);
+pub struct Origins(pub Vec<SocketAddr>);
 
 impl Origins {
     fn of(&self, lane: usize) -> Option<SocketAddr> {
-        let ip = self.0.get(lane.checked_rem(self.0.len())?)?;
-        Some(SocketAddr::new(*ip, 0))
+        self.0.get(lane.checked_rem(self.0.len())?).copied()
     }
 }
