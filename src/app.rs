@@ -366,6 +366,7 @@ async fn start_dns(
         pods: config.dns.pods,
         dns_service: config.dns.service.clone(),
         hide_empty: config.dns.hide_empty,
+        search_completion: config.dns.search_completion.then(dns::search_domains),
         ttl: config.dns.ttl,
         negative_ttl: config.dns.negative_ttl,
         limits: config.dns.limits.clone(),

@@ -1,7 +1,7 @@
 //! The admin API: HTTP over a Unix socket that only its owner can reach.
 //!
 //! `GET /v1/RESOURCE?namespace=&name=&output=table|wide|json`, `GET /v1/explain?target=` and `GET /v1/names?target=` read the
-//! published snapshots. `GET /v1/faults` lists the faults that are on, and `POST /v1/faults` turns them on and off: the only
+//! published snapshots, `GET /v1/resolver` says how to tell that a resolver is this one. `GET /v1/faults` lists the faults that are on, and `POST /v1/faults` turns them on and off: the only
 //! thing that anybody changes here. Never waits for the reconciler.
 
 use std::collections::HashMap;
@@ -166,6 +166,7 @@ impl AdminServer {
             .route("/v1/explain", get(explain))
             .route("/v1/faults", get(faults::list).post(faults::change))
             .route("/v1/names", get(explain_name))
+            .route("/v1/resolver", get(resolver))
             .route("/v1/{resource}", get(answer))
             .layer(map_response_with_state(Arc::clone(&sources), marked))
             .with_state(sources);
@@ -175,6 +176,9 @@ impl AdminServer {
         }
     }
 }
+
+/// What those are told who ask about DNS where there is none.
+const NO_DNS: &str = "there is no DNS server here; --dns-listen starts one";
 
 /// The header of answers that may be out of date: for how long, and why.
 pub const OUT_OF_TOUCH: &str = "viaduct-out-of-touch";
@@ -241,10 +245,16 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
     }
 }
 
+async fn resolver(State(sources): State<Arc<Sources>>) -> Response {
+    match &sources.names {
+        Some(names) => Json(names.whereabouts()).into_response(),
+        None => (StatusCode::NOT_FOUND, NO_DNS).into_response(),
+    }
+}
+
 async fn explain_name(State(sources): State<Arc<Sources>>, Query(about): Query<About>) -> Response {
     let Some(names) = &sources.names else {
-        let words = "there is no DNS server here; --dns-listen starts one";
-        return (StatusCode::NOT_FOUND, words).into_response();
+        return (StatusCode::NOT_FOUND, NO_DNS).into_response();
     };
     match names.explain(&about.target) {
         Ok(explained) => Json(explained).into_response(),

@@ -139,6 +139,7 @@ fn follow_cluster(
     let dns = match dns.pods {
         _ if dns.listen.is_empty() => DnsNeeds::Nothing,
         PodMode::Verified => DnsNeeds::NamesAndPods,
+        PodMode::Disabled | PodMode::Insecure if dns.search_completion => DnsNeeds::NamesAndPods,
         PodMode::Disabled | PodMode::Insecure => DnsNeeds::Names,
     };
     let wanted = kube::Config {

@@ -1,7 +1,9 @@
 //! `viaduct doctor`: what this machine lets Viaduct do, each finding with its remedy.
 //!
-//! Asks the kernel what `run --capture auto` would ask, and looks for another proxy's rules. Nothing stays changed.
+//! Asks the kernel what `run --capture auto` would ask, and looks for another proxy's rules. Where a viaduct with DNS
+//! runs, asks the resolvers of this node and of its Pods whether they are that one. Nothing stays changed.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -10,15 +12,22 @@ use crate::admin::TableView;
 use crate::capture::{self, Ladder};
 use crate::model::Family;
 
+use crate::config::default_admin_socket;
+
 use super::get::align;
 use super::print;
+use super::resolvers;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_STATUS)]
-pub(super) struct Doctor {}
+pub(super) struct Doctor {
+    /// Admin socket of the viaduct whose DNS is looked for
+    #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
+    admin_socket: Option<PathBuf>,
+}
 
-const EXIT_STATUS: &str = "Exit status: 0 some capture mode works in a family at least and nobody else serves Services here, 1 otherwise, \
-    2 usage error.";
+const EXIT_STATUS: &str = "Exit status: 0 some capture mode works in a family at least and nobody else serves Services here, \
+    and every Pod that is looked at asks this viaduct if it answers DNS; 1 otherwise, 2 usage error.";
 
 impl Doctor {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
@@ -41,8 +50,11 @@ impl Doctor {
                 ));
             }
         }
+        let captures = is_well(&findings);
+        let socket = self.admin_socket.unwrap_or_else(default_admin_socket);
+        findings.extend(resolvers::look(&socket).await);
         print(&align(&table(&findings), false))?;
-        Ok(if is_well(&findings) {
+        Ok(if captures && is_well(&findings) {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -50,16 +62,20 @@ impl Doctor {
     }
 }
 
+/// What a finding means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Severity {
+pub(super) enum Severity {
+    /// As it should be.
     Works,
     /// Something is missing that something else can stand in for.
     Lacking,
+    /// Somebody else does what viaduct should.
     Conflict,
 }
 
+/// One row.
 #[derive(Debug)]
-struct Finding {
+pub(super) struct Finding {
     about: String,
     family: Family,
     severity: Severity,
@@ -67,7 +83,7 @@ struct Finding {
 }
 
 impl Finding {
-    fn new(
+    pub(super) fn new(
         about: impl Into<String>,
         family: Family,
         severity: Severity,
@@ -111,7 +127,7 @@ fn table(findings: &[Finding]) -> TableView {
             "ABOUT",
             "FAMILY",
             "FOUND",
-            "IN THE KERNEL'S WORDS, AND WHAT TO DO",
+            "IN ITS OWN WORDS, AND WHAT TO DO",
         ]
         .map(str::to_owned)
         .into(),

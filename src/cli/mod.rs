@@ -14,6 +14,7 @@ mod fault;
 mod get;
 mod load;
 mod man;
+mod resolvers;
 mod run;
 mod try_commands;
 mod watch;

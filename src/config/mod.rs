@@ -146,6 +146,8 @@ pub struct DnsConfig {
     pub service: ServiceName,
     /// Whether Services without ready endpoints are hidden.
     pub hide_empty: bool,
+    /// Whether the search lists of Pods are followed.
+    pub search_completion: bool,
 }
 
 /// Why a configuration cannot be used. Each names the place.
@@ -535,5 +537,6 @@ fn dns(settings: &Settings) -> Result<DnsConfig, ConfigError> {
         pods: plain(settings.dns_pods).unwrap_or(PodMode::Insecure),
         service,
         hide_empty: settings.dns_hide_empty.unwrap_or(false),
+        search_completion: settings.dns_search_completion.unwrap_or(false),
     })
 }

@@ -250,6 +250,10 @@ pub struct Settings {
     #[arg(long, env = "VIADUCT_DNS_HIDE_EMPTY", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub dns_hide_empty: Option<bool>,
 
+    /// Follow the search list of a Pod that asks for a name of it and give the first name that exists; watches all Pods
+    #[arg(long, env = "VIADUCT_DNS_SEARCH_COMPLETION", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub dns_search_completion: Option<bool>,
+
     /// Whether the commands of exec probes are run: on this machine, as the user of this process [default: true]
     #[arg(
         long,
@@ -354,6 +358,7 @@ impl Settings {
             dns_pods,
             dns_service,
             dns_hide_empty,
+            dns_search_completion,
             exec_probes,
             healthz_bind_address,
             metrics_bind_address,
@@ -418,6 +423,7 @@ impl Settings {
             dns_pods: Some(Text(PodMode::Insecure)),
             dns_service: Some("kube-system/kube-dns".to_owned()),
             dns_hide_empty: Some(false),
+            dns_search_completion: Some(false),
             exec_probes: Some(true),
             healthz_bind_address: Some(
                 if dev {

@@ -138,6 +138,11 @@ impl Kept {
         }
     }
 
+    /// Whether it says that the name does not exist.
+    pub(super) fn is_missing(&self) -> bool {
+        self.relayed.code() == Some(ResponseCode::NXDomain)
+    }
+
     /// For how long a reply made from it now would be the same, but for its TTLs.
     pub(super) fn lasting(&self) -> Option<Lasting> {
         let (came, until) = self.lives?;

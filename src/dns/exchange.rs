@@ -11,13 +11,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use prometheus::IntCounter;
 
 use crate::routing::{NodeView, Published, RoutingTable};
 
-use super::ExplainedName;
 use super::cache::{Kept, Key};
+use super::completion::{is_completed, namespace_of, next_names};
 use super::forward::{ForwardError, Forwarder, Seat};
 use super::limits::Limits;
 use super::memo::Lasting;
@@ -25,6 +26,7 @@ use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::{Metrics, Tally};
 use super::records::{Answer, Authority, End, Local};
 use super::wire::Cut;
+use super::{ExplainedName, Identity};
 
 /// Everything that an answer is made of. Shared by all sockets.
 #[derive(Debug)]
@@ -33,8 +35,11 @@ pub(super) struct Exchange {
     table: Published,
     forwarder: Arc<Forwarder>,
     limits: Arc<Limits>,
+    // Domains of nodes, where the search lists of Pods are followed.
+    node_domains: Option<Vec<Name>>,
     serial: SerialClock,
     warned_of_loop: AtomicBool,
+    identity: Identity,
     metrics: Arc<Metrics>,
 }
 
@@ -74,11 +79,19 @@ pub(super) struct Pending {
     key: Key,
     // Ours, in front of the upstream's answer; the key is about the last one's target.
     aliases: Vec<Record>,
-    seat: Seat,
+    seat: Arc<Seat>,
+    search: Option<Search>,
+}
+
+// The search list of a Pod: what is still to be asked, and the reply if none of it exists.
+#[derive(Clone, Debug)]
+struct Search {
+    names: std::vec::IntoIter<Name>,
+    otherwise: Reply,
 }
 
 // A question, who asked it, how and when.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Request {
     question: Question,
     client: IpAddr,
@@ -124,10 +137,18 @@ impl Exchange {
             table,
             forwarder,
             limits,
+            node_domains: None,
             serial: SerialClock::default(),
             warned_of_loop: AtomicBool::new(false),
+            identity: Identity(rand::random()),
             metrics,
         }
+    }
+
+    /// Follows the search lists of Pods, which end with these domains of their nodes.
+    pub(super) fn completing(mut self, node_domains: Option<Vec<Name>>) -> Self {
+        self.node_domains = node_domains;
+        self
     }
 
     /// Answers `message`, or says what its answer waits for.
@@ -135,7 +156,7 @@ impl Exchange {
         let started = Instant::now();
         let step = AssertUnwindSafe(|| match Question::parse(message, self.limits.max_udp) {
             Ok(question) => self.decide(Request {
-                question,
+                question: question.answered_by(self.identity),
                 client: client.ip().to_canonical(),
                 transport,
                 started,
@@ -150,14 +171,20 @@ impl Exchange {
     }
 
     /// Finishes a question that had to wait.
-    pub(super) async fn finish(self: Arc<Self>, pending: Box<Pending>) -> Step {
-        let answered = AssertUnwindSafe(self.complete(&pending))
-            .catch_unwind()
-            .await;
-        answered.unwrap_or_else(|_| {
-            self.metrics.panics.inc();
-            self.fail(&pending.request, ResponseCode::ServFail)
-        })
+    pub(super) async fn finish(self: Arc<Self>, mut pending: Box<Pending>) -> Step {
+        loop {
+            let answered = AssertUnwindSafe(self.complete(&pending))
+                .catch_unwind()
+                .await;
+            match answered {
+                Ok(Step::Wait(next)) => pending = next,
+                Ok(step @ (Step::Reply(_) | Step::Silence)) => return step,
+                Err(_) => {
+                    self.metrics.panics.inc();
+                    return self.fail(&pending.request, ResponseCode::ServFail);
+                }
+            }
+        }
     }
 
     /// The routing tables that are answered from.
@@ -172,6 +199,16 @@ impl Exchange {
         let asked = upstreams.of(&Key::about(name, RecordType::A));
         let asked: Vec<String> = asked.iter().map(|upstream| upstream.describe()).collect();
         self.authority.explain(&table, name, &asked)
+    }
+
+    /// What it calls itself where clients ask.
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// What it answers for.
+    pub(super) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// What is counted here.
@@ -202,6 +239,7 @@ impl Exchange {
             .authority
             .answer(&table, serial, &question.name, question.kind);
         let lasting = Lasting::Table(table.generation);
+        let next = self.next_names(&table, &request, &answer);
         drop(table);
         let (local, zone) = match answer {
             Answer::Cluster(local) => (local, "cluster"),
@@ -223,7 +261,21 @@ impl Exchange {
             }
             local => {
                 let reply = question.local_reply(local, request.transport);
-                let again = self.again(&request, &reply, zone, lasting, None);
+                if let Some(names) = next {
+                    let search = Search {
+                        names: names.into_iter(),
+                        otherwise: reply,
+                    };
+                    return self.search(request, search, None);
+                }
+                // One Pod's missing name may be the beginning of another one's search.
+                let depends_on_client =
+                    self.node_domains.is_some() && reply.code == ResponseCode::NXDomain;
+                let again = if depends_on_client {
+                    None
+                } else {
+                    self.again(&request, &reply, zone, lasting, None)
+                };
                 self.send(reply, request.started, again)
             }
         }
@@ -240,15 +292,109 @@ impl Exchange {
                 lasting.and_then(|lasting| self.again(&request, &reply, "forward", lasting, hits));
             return self.send(reply, request.started, again);
         }
-        match self.forwarder.take_seat(request.client) {
+        self.wait(request, key, aliases, None, None)
+    }
+
+    fn wait(
+        &self,
+        request: Request,
+        key: Key,
+        aliases: Vec<Record>,
+        seat: Option<Arc<Seat>>,
+        search: Option<Search>,
+    ) -> Step {
+        let take = || self.forwarder.take_seat(request.client).map(Arc::new);
+        match seat.or_else(take) {
             Some(seat) => Step::Wait(Box::new(Pending {
                 request,
                 key,
                 aliases,
                 seat,
+                search,
             })),
             None => self.fail(&request, ResponseCode::Refused),
         }
+    }
+
+    // What the client would ask next, if it is a Pod and the name it asked for is missing.
+    fn next_names(
+        &self,
+        table: &RoutingTable,
+        request: &Request,
+        answer: &Answer,
+    ) -> Option<Vec<Name>> {
+        let node_domains = self.node_domains.as_deref()?;
+        let question = &request.question;
+        match answer {
+            Answer::Cluster(Local {
+                aliases,
+                end: End::NxDomain(_),
+            }) if aliases.is_empty() && is_completed(question.kind) => {
+                let lower = question.name.to_lowercase();
+                let (zone, _) = self.authority.asked(&lower)?;
+                let namespace = namespace_of(table, request.client)?;
+                next_names(zone, &question.name, namespace, node_domains)
+            }
+            Answer::Cluster(_) | Answer::Reverse(_) | Answer::Forward => None,
+        }
+    }
+
+    // Answers with the next name of the list that exists, behind an alias. Such an answer holds for one client only, so
+    // it is not given again.
+    fn search(&self, request: Request, mut search: Search, seat: Option<Arc<Seat>>) -> Step {
+        while let Some(name) = search.names.next() {
+            let question = &request.question;
+            let alias = Record::from_rdata(
+                question.name.clone(),
+                self.authority.ttl,
+                RData::CNAME(CNAME(name.clone())),
+            );
+            let answer = {
+                let table = self.table.load();
+                let serial = self.serial.at(&table);
+                self.authority.answer(&table, serial, &name, question.kind)
+            };
+            match answer {
+                Answer::Cluster(Local {
+                    end: End::NxDomain(_),
+                    ..
+                })
+                | Answer::Reverse(Local {
+                    end: End::NxDomain(_),
+                    ..
+                }) => {}
+                Answer::Cluster(mut local) | Answer::Reverse(mut local) => {
+                    self.metrics.completed_searches.inc();
+                    local.aliases.insert(0, alias);
+                    return match local {
+                        Local {
+                            aliases,
+                            end: End::Outside(target),
+                        } => {
+                            let key = Key::of(&question.about(target));
+                            self.elsewhere(request, key, aliases)
+                        }
+                        local => {
+                            let reply = question.local_reply(local, request.transport);
+                            self.send(reply, request.started, None)
+                        }
+                    };
+                }
+                Answer::Forward => {
+                    let key = Key::of(&question.about(name));
+                    match self.forwarder.remembered(&key) {
+                        Some(kept) if kept.is_missing() => {}
+                        Some(kept) => {
+                            self.metrics.completed_searches.inc();
+                            let reply = compose(&request, vec![alias], &kept);
+                            return self.send(reply, request.started, None);
+                        }
+                        None => return self.wait(request, key, vec![alias], seat, Some(search)),
+                    }
+                }
+            }
+        }
+        self.send(search.otherwise, request.started, None)
     }
 
     async fn complete(&self, pending: &Pending) -> Step {
@@ -257,9 +403,16 @@ impl Exchange {
             key,
             aliases,
             seat,
+            search,
         } = pending;
         match self.forwarder.ask(request.question.id, key, seat).await {
             Ok(kept) => {
+                if let Some(search) = search {
+                    if kept.is_missing() {
+                        return self.search(request.clone(), search.clone(), Some(seat.clone()));
+                    }
+                    self.metrics.completed_searches.inc();
+                }
                 let reply = compose(request, aliases.clone(), &kept);
                 self.send(reply, request.started, None)
             }

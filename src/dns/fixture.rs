@@ -235,7 +235,8 @@ pub(super) fn tcp(address: &str) -> Frontend {
     Frontend::new(address.parse().unwrap(), Tcp)
 }
 
-fn pod(name: &str, address: &str, finished: bool) -> Event {
+/// A Pod in `ns`.
+pub(super) fn pod(name: &str, address: &str, finished: bool) -> Event {
     Event::PodApplied(Arc::new(Pod {
         namespace: "ns".into(),
         name: name.into(),

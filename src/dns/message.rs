@@ -7,10 +7,12 @@
 use hickory_proto::op::{
     Message, MessageType, Metadata, OpCode, Query, ResponseCode, emit_message_parts,
 };
+use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use hickory_proto::serialize::binary::BinEncoder;
 use rand::seq::SliceRandom;
 
+use super::Identity;
 use super::records::{End, Local};
 use super::wire::{self, Cut, HEADER, Malformed, Opt, PLAIN_UDP};
 
@@ -53,6 +55,8 @@ pub(super) struct Question {
     pub(super) checking_disabled: bool,
     /// The longest reply over UDP, whatever the client takes.
     pub(super) max_udp: u16,
+    /// Who answers, for a client that asks.
+    pub(super) identity: Option<Identity>,
     /// Wants to know whether an answer was validated (RFC 6840 section 5.7).
     pub(super) authentic_data: bool,
 }
@@ -62,6 +66,8 @@ pub(super) struct Question {
 pub(super) struct ClientEdns {
     pub(super) dnssec_ok: bool,
     payload: u16,
+    // Wants to know which server answers (RFC 5001).
+    asks_who: bool,
 }
 
 /// What becomes of a message that asks nothing answerable.
@@ -108,7 +114,9 @@ impl Question {
             edns: parsed.edns.as_ref().map(|edns| ClientEdns {
                 dnssec_ok: edns.flags().dnssec_ok,
                 payload: edns.max_payload(),
+                asks_who: edns.options().get(EdnsCode::NSID).is_some(),
             }),
+            identity: None,
             recursion_desired: parsed.metadata.recursion_desired,
             checking_disabled: parsed.metadata.checking_disabled,
             authentic_data: parsed.metadata.authentic_data,
@@ -124,6 +132,23 @@ impl Question {
             return refuse(ResponseCode::Refused);
         }
         Ok(question)
+    }
+
+    /// Tells the client which server answers, if it asks.
+    pub(super) fn answered_by(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity).filter(|_| self.edns.is_some_and(|edns| edns.asks_who));
+        self
+    }
+
+    /// The option with which server answers; nothing for most clients.
+    pub(super) fn identity_option(&self) -> Vec<u8> {
+        let Some(Identity(octets)) = self.identity else {
+            return Vec::new();
+        };
+        let mut option = u16::from(EdnsCode::NSID).to_be_bytes().to_vec();
+        option.extend([0, 8]);
+        option.extend(octets);
+        option
     }
 
     /// The same question about another name.
@@ -248,7 +273,7 @@ impl Question {
         self.edns.map(|edns| Opt {
             extended_rcode: code.high(),
             dnssec_ok: edns.dnssec_ok,
-            options: Vec::new(),
+            options: self.identity_option(),
         })
     }
 

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub(super) all_upstreams_down: IntCounter,
     /// Forwarded questions that became one with another.
     pub(super) coalesced: IntCounter,
+    /// Questions answered with a name further down the search list of the Pod that asked.
+    pub(super) completed_searches: IntCounter,
     /// Answers given after their time, because nobody had newer ones.
     pub(super) cache_stale: IntCounter,
     /// Octets of the cache.
@@ -169,6 +171,10 @@ impl Metrics {
             coalesced: counter(
                 "viaduct_dns_coalesced_forwards_total",
                 "Forwarded DNS questions that waited for the answer to another, equal one.",
+            )?,
+            completed_searches: counter(
+                "viaduct_dns_completed_searches_total",
+                "DNS questions of Pods answered with a name further down their search list.",
             )?,
             cache_stale: counter(
                 "viaduct_dns_cache_stale_total",

@@ -12,12 +12,14 @@
 //! under the cluster domain are never forwarded and never cached beyond their table: the table is the answer.
 
 mod cache;
+mod completion;
 mod exchange;
 mod explain;
 #[cfg(test)]
 mod fixture;
 mod forward;
 mod health;
+mod identity;
 mod limits;
 mod listen;
 mod memo;
@@ -40,10 +42,12 @@ mod upstream;
 mod wire;
 
 pub use explain::{ExplainedAnswer, ExplainedName};
+pub use identity::{AskWhoError, Identity, Whereabouts, ask_who};
 pub use limits::{Limit, Limits};
 pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
+pub use resolv_conf::{host_resolvers, read_resolvers, search_domains};
 pub use server::{Names, Server};
 pub use upstream::UpstreamOrder;
 
@@ -75,6 +79,9 @@ pub struct Config {
     pub dns_service: ServiceName,
     /// Services with cluster IPs and without a ready endpoint have no names.
     pub hide_empty: bool,
+    /// Follow the search list of a Pod that asks for a name of it, and give the first name that exists. The domains that
+    /// Pods have in that list behind those of the cluster; `None` = leave it to them.
+    pub search_completion: Option<Vec<String>>,
     /// Seconds that a client may keep a record of the cluster.
     pub ttl: u32,
     /// Seconds that a client may keep the absence of one.

@@ -125,6 +125,7 @@ impl Question {
         place.copy_from_slice(&question);
         let opt = self.edns.map(|edns| Opt {
             dnssec_ok: edns.dnssec_ok,
+            options: [&*self.identity_option(), &relayed.opt.options].concat(),
             ..relayed.opt.clone()
         });
         if opt.is_none() && relayed.opt.extended_rcode != 0 {

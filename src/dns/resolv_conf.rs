@@ -1,6 +1,6 @@
 //! The `nameserver` lines of `/etc/resolv.conf`, and their changes.
 //!
-//! `search`, `domain` and `ndots` are left aside: the client has applied its own. Parsing is pure; [`State`] reads the
+//! `search`, `domain` and `ndots` mean nothing to questions that are forwarded: the client has applied its own. Parsing is pure; [`State`] reads the
 //! files.
 //!
 //! Source: resolv.conf(5).
@@ -19,6 +19,9 @@ const RESOLVED_UPLINK: &str = "/run/systemd/resolve/resolv.conf";
 
 /// glibc uses three; more than this is a mistake.
 const MAX_SERVERS: usize = 8;
+
+/// Kubernetes allows a Pod 32 domains in all.
+const MAX_DOMAINS: usize = 29;
 
 const DNS_PORT: u16 = 53;
 
@@ -40,6 +43,39 @@ impl State {
             length: metadata.map_or(0, |metadata| metadata.len()),
         }
     }
+}
+
+/// The domains of the `search` line of this host's `/etc/resolv.conf`, which the kubelet hands on to Pods behind those
+/// of the cluster.
+///
+/// Source: resolv.conf(5): the last of several `search` and `domain` lines counts.
+pub fn search_domains() -> Vec<String> {
+    parse_search(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+}
+
+/// The resolvers that this host's programs ask.
+pub fn host_resolvers() -> Vec<SocketAddr> {
+    parse(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+}
+
+/// The resolvers in the text of a `resolv.conf`, and the domains of its search list.
+pub fn read_resolvers(text: &str) -> (Vec<SocketAddr>, Vec<String>) {
+    (parse(text), parse_search(text))
+}
+
+fn parse_search(text: &str) -> Vec<String> {
+    let mut domains = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        if matches!(words.next(), Some("search" | "domain")) {
+            domains = words
+                .filter(|domain| *domain != ".")
+                .take(MAX_DOMAINS)
+                .map(str::to_owned)
+                .collect();
+        }
+    }
+    domains
 }
 
 /// The resolvers of this host, those at `own` addresses left out. If none is left, those behind systemd-resolved.
@@ -124,6 +160,13 @@ mod tests {
         assert_eq!(chosen(stub, up), ["127.0.0.53:53"]);
         assert_eq!(chosen("", up), ["192.0.2.1:53"]);
         assert_eq!(chosen(us, ""), [""; 0]);
+    }
+
+    #[test]
+    fn the_last_search_line_counts() {
+        let text = "search a.example\n#search x\ndomain b.example\nsearch c.example . d.example\nnameserver 192.0.2.1";
+        assert_eq!(parse_search(text), ["c.example", "d.example"]);
+        assert_eq!(parse_search("nameserver 192.0.2.1"), [""; 0]);
     }
 
     #[test]

@@ -19,7 +19,10 @@ use super::names::{Zone, parse_absolute};
 use super::records::Authority;
 use super::tcp::Connections;
 use super::udp::Listener;
-use super::{Config, ExplainedName, InvalidDomain, Metrics, StartError, listen, resolv_conf, tcp};
+use super::{
+    Config, ExplainedName, InvalidDomain, Metrics, StartError, Whereabouts, listen, resolv_conf,
+    tcp,
+};
 
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,7 +52,7 @@ impl Server {
     ///
     /// See [`StartError`]. Nothing stays bound then.
     pub async fn start(
-        config: Config,
+        mut config: Config,
         table: Published,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StartError> {
@@ -81,6 +84,12 @@ impl Server {
         };
         let order = config.upstream_order;
         let forwarder = Arc::new(Forwarder::new(upstreams, order, &limits, probes));
+        let node_domains = config.search_completion.take();
+        let node_domains = node_domains.map(|domains| {
+            // What is no name is in no search list either.
+            let names = domains.iter().filter_map(|domain| parse_absolute(domain));
+            names.filter(|name| !name.is_root()).collect()
+        });
         let authority = authority(config, zones, &addresses);
         let exchange = Exchange::new(
             authority,
@@ -89,7 +98,7 @@ impl Server {
             limits.clone(),
             metrics.clone(),
         );
-        let exchange = Arc::new(exchange);
+        let exchange = Arc::new(exchange.completing(node_domains));
         tasks.spawn(watch_table(table, metrics.clone(), stop.clone()));
         let connections = Arc::new(Connections::new(limits, metrics));
         let n_threads: usize = sockets.iter().map(|pair| pair.udp.len()).sum();
@@ -127,8 +136,8 @@ impl Server {
             tasks.spawn(following);
         }
         Ok(Self {
+            names: Names(exchange, addresses.clone()),
             addresses,
-            names: Names(exchange),
             _adopted: adopted,
             listeners,
             stop,
@@ -175,9 +184,23 @@ impl Server {
 
 /// Explains names as the server answers them. Cheap to clone; outlives the server.
 #[derive(Clone, Debug)]
-pub struct Names(Arc<Exchange>);
+pub struct Names(Arc<Exchange>, Vec<SocketAddr>);
 
 impl Names {
+    /// How to find out who reaches this server.
+    pub fn whereabouts(&self) -> Whereabouts {
+        let authority = self.0.authority();
+        let table = self.0.table().load_full();
+        let service = table.service(&authority.dns_service);
+        Whereabouts {
+            identity: self.0.identity(),
+            addresses: self.1.clone(),
+            domain: authority.main_zone().apex.to_ascii(),
+            service: authority.dns_service.to_string(),
+            service_ips: service.map_or_else(Vec::new, |entry| entry.service.cluster_ips.clone()),
+        }
+    }
+
     /// How `name` is answered at this moment, and from which object.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::super::fixture::{cluster, ready, service, slice};
+use super::super::fixture::{cluster, pod, ready, service, slice};
 use super::super::stub::Stub;
 use super::super::wire::layout;
 use super::super::{Config, Limits, Metrics, PodMode, UpstreamOrder};
@@ -22,6 +22,7 @@ use crate::model::{Protocol, ServiceKind, ServiceName};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Client {
+    registry: Registry,
     server: Server,
     at: SocketAddr,
     metrics: Arc<Metrics>,
@@ -32,6 +33,10 @@ async fn start(upstreams: Vec<SocketAddr>) -> Client {
 }
 
 async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr)>) -> Client {
+    start_as(upstreams, |config| config.domain_upstreams = domains).await
+}
+
+async fn start_as(upstreams: Vec<SocketAddr>, adjust: impl FnOnce(&mut Config)) -> Client {
     let mut builder = cluster();
     let legion: Vec<_> = (0..5000)
         .map(|n| ready(&format!("10.3.{}.{}", n / 250, n % 250), None))
@@ -52,27 +57,32 @@ async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr
     builder.apply(service("out-www", alias("www.test"), "", &[]));
     builder.apply(service("out-gone", alias("gone.test"), "", &[]));
     builder.apply(service("out-sick", alias("servfail.test"), "", &[]));
+    builder.apply(pod("client", "127.0.0.1", false));
     builder.set_synced();
     let table = Published::default();
     table.publish(builder.build().table);
-    let config = Config {
+    let mut config = Config {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         domains: vec!["cluster.local".to_owned()],
         upstreams,
         upstream_order: UpstreamOrder::Random,
-        domain_upstreams: domains,
+        domain_upstreams: Vec::new(),
         pods: PodMode::Insecure,
         dns_service: ServiceName::new("kube-system", "kube-dns"),
         hide_empty: false,
+        search_completion: None,
         ttl: 5,
         negative_ttl: 5,
         limits: Limits::default(),
         owned_ranges: vec!["10.96.0.0/16".parse().unwrap()],
     };
-    let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+    adjust(&mut config);
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::new(&registry).unwrap());
     let server = Server::start(config, table, metrics.clone()).await.unwrap();
     let at = server.addresses()[0];
     Client {
+        registry,
         server,
         at,
         metrics,
@@ -830,5 +840,9 @@ async fn a_server_is_never_its_own_upstream() {
     assert!(format!("{upstreams:?}").contains("others: []"));
 }
 
+#[path = "limit_tests.rs"]
+mod bounds;
+#[path = "completion_tests.rs"]
+mod completions;
 #[path = "mutation_tests.rs"]
 mod mutations;

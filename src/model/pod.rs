@@ -1,4 +1,4 @@
-//! A Pod, reduced to what DNS in the verified pod mode needs.
+//! A Pod, reduced to what DNS needs in the verified pod mode and for search lists.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ pub struct Pod {
     pub name: Arc<str>,
     /// All of `status.podIPs`.
     pub ips: Vec<IpAddr>,
-    /// Phase Succeeded or Failed: its addresses may belong to another Pod by now.
+    /// Phase Succeeded or Failed, or marked for deletion: its addresses may belong to another Pod by now.
     pub finished: bool,
     /// Uses the node's own addresses.
     pub host_network: bool,

@@ -118,6 +118,7 @@ fn help_shows_the_flags_of_run() {
         "--dns-pods",
         "--dns-service",
         "--dns-hide-empty",
+        "--dns-search-completion",
         "--healthz-bind-address",
         "--metrics-bind-address",
         "--drain-timeout",

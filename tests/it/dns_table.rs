@@ -586,6 +586,73 @@ const ROWS: &[Row] = &[
     ("another first label", "web.ns", A, NX, "", ""),
     ("too many labels", "a.b.c.web.ns.svc", A, NX, "", ""),
     (
+        "ANY of an alias: the alias",
+        "alias.ns.svc",
+        ANY,
+        OK,
+        "alias.ns.svc.Z 5 CNAME web.ns.svc.Z",
+        "",
+    ),
+    (
+        "SRV of an alias: that of its target",
+        "alias.ns.svc",
+        SRV,
+        OK,
+        "alias.ns.svc.Z 5 CNAME web.ns.svc.Z; web.ns.svc.Z 5 SRV 0 50 53 web.ns.svc.Z; web.ns.svc.Z 5 SRV 0 50 80 web.ns.svc.Z",
+        "web.ns.svc.Z 5 A 10.96.0.10",
+    ),
+    (
+        "a name of a headless Service: every pair of port and target",
+        "six.ns.svc",
+        SRV,
+        OK,
+        "",
+        "",
+    ),
+    (
+        "a type nobody knows",
+        "web.ns.svc",
+        RecordType::Unknown(65_280),
+        OK,
+        "",
+        "",
+    ),
+    (
+        "the version's labels are its own",
+        "x.dns-version",
+        TXT,
+        NX,
+        "",
+        "",
+    ),
+    ("another name of the server", "ns2.dns", A, NX, "", ""),
+    ("the server's other family", "ns.dns", AAAA, OK, "", ""),
+    (
+        "another protocol",
+        "_http._icmp.web.ns.svc",
+        SRV,
+        NX,
+        "",
+        "",
+    ),
+    (
+        "a protocol without ports",
+        "_sctp.web.ns.svc",
+        SRV,
+        NX,
+        "",
+        "",
+    ),
+    (
+        "a port without underscore",
+        "http._tcp.web.ns.svc",
+        SRV,
+        NX,
+        "",
+        "",
+    ),
+    ("an alias to an address", "number.ns.svc", A, NX, "", ""),
+    (
         "debris of search lists",
         "www.example.com.ns.svc",
         A,
@@ -643,6 +710,82 @@ fn every_rule_holds_over_both_transports() {
         .filter_map(|row| check(&server, row).err())
         .collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+// Reverse names that are missing: the SOA is that of the range they are in, rounded to whole labels.
+#[test]
+fn missing_reverse_names_are_answered_within_our_ranges_only() {
+    let server = Server::start(&[]);
+    for (name, kind, code) in [
+        ("99.0.96.10.in-addr.arpa.", PTR, NX),
+        ("x.10.0.96.10.in-addr.arpa.", PTR, NX),
+        ("10.0.96.10.in-addr.arpa.", A, OK),
+        ("0.96.10.in-addr.arpa.", PTR, OK),
+    ] {
+        for octets in [
+            server.udp(&question(name, kind)),
+            server.tcp(&question(name, kind)),
+        ] {
+            let reply = Message::from_vec(&octets).unwrap();
+            assert_eq!(flags(&reply), format!("{code} aa rd ra"), "{name}");
+            assert_eq!(
+                section(&reply.authorities),
+                "96.10.in-addr.arpa. 5 SOA ns.dns.Z hostmaster.Z 7200 1800 86400 5",
+                "{name}"
+            );
+        }
+    }
+    // An endpoint that is not ready, a Pod of nobody, an address elsewhere, and too few nibbles: others may know.
+    for name in [
+        "3.0.1.10.in-addr.arpa.",
+        "1.2.1.10.in-addr.arpa.",
+        "7.113.0.203.in-addr.arpa.",
+        "8.e.f.ip6.arpa.",
+    ] {
+        let reply = Message::from_vec(&server.udp(&question(name, PTR))).unwrap();
+        assert_eq!(flags(&reply), "SERVFAIL rd ra", "{name}");
+    }
+}
+
+// What the settings change: pod names, empty Services.
+#[test]
+fn pod_modes_and_hidden_services_change_only_their_names() {
+    let disabled = Server::start(&["--dns-pods", "disabled", "--dns-hide-empty"]);
+    let verified = Server::start(&["--dns-pods", "verified"]);
+    for (server, name, code) in [
+        (&disabled, "10-1-2-3.ns.pod", NX),
+        (&disabled, "ns.pod", NX),
+        (&disabled, "pod", OK),
+        (&disabled, "unnamed.ns.svc", NX),
+        (&disabled, "web.ns.svc", OK),
+        (&disabled, "alias.ns.svc", OK),
+        (&disabled, "db.ns.svc", OK),
+        (&verified, "10-1-2-3.ns.pod", NX),
+        (&verified, "10-1-0-1.ns.pod", OK),
+        (&verified, "10-1-0-1.bare.pod", NX),
+        (&verified, "10-1-0-2.ns.pod", NX),
+        (&verified, "ns.pod", OK),
+        (&verified, "unnamed.ns.svc", OK),
+    ] {
+        for octets in [
+            server.udp(&question(&whole(name), A)),
+            server.tcp(&question(&whole(name), A)),
+        ] {
+            let reply = Message::from_vec(&octets).unwrap();
+            assert_eq!(flags(&reply), format!("{code} aa rd ra"), "{name}");
+        }
+    }
+}
+
+// Owner names are compressed, targets of SRV are not (RFC 2782).
+#[test]
+fn targets_of_srv_are_spelled_out() {
+    let server = Server::start(&[]);
+    let reply = server.udp(&question("_http._tcp.web.ns.svc.cluster.local.", SRV));
+    let target = b"\x03web\x02ns\x03svc\x07cluster\x05local\0";
+    let places = reply.windows(target.len()).filter(|part| part == target);
+    assert_eq!(places.count(), 2, "in the question and in the record");
+    assert_eq!(reply[12 + 11 + target.len() + 4..][..2], [0xC0, 12]);
 }
 
 #[test]
@@ -725,6 +868,15 @@ fn rules_of_the_message_hold() {
         assert_eq!(edns.max_payload(), 1232);
         assert!(edns.options().as_ref().is_empty());
     }
+    // Who asks which server answers gets its number, the same each time (RFC 5001).
+    let who = |reply: Message| {
+        let options = reply.edns.unwrap();
+        format!("{:?}", options.options().as_ref())
+    };
+    let asked = [0, 3, 0, 0];
+    let told = who(ask(&with(&[opt(0, &asked)])));
+    assert!(told.contains("NSID"), "{told}");
+    assert_eq!(told, who(ask(&with(&[opt(0, &asked)]))));
     let reply = ask(&with(&[opt(1, &[])]));
     // One number stands for BADVERS and for BADSIG (RFC 6891, 9; RFC 8945, 3).
     let code = u16::from(reply.metadata.response_code);

@@ -66,12 +66,13 @@ pub fn pod(object: &k8s::Pod) -> Option<Pod> {
         return None;
     }
     let phase = object.status.as_ref()?.phase.as_deref();
+    let is_deleted = object.metadata.deletion_timestamp.is_some();
     let spec = object.spec.as_ref();
     Some(Pod {
         namespace,
         name,
         ips,
-        finished: matches!(phase, Some("Succeeded" | "Failed")),
+        finished: is_deleted || matches!(phase, Some("Succeeded" | "Failed")),
         host_network: spec.and_then(|spec| spec.host_network) == Some(true),
     })
 }
@@ -178,6 +179,16 @@ mod tests {
         assert_eq!(pod(&k8s::Pod::default()), None);
         let nameless = json!({"metadata": {}, "status": {"podIP": "10.1.0.1"}});
         assert_eq!(pod(&serde_json::from_value(nameless).unwrap()), None);
+    }
+
+    #[test]
+    fn a_pod_that_is_being_deleted_counts_as_finished() {
+        let leaving = json!({
+            "metadata": {"namespace": "shop", "name": "web-0", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"podIP": "10.1.0.1", "phase": "Running"},
+        });
+        let found = pod(&serde_json::from_value(leaving).unwrap()).unwrap();
+        assert!(found.finished);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod changes;
 mod detect_local;
 mod ladder;
 mod load;
+mod names;
 mod node;
 mod pods;
 mod stickiness;
@@ -148,6 +149,18 @@ const LADDER: &[Case] = &[
     ),
 ];
 
+/// Those of DNS, which every mode answers alike.
+const NAMES: &[Case] = &[
+    (
+        "resolvers_of_a_pod_find_what_they_look_for",
+        names::resolvers_of_a_pod_find_what_they_look_for,
+    ),
+    (
+        "doctor_asks_from_inside_a_pod",
+        names::doctor_asks_from_inside_a_pod,
+    ),
+];
+
 /// Adds every case for every mode that changes the kernel.
 pub(crate) fn add_to(trials: &mut Trials) {
     for mode in [Mode::Nftables, Mode::Iptables, Mode::Local] {
@@ -157,6 +170,13 @@ pub(crate) fn add_to(trials: &mut Trials) {
                 case(Node::new(mode))
             });
         }
+    }
+    for (name, case) in NAMES {
+        let name = format!("program::names::{name}");
+        let tools = ["unshare", "getent", "dig", "python3", "nft", "iptables"];
+        trials.add(Mode::Local, &name, &tools, move || {
+            case(Node::new(Mode::Local))
+        });
     }
     for (name, case) in LADDER {
         let name = format!("program::ladder::{name}");
