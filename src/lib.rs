@@ -16,6 +16,7 @@ pub mod faults;
 pub mod health_checks;
 pub mod model;
 pub mod net;
+pub mod privileges;
 pub mod readiness;
 pub mod reconciler;
 pub mod routing;

@@ -26,7 +26,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use tracing::{info, warn};
+
 use crate::config::ConfigError;
+use crate::privileges;
 use crate::telemetry::{self, Format};
 
 use run::Ended;
@@ -107,6 +110,13 @@ pub fn main() -> ExitCode {
     if let Err(error) = telemetry::init(format, cli.log.as_deref().unwrap_or(default_filter)) {
         eprintln!("error: --log: {error}");
         return ExitCode::from(2);
+    }
+    // Before there is a second thread.
+    if let Command::Run(_) = cli.command {
+        match privileges::restrict() {
+            Ok(kept) => info!(?kept, "capabilities"),
+            Err(error) => warn!(%error, "this process may do more than it needs to"),
+        }
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Used by every layer that is not pure; they import nothing of ours.
-const LEAVES: [&str; 4] = ["net", "telemetry", "shutdown", "readiness"];
+const LEAVES: [&str; 5] = ["net", "telemetry", "shutdown", "readiness", "privileges"];
 
 /// The arrows within a layer: who may import what, as a prefix of the path.
 const EXCEPTIONS: [(&str, &str); 4] = [

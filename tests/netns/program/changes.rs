@@ -57,7 +57,11 @@ pub(super) fn udp_clients_of_every_address_move_with_the_endpoints(mut node: Nod
             let sent: Vec<u8> = (0..=u8::MAX).cycle().take(size).collect();
             client.send(&sent).unwrap();
             let mut got = vec![0; 1 << 16];
-            let n = client.recv(&mut got).unwrap();
+            let mut n = client.recv(&mut got).unwrap();
+            // On a slow machine the answer to a question that was asked above and given up.
+            while &got[..n] == b"local" {
+                n = client.recv(&mut got).unwrap();
+            }
             assert!(got[..n] == sent, "{client:?}: {n} bytes of {size}");
         }
     }

@@ -7,6 +7,7 @@ mod load;
 mod names;
 mod node;
 mod pods;
+mod privileges;
 mod stickiness;
 mod two_nodes;
 
@@ -98,6 +99,10 @@ const CASES: &[Case] = &[
     (
         "pods_are_recognised_by_their_interfaces",
         detect_local::pods_are_recognised_by_their_interfaces,
+    ),
+    (
+        "every_thread_may_do_no_more_than_serving_takes",
+        privileges::every_thread_may_do_no_more_than_serving_takes,
     ),
     (
         "an_orderly_end_removes_every_rule",

@@ -235,9 +235,13 @@ impl Node {
     }
 
     pub(super) fn ask_to_end(&self) {
+        kill(self.pid(), Signal::SIGTERM).unwrap();
+    }
+
+    /// The process that runs.
+    pub(super) fn pid(&self) -> Pid {
         let program = self.program.as_ref().expect("it was started");
-        let pid = Pid::from_raw(i32::try_from(program.0.id()).unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
+        Pid::from_raw(i32::try_from(program.0.id()).unwrap())
     }
 
     pub(super) fn await_end(&mut self) -> ExitStatus {
