@@ -23,6 +23,11 @@ impl Backoff {
         }
     }
 
+    /// Forgets the failures so far: what failed last is over.
+    pub(super) fn begin_anew(&mut self) {
+        self.next = self.first;
+    }
+
     /// How long to wait after a failure at `now`: between half and all of the current wait, as `random` (0 to 1) says,
     /// so that the nodes of a cluster do not come back all at once.
     pub(super) fn failed(&mut self, now: Instant, random: f64) -> Duration {
@@ -46,6 +51,18 @@ mod tests {
 
     fn backoff() -> Backoff {
         Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
+    }
+
+    #[test]
+    fn begun_anew_it_waits_as_at_first() {
+        let (mut backoff, now) = (backoff(), Instant::now());
+        for _ in 0..10 {
+            backoff.failed(now, 1.0);
+        }
+        assert_eq!(backoff.failed(now, 1.0), Duration::from_secs(30));
+        backoff.begin_anew();
+        assert_eq!(backoff.failed(now, 1.0), Duration::from_millis(500));
+        assert_eq!(backoff.failed(now, 1.0), Duration::from_secs(1));
     }
 
     #[test]

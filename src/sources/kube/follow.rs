@@ -76,6 +76,7 @@ where
         backoff: Backoff::new(feed.patience.first_retry, feed.patience.last_retry),
         listed: HashSet::new(),
         last_failure: String::new(),
+        expired: false,
         feed,
     };
     loop {
@@ -108,6 +109,8 @@ struct Follower {
     /// What the list that is being read has named so far.
     listed: HashSet<ObjectKey>,
     last_failure: String,
+    /// Whether the last failure was a version that the server has forgotten.
+    expired: bool,
 }
 
 impl Follower {
@@ -208,6 +211,13 @@ impl Follower {
         if self.feed.initial.failed(self.kind) {
             self.feed.send(vec![Update::Synced]).await?;
         }
+        // A server that has come back answers so to everybody; who waited long while it was away has waited enough. But a
+        // list for each such answer would be a storm.
+        let expired = reason == "expired";
+        if expired && !self.expired {
+            self.backoff.begin_anew();
+        }
+        self.expired = expired;
         let wait = self.backoff.failed(now, rand::random());
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
