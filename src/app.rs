@@ -36,7 +36,7 @@ use crate::net::streams::Liveness;
 use crate::readiness::Readiness;
 use crate::reconciler::{self, Draining, Parts, Reconciler, Tuning};
 use crate::routing::{Published, TableBuilder};
-use crate::sources::kube::Contact;
+use crate::sources::kube::{self, Contact, Notice, Notices};
 use crate::sources::manifests::WatchError;
 use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
@@ -121,6 +121,7 @@ impl App {
         let health_timeout = 2 * config.sync_period;
         let (servers, control) = (Part::default(), Part::default());
         let contact = Contact::default();
+        let (notices, noticed) = kube::notices();
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
         let captures = open_captures(&config).await?;
@@ -186,7 +187,7 @@ impl App {
             contact: &contact,
             registry: &registry,
         };
-        let (inputs, failed) = start_sources(&source_parts, reports)?;
+        let (inputs, failed) = start_sources(&source_parts, reports, noticed)?;
         let loop_metrics = reconciler::Metrics::new(&registry).context("registering metrics")?;
         let configz = Arc::new(ArcSwap::from_pointee(config::configz(&config)));
         let metrics_server = MetricsServer {
@@ -194,11 +195,12 @@ impl App {
             mode: mode.as_str(),
             configz: configz.clone(),
         };
-        addresses.healthz = start_health(&config, probes, &servers).await;
-        addresses.metrics = start_metrics(&config, metrics_server, &servers).await;
+        addresses.healthz = start_health(&config, probes, &servers, &notices).await;
+        addresses.metrics = start_metrics(&config, metrics_server, &servers, &notices).await;
 
         let parts = Parts {
             metrics: loop_metrics,
+            notices: notices.clone(),
             node_name: config.node_name.clone(),
             local_pods: local_pods(&config),
             builder: TableBuilder::new(Arc::new(Algorithms::default()), config.algorithm)
@@ -223,6 +225,7 @@ impl App {
             control
                 .tasks
                 .spawn(Reconciler::new(parts).run(inputs, synced, control.stop.clone()));
+        notices.tell(Notice::starting());
         info!(node = %config.node_name, capture = %mode, source = %config.source, dns = ?addresses.dns,
             healthz = ?addresses.healthz, metrics = ?addresses.metrics, admin = %addresses.admin.display(), "viaduct is running");
         Ok(Self {
@@ -387,18 +390,38 @@ async fn start_dns(
     unreachable!("the last try returns")
 }
 
-async fn start_health(config: &Config, server: HealthServer, part: &Part) -> Option<SocketAddr> {
+async fn start_health(
+    config: &Config,
+    server: HealthServer,
+    part: &Part,
+    notices: &Notices,
+) -> Option<SocketAddr> {
     let (listener, address) = bind(config.healthz?, config.dev).await;
+    if listener.is_none() {
+        notices.tell(Notice::health_server(taken(address)));
+    }
     let serving = admin::serve_health(server, address, listener, part.stop.clone());
     part.tasks.spawn(serving);
     Some(address)
 }
 
-async fn start_metrics(config: &Config, server: MetricsServer, part: &Part) -> Option<SocketAddr> {
+async fn start_metrics(
+    config: &Config,
+    server: MetricsServer,
+    part: &Part,
+    notices: &Notices,
+) -> Option<SocketAddr> {
     let (listener, address) = bind(config.metrics?, config.dev).await;
+    if listener.is_none() {
+        notices.tell(Notice::metrics_server(taken(address)));
+    }
     let serving = admin::serve_metrics(server, address, listener, part.stop.clone());
     part.tasks.spawn(serving);
     Some(address)
+}
+
+fn taken(address: SocketAddr) -> String {
+    format!("{address} cannot be listened on; it is tried again")
 }
 
 // In `dev` a taken port gives way to the next free one; otherwise the server keeps trying by itself.

@@ -18,7 +18,7 @@ use crate::readiness::Readiness;
 use crate::reconciler::{Inputs, LocalPods, Manifests, Source, Tuning};
 use crate::routing::Published;
 use crate::sources::interfaces;
-use crate::sources::kube::{self, Contact, DnsNeeds};
+use crate::sources::kube::{self, Contact, DnsNeeds, Noticed};
 use crate::sources::manifests::{self, WatchError};
 use crate::sources::pod_networks::watch_pod_networks;
 use crate::sources::prober::ProbeReport;
@@ -48,6 +48,7 @@ pub(super) struct SourceParts<'a> {
 pub(super) fn start_sources(
     parts: &SourceParts<'_>,
     probes: mpsc::Receiver<ProbeReport>,
+    noticed: Noticed,
 ) -> anyhow::Result<(Inputs, oneshot::Receiver<WatchError>)> {
     let addresses = follow_addresses(parts).context("reading the node's addresses")?;
     let (failure, failed) = oneshot::channel();
@@ -61,7 +62,9 @@ pub(super) fn start_sources(
                 parts, control, directory, probes, failure,
             )))
         }
-        config::Source::Cluster(access) => Source::Cluster(follow_cluster(parts, access.clone())?),
+        config::Source::Cluster(access) => {
+            Source::Cluster(follow_cluster(parts, access.clone(), noticed)?)
+        }
     };
     let inputs = Inputs {
         source,
@@ -132,6 +135,7 @@ fn follow_manifests(
 fn follow_cluster(
     parts: &SourceParts<'_>,
     access: kube::Access,
+    noticed: Noticed,
 ) -> anyhow::Result<mpsc::Receiver<Vec<kube::Update>>> {
     let metrics = kube::Metrics::new(parts.registry, parts.contact.clone());
     let metrics = Arc::new(metrics.context("registering metrics")?);
@@ -151,6 +155,10 @@ fn follow_cluster(
             file: parts.config.data_dir.join("cluster.json"),
             objects: parts.objects.clone(),
             period: KEEP_PERIOD,
+        }),
+        tell: Some(kube::Tell {
+            noticed,
+            objects: parts.objects.clone(),
         }),
     };
     let (sender, updates) = mpsc::channel(kube::BATCHES);

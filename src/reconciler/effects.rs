@@ -12,6 +12,7 @@ use crate::dataplane::{Dataplane, OpenError};
 use crate::health_checks::{HealthCheckPorts, Unbound};
 use crate::model::{Family, ServicePortKey};
 use crate::routing::{HealthCheck, Published, RoutingTable};
+use crate::sources::kube::{Notice, Notices};
 
 use super::handover::Claim;
 use super::program::Effects;
@@ -22,6 +23,7 @@ pub(super) struct Live {
     captures: Captured,
     table: Published,
     health_checks: HealthCheckPorts,
+    notices: Notices,
 }
 
 impl Live {
@@ -30,12 +32,14 @@ impl Live {
         captures: Captured,
         table: Published,
         health_checks: HealthCheckPorts,
+        notices: Notices,
     ) -> Self {
         Self {
             dataplane,
             captures,
             table,
             health_checks,
+            notices,
         }
     }
 
@@ -154,5 +158,9 @@ impl Effects for Live {
 
     async fn answer_health_checks(&mut self, wanted: &[HealthCheck]) -> Vec<Unbound> {
         self.health_checks.set(wanted).await
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        self.notices.tell(notice);
     }
 }

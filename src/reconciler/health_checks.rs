@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
+use crate::control::{Kind, ObjectKey};
 use crate::model::ServiceName;
 use crate::routing::HealthCheck;
+use crate::sources::kube::Notice;
 
 use super::program::Effects;
 
@@ -57,6 +59,10 @@ impl HealthChecks {
             } else {
                 warn!(%service, %frontend, %error, reason = "FailedToStartServiceHealthcheck",
                     "health-check node port cannot be bound; it is tried again");
+                effects.tell(told(
+                    service,
+                    &format!("{frontend} cannot be listened on: {error}"),
+                ));
             }
             unbound.insert(place);
         }
@@ -68,4 +74,13 @@ impl HealthChecks {
     pub(super) fn next(&self) -> Option<Instant> {
         self.retry_at
     }
+}
+
+fn told(service: &ServiceName, note: &str) -> Notice {
+    let key = ObjectKey {
+        kind: Kind::Service,
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+    };
+    Notice::health_check_port(key, note.to_owned())
 }

@@ -47,6 +47,7 @@ use crate::health_checks::HealthCheckPorts;
 use crate::model::{Event, Node, NodeName};
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
+use crate::sources::kube::Notices;
 use crate::sources::prober::Prober;
 use crate::telemetry::Health;
 use crate::workload::Simulator;
@@ -89,6 +90,8 @@ pub struct Parts {
     pub health: Health,
     /// What the loop counts.
     pub metrics: Metrics,
+    /// Where users are told what they can mend.
+    pub notices: Notices,
     /// How often rules are checked.
     pub sync_period: Duration,
 }
@@ -131,6 +134,7 @@ pub struct Reconciler {
     programmer: Programmer<Live>,
     simulator: Simulator,
     prober: Prober,
+    notices: Notices,
     objects: PublishedObjects,
     health: Health,
     node: Option<Node>,
@@ -161,6 +165,7 @@ impl Reconciler {
             Captured::new(parts.captures, parts.rules_owner),
             parts.table,
             parts.health_checks,
+            parts.notices.clone(),
         );
         let now = Instant::now();
         Self {
@@ -174,6 +179,7 @@ impl Reconciler {
             ),
             simulator: parts.simulator,
             prober: parts.prober,
+            notices: parts.notices,
             objects: parts.objects,
             health: parts.health,
             node: None,
@@ -263,6 +269,9 @@ impl Reconciler {
         } = outcome;
         for remark in remarks {
             remark.log();
+            if let Some(notice) = remark.notice() {
+                self.notices.tell(notice);
+            }
         }
         if let Some(pods) = simulated {
             for failure in self.simulator.set(pods).await {

@@ -22,6 +22,7 @@ use crate::dataplane::OpenError;
 use crate::health_checks::Unbound;
 use crate::model::{Family, ServiceName, ServicePortKey};
 use crate::routing::{HealthCheck, NodeView, Route, RoutingTable, ServiceEntry, TableBuilder};
+use crate::sources::kube::Notice;
 use crate::telemetry::Health;
 
 use super::health_checks::HealthChecks;
@@ -42,6 +43,8 @@ pub(super) trait Effects {
     async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError>;
     /// Has exactly these health-check node ports answer. Returns those that could not be bound.
     async fn answer_health_checks(&mut self, wanted: &[HealthCheck]) -> Vec<Unbound>;
+    /// Has users told.
+    fn tell(&mut self, notice: Notice);
 }
 
 /// How long a listener that could not be opened waits before it is tried again.

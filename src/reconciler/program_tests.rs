@@ -14,6 +14,7 @@ use crate::model::{
     Algorithm, Event, Family, Protocol, ServiceKind, ServicePortKey, TrafficPolicy,
 };
 use crate::routing::{HealthCheck, NodeView, RoutingTable, TableBuilder};
+use crate::sources::kube::Notice;
 use crate::telemetry::Health;
 use crate::testkit::{
     EndpointWith, ep, ip, node_name, port, service, service_name, service_port, slice, tcp,
@@ -113,6 +114,10 @@ impl Effects for Recorder {
             source: std::io::ErrorKind::AddrInUse.into(),
         };
         wanted[..failures].iter().map(unbound).collect()
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        self.log.push(format!("tell {notice}"));
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use crate::control::ObjectKey;
+use crate::control::{Kind, ObjectKey};
 use crate::sources::convert::Note;
+use crate::sources::kube::Notice;
 use crate::sources::manifests::Finding;
 
 /// Something to tell about a manifest.
@@ -36,6 +37,23 @@ pub enum Remark {
 }
 
 impl Remark {
+    /// What the author of an object in the cluster is told, if he can mend it: no log of ours reaches him.
+    pub(super) fn notice(&self) -> Option<Notice> {
+        match self {
+            Self::Derived(key, note)
+                if key.kind == Kind::Service && note.field.starts_with("metadata.annotations") =>
+            {
+                Some(Notice::annotation(key.clone(), note.to_string()))
+            }
+            Self::Problem(_)
+            | Self::Warning(_)
+            | Self::Derived(..)
+            | Self::Healed(_)
+            | Self::Accepted(_)
+            | Self::Probed { .. } => None,
+        }
+    }
+
     /// Logs it.
     pub(super) fn log(&self) {
         match self {

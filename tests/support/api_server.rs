@@ -11,12 +11,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -80,6 +80,8 @@ struct Inner {
     objects: BTreeMap<&'static str, BTreeMap<(String, String), Value>>,
     log: Vec<(u64, &'static str, Told)>,
     asked: Vec<Asked>,
+    posted: Vec<Value>,
+    refused_events: Option<u16>,
     fault: Fault,
     token: Option<String>,
     // Watches of an older epoch end.
@@ -121,6 +123,10 @@ impl ApiServer {
         let router = Router::new()
             .route("/api/v1/{resource}", get(answer))
             .route("/apis/discovery.k8s.io/v1/{resource}", get(answer))
+            .route(
+                "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
+                post(take_event),
+            )
             .with_state(shared.clone());
         runtime.spawn(async move { axum::serve(listener, router).await });
         Self {
@@ -262,6 +268,16 @@ impl ApiServer {
         self.inner().asked.clone()
     }
 
+    /// Answers Events with this status from now on.
+    pub(crate) fn refuse_events(&self, code: u16) {
+        self.inner().refused_events = Some(code);
+    }
+
+    /// Every Event that was posted.
+    pub(crate) fn posted(&self) -> Vec<Value> {
+        self.inner().posted.clone()
+    }
+
     /// Namespace, name and version of every object of a resource.
     pub(crate) fn versions(&self, resource: &str) -> BTreeMap<(String, String), String> {
         let inner = self.inner();
@@ -363,6 +379,21 @@ async fn answer(
     } else {
         list(&shared, resource, &query)
     }
+}
+
+// It says where it belongs, as it would have to.
+async fn take_event(
+    State(shared): State<Arc<Shared>>,
+    Path(namespace): Path<String>,
+    Json(event): Json<Value>,
+) -> Response {
+    let mut inner = shared.state.lock().unwrap();
+    if let Some(code) = inner.refused_events {
+        return status(code, "as the test wants it");
+    }
+    assert_eq!(event["metadata"]["namespace"], namespace);
+    inner.posted.push(event.clone());
+    (StatusCode::CREATED, Json(event)).into_response()
 }
 
 fn status(code: u16, message: &str) -> Response {

@@ -16,6 +16,18 @@ pub struct Metrics {
     events: IntCounterVec,
     lists: IntCounterVec,
     failures: IntCounterVec,
+    notices: IntCounterVec,
+}
+
+/// What became of a notice to users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Posted {
+    /// It is an Event now.
+    Sent,
+    /// It was told lately, or too much was.
+    Suppressed,
+    /// The server does not take it.
+    Failed,
 }
 
 impl Metrics {
@@ -47,11 +59,25 @@ impl Metrics {
                 "Lists and watches of the API server that failed.",
                 &["kind", "reason"],
             )?,
+            notices: counter(
+                "viaduct_api_notices_total",
+                "What users should know, by what became of it as an Event.",
+                &["outcome"],
+            )?,
         })
     }
 
     pub(super) fn event(&self, kind: Kind) {
         self.events.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    pub(super) fn posted(&self, outcome: Posted) {
+        let outcome = match outcome {
+            Posted::Sent => "sent",
+            Posted::Suppressed => "suppressed",
+            Posted::Failed => "failed",
+        };
+        self.notices.with_label_values(&[outcome]).inc();
     }
 
     pub(super) fn listed(&self, kind: Kind) {

@@ -3,6 +3,8 @@
 //! ```text
 //!  Access ─► ApiServers: one kube::Client over all servers ─► follow, one task per kind ─► Update ─► reconciler
 //!                           └► Contact: since when nobody answers ◄────┘
+//!                           ▲
+//!  reconciler, app ─► Notices ─► events: posts what users should know
 //! ```
 //!
 //! It keeps no objects. What a server does not answer changes nothing: the last that was heard stays, `Contact` tells
@@ -13,12 +15,14 @@ mod backoff;
 mod body;
 mod bucket;
 mod contact;
+mod events;
 mod follow;
 mod initial;
 mod interest;
 mod keeper;
 mod kept;
 mod metrics;
+mod notices;
 mod servers;
 mod trim;
 
@@ -41,7 +45,9 @@ pub use access::{Access, AccessError, Master};
 pub use contact::{Contact, OutOfTouch};
 pub use interest::DnsNeeds;
 pub use metrics::Metrics;
+pub use notices::{Notice, Noticed, Notices, notices};
 
+use events::Poster;
 use follow::{Feed, follow};
 use initial::Initial;
 use interest::{Watched, interest};
@@ -76,6 +82,16 @@ pub struct Config {
     pub patience: Patience,
     /// Where the newest state is kept for a start without an API server, and how often it is written.
     pub keep: Option<Keep>,
+    /// What users are told by Events; without it they are told nothing.
+    pub tell: Option<Tell>,
+}
+
+/// Telling users.
+pub struct Tell {
+    /// What there is to tell.
+    pub noticed: Noticed,
+    /// The objects that it may be about.
+    pub objects: PublishedObjects,
 }
 
 /// Keeping the newest state.
@@ -158,6 +174,17 @@ pub async fn watch(
         node: config.node.to_string(),
         servers,
     };
+    let poster = config.tell.map(|tell| {
+        let poster = Poster {
+            client: client.clone(),
+            node: config.node.clone(),
+            objects: tell.objects,
+            metrics: Arc::clone(&metrics),
+            first_retry: config.patience.first_retry,
+            last_retry: config.patience.last_retry,
+        };
+        poster.post(tell.noticed)
+    });
     let mut keeping = None;
     let keeper = config.keep.map(|keep| {
         let file = KeptFile::new(keep.file, owner);
@@ -177,6 +204,9 @@ pub async fn watch(
         patience: config.patience,
     };
     let mut tasks = JoinSet::new();
+    if let Some(poster) = poster {
+        tasks.spawn(poster);
+    }
     for watched in watched {
         spawn_follower(&mut tasks, feed.clone(), watched);
     }

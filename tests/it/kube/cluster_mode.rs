@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::listener::{node, service, slice};
 use crate::api_server::{ApiServer, Fault};
@@ -337,4 +337,67 @@ fn a_start_without_an_api_server_serves_the_last_state_and_says_how_old_it_is() 
             Err(output)
         }
     });
+}
+
+#[test]
+fn users_are_told_by_events_what_they_can_mend_and_only_once() {
+    let server = server();
+    let mut object = service("slow", "10.96.0.11");
+    object["metadata"]["uid"] = "the-uid".into();
+    object["metadata"]["annotations"] = json!({"viaduct.dev/retries": "often"});
+    server.apply(object.clone());
+    let proxy = Proxy::start(&["--master", &server.url()]);
+    let told = |reason: &str| {
+        let of = |event: &Value| event["reason"] == reason;
+        let events = server.posted().into_iter().filter(of);
+        events.collect::<Vec<_>>()
+    };
+    let one = |reason: &str| {
+        eventually(reason, || match &told(reason)[..] {
+            [event] => Ok(event.clone()),
+            other => Err(format!("{other:?}: {}", proxy.log())),
+        })
+    };
+    let starting = one("Starting");
+    assert_eq!(starting["type"], "Normal");
+    assert_eq!(starting["metadata"]["namespace"], "default");
+    assert_eq!(starting["reportingInstance"], "viaduct-here");
+    assert_eq!(
+        starting["regarding"],
+        json!({"apiVersion": "v1", "kind": "Node", "name": "here", "uid": "here"})
+    );
+    let bad = one("InvalidAnnotation");
+    assert_eq!(bad["type"], "Warning");
+    let note = bad["note"].as_str().unwrap();
+    assert!(
+        note.starts_with("metadata.annotations[viaduct.dev/retries]: "),
+        "{note}"
+    );
+    assert_eq!(bad["regarding"]["name"], "slow");
+    assert_eq!(bad["regarding"]["uid"], "the-uid");
+    assert_eq!(bad["metadata"]["namespace"], bad["regarding"]["namespace"]);
+
+    // Another change with the same fault is no news; another fault is, and comes after it in the queue.
+    object["spec"]["ports"][0]["port"] = 81.into();
+    server.apply(object.clone());
+    object["metadata"]["annotations"] = json!({"viaduct.dev/slow-start": "soon"});
+    server.apply(object);
+    eventually("the second fault", || {
+        match told("InvalidAnnotation").len() {
+            2 => Ok(()),
+            other => Err(other),
+        }
+    });
+    assert_eq!(told("Starting").len(), 1);
+}
+
+#[test]
+fn a_server_that_takes_no_events_is_no_matter() {
+    let server = server();
+    server.refuse_events(403);
+    let proxy = Proxy::start(&["--master", &server.url()]);
+    proxy.waits_for("Event is not posted");
+    proxy.explains("10.96.0.10:80", &["10.1.0.1:8080"]);
+    let output = proxy.ask(&["get", "services", "-A"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("out of touch"));
 }

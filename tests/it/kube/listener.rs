@@ -78,6 +78,7 @@ impl Listener {
             dns,
             patience,
             keep: None,
+            tell: None,
         };
         let (sender, mut updates) = mpsc::channel(4);
         runtime.spawn(watch(
