@@ -1,9 +1,10 @@
-//! New connections at a steady rate while backends are replaced or dead: none may fail.
+//! New connections at a steady rate while backends are replaced or dead, or other Services come and go: none may fail.
 //!
 //! Small in the suite. At full size by hand: `VIADUCT_LOAD=1000x20 cargo test --test netns load` (connections a second,
-//! seconds at least); the figures are printed.
+//! seconds at least), `VIADUCT_CHANGES=1000`; the figures are printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::node::{Node, SERVICE};
-use super::pods::{Pod, State, greet, slice};
+use super::pods::{Pod, State, greet, slice, slice_of};
 use crate::rig::runtime;
 use crate::world::{Place, QUIET, eventually, patience};
 
@@ -111,6 +112,53 @@ pub(super) fn a_dead_backend_is_not_noticed(mut node: Node) {
     assert!(p99 < Duration::from_millis(700), "{p99:?}");
 }
 
+pub(super) fn changes_of_others_disturb_no_connection(mut node: Node) {
+    let mut pods = Pods::start(&mut node, 2);
+    let own = pods.pods.iter().map(|pod| pod.ip.to_string());
+    let own: BTreeSet<String> = own.collect();
+    pods.start_one(&node);
+    let other_pod = pods.pods.pop().unwrap();
+    let other = other_pod.ip;
+    let draft = node.manifests().join("other.tmp");
+    let file = node.manifests().join("other.yaml");
+    let (outcomes, ()) = under_load(&node, || {
+        // Created, given another port, deleted: each is seen before the next is made.
+        for round in 0..changes() / 3 {
+            let name = format!("other-{round}");
+            let ip: IpAddr = format!("10.96.{}.20", round % 200).parse().unwrap();
+            for port in [80, 81] {
+                fs::write(&draft, other_service(&name, ip, port, other)).unwrap();
+                fs::rename(&draft, &file).unwrap();
+                let to = SocketAddr::new(ip, port);
+                await_answer_at(&node, to, |pod| pod == other.to_string());
+            }
+            fs::remove_file(&file).unwrap();
+        }
+    });
+    assert_eq!(outcomes.failed, BTreeMap::new());
+    let served_by: BTreeSet<String> = outcomes.served_by.into_keys().collect();
+    assert_eq!(served_by, own, "nobody is led elsewhere");
+}
+
+fn other_service(name: &str, ip: IpAddr, port: u16, endpoint: IpAddr) -> String {
+    format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: default}}
+spec:
+  clusterIP: '{ip}'
+  ports: [{{name: t, port: {port}, protocol: TCP}}, {{name: u, port: {port}, protocol: UDP}}]
+{}",
+        slice_of(name, &[(endpoint, State::Ready)])
+    )
+}
+
+// Changes of rules: a few in the suite.
+fn changes() -> u32 {
+    let given = std::env::var("VIADUCT_CHANGES").ok();
+    given.map_or(30, |given| given.parse().unwrap())
+}
+
 /// Connections that were made, by outcome.
 #[derive(Debug, Default)]
 struct Outcomes {
@@ -150,8 +198,11 @@ fn under_load<T>(node: &Node, during: impl FnOnce() -> T) -> (Outcomes, T) {
                 runtime().block_on(connect(rate, seconds, &over))
             })
         });
-        let done = during();
-        over.store(true, Ordering::Relaxed);
+        let done = {
+            // Even if it panics: the load must end.
+            let _ends = Ends(&over);
+            during()
+        };
         let outcomes = load.join().unwrap();
         println!(
             "{} served at {rate}/s, {:?} failed, answered after {:?} (median), {:?} (p99), {:?} (all)",
@@ -163,6 +214,14 @@ fn under_load<T>(node: &Node, during: impl FnOnce() -> T) -> (Outcomes, T) {
         );
         (outcomes, done)
     })
+}
+
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 async fn connect(rate: u32, seconds: u64, over: &AtomicBool) -> Outcomes {
@@ -205,7 +264,11 @@ fn size() -> (u32, u64) {
 
 // Waits until somebody answers whom `wanted` accepts.
 fn await_answer(node: &Node, wanted: impl Fn(&str) -> bool) {
-    let ask = || runtime().block_on(async { timeout(QUIET, greet(address())).await });
+    await_answer_at(node, address(), wanted);
+}
+
+fn await_answer_at(node: &Node, to: SocketAddr, wanted: impl Fn(&str) -> bool) {
+    let ask = || runtime().block_on(async { timeout(QUIET, greet(to)).await });
     eventually(|| match node.world.in_ns(Place::Outside, ask) {
         Ok(Ok(pod)) if wanted(&pod) => Ok(()),
         other => Err(format!("{other:?}")),

@@ -102,6 +102,11 @@ pub(super) enum State {
 
 /// A slice of the Service `default/web` with these endpoints, as a manifest.
 pub(super) fn slice(endpoints: &[(IpAddr, State)]) -> String {
+    slice_of("web", endpoints)
+}
+
+/// The same for a Service of another name.
+pub(super) fn slice_of(name: &str, endpoints: &[(IpAddr, State)]) -> String {
     let endpoints: String = endpoints
         .iter()
         .map(|(ip, state)| {
@@ -117,7 +122,7 @@ pub(super) fn slice(endpoints: &[(IpAddr, State)]) -> String {
         "---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {{name: web-pods, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+metadata: {{name: {name}-pods, namespace: default, labels: {{kubernetes.io/service-name: {name}}}}}
 addressType: IPv4
 ports: [{{name: t, port: {PORT}, protocol: TCP}}]
 endpoints: [{endpoints}]
