@@ -17,7 +17,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prometheus::Registry;
 use tokio::runtime::Runtime;
 use viaduct::balancers::Algorithms;
-use viaduct::capture::plan::{Callers, Entry, ListenerId, ListenerSpec, ListenerState};
+use viaduct::capture::plan::{Callers, Entry, ListenerId, ListenerSpec, ListenerState, Tenure};
 use viaduct::dataplane::{Config, Dataplane, Metrics};
 use viaduct::model::{
     Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Hints, Knobs, Port, Protocol,
@@ -138,6 +138,7 @@ fn listener(protocol: Protocol) -> ListenerSpec {
         bind: "127.0.0.1:0".parse().expect("an address"),
         state: ListenerState::Serving,
         callers: Callers::All,
+        tenure: Tenure::Owned,
     }
 }
 

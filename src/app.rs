@@ -211,7 +211,9 @@ impl App {
             dataplane: dataplane.clone(),
             captures,
             rules_owner: match mode {
-                Mode::Nftables | Mode::Iptables => Some(config.data_dir.join("rules-owner")),
+                Mode::Nftables | Mode::Iptables | Mode::Tproxy => {
+                    Some(config.data_dir.join("rules-owner"))
+                }
                 // Two processes cannot both be bound to one address.
                 Mode::Local | Mode::Loopback | Mode::None => None,
             },

@@ -28,7 +28,12 @@ pub enum ParseLadderError {
 impl Ladder {
     /// `auto`: every mode that captures a network's traffic, the one that costs least first.
     pub fn auto() -> Self {
-        Self(vec![Mode::Nftables, Mode::Iptables, Mode::Local])
+        Self(vec![
+            Mode::Nftables,
+            Mode::Iptables,
+            Mode::Tproxy,
+            Mode::Local,
+        ])
     }
 
     /// The modes, best first.
@@ -131,7 +136,12 @@ mod tests {
     fn a_ladder_is_auto_or_a_list_of_modes() {
         assert_eq!(
             parse("auto"),
-            Ok(vec![Mode::Nftables, Mode::Iptables, Mode::Local])
+            Ok(vec![
+                Mode::Nftables,
+                Mode::Iptables,
+                Mode::Tproxy,
+                Mode::Local,
+            ])
         );
         assert_eq!(
             parse("local, iptables,local"),

@@ -17,11 +17,11 @@ use crate::net::local_routes::LocalRoutes;
 use crate::net::netlink::IpVersion;
 
 use super::plan::{Arrival, Rules};
-use super::tool::remedy;
+use super::tool::refused_by_rtnetlink;
 use super::{Capture, CaptureError, Mode};
 
 /// The protocol number of our routes (`ip route show table local proto 86`): free in `rt_protos`, and a V.
-const PROTOCOL: u8 = 86;
+pub(super) const PROTOCOL: u8 = 86;
 
 /// What a probe makes local for a moment: reserved by RFC 1112 and RFC 6666, so nobody has them in use.
 const PROBE: [IpAddr; 2] = [
@@ -178,12 +178,5 @@ async fn blocking<T: Send + 'static>(
         Ok(outcome) => outcome,
         Err(died) => Err(io::Error::other(died)),
     };
-    outcome.map_err(|error| {
-        let words = error.to_string();
-        CaptureError::Refused {
-            tool: "rtnetlink",
-            remedy: remedy(&words),
-            words,
-        }
-    })
+    outcome.map_err(|error| refused_by_rtnetlink(&error))
 }

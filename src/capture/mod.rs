@@ -18,6 +18,7 @@ mod plan_tests;
 mod samples;
 mod stale_flows;
 mod tool;
+mod tproxy;
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,6 +29,7 @@ use tracing::debug;
 
 use crate::model::Family;
 
+use nftables::Purpose;
 use plan::{Arrival, Rules};
 
 pub use conflicts::conflicts;
@@ -40,6 +42,8 @@ pub enum Mode {
     Nftables,
     /// Own chains of x_tables.
     Iptables,
+    /// Transparent sockets, to which nf_tables assigns packets as they are; no NAT.
+    Tproxy,
     /// Virtual addresses become the node's own by routes, and listeners are bound to them; no netfilter.
     Local,
     /// Listeners are bound to the virtual addresses, which are loopback addresses; no rules at all.
@@ -50,14 +54,15 @@ pub enum Mode {
 
 /// A word that names no capture mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no capture mode (auto, nftables, iptables, local, loopback, none)")]
+#[error("{0:?} is no capture mode (auto, nftables, iptables, tproxy, local, loopback, none)")]
 pub struct UnknownMode(pub String);
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Nftables,
         Self::Iptables,
+        Self::Tproxy,
         Self::Local,
         Self::Loopback,
         Self::None,
@@ -73,6 +78,7 @@ impl Mode {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Tproxy => "tproxy",
             Self::Local => "local",
             Self::Loopback => "loopback",
             Self::None => "none",
@@ -193,6 +199,7 @@ pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, Captur
     Ok(match mode {
         Mode::Nftables => Box::new(nftables::Nftables::new(family)),
         Mode::Iptables => Box::new(iptables::Iptables::new(family)),
+        Mode::Tproxy => Box::new(tproxy::Tproxy::new(family)),
         Mode::Local => Box::new(local::Local::new(family)),
         Mode::Loopback | Mode::None => Box::new(passive::Passive::new(mode, family)),
     })
@@ -204,8 +211,9 @@ pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, Captur
 /// It cannot: in the kernel's own words, with the remedy.
 pub async fn probe(mode: Mode, family: Family) -> Result<(), CaptureError> {
     match mode {
-        Mode::Nftables => nftables::probe(family).await,
+        Mode::Nftables => nftables::probe(family, Purpose::Translate).await,
         Mode::Iptables => iptables::probe(family).await,
+        Mode::Tproxy => tproxy::probe(family).await,
         Mode::Local => local::probe(family).await,
         Mode::Loopback | Mode::None => Ok(()),
     }
@@ -213,8 +221,9 @@ pub async fn probe(mode: Mode, family: Family) -> Result<(), CaptureError> {
 
 async fn remove(mode: Mode, family: Family) -> Result<(), CaptureError> {
     match mode {
-        Mode::Nftables => nftables::remove(family).await,
+        Mode::Nftables => nftables::remove(family, Purpose::Translate).await,
         Mode::Iptables => iptables::remove(family).await,
+        Mode::Tproxy => tproxy::remove(family).await,
         Mode::Local => local::remove(family).await,
         Mode::Loopback | Mode::None => Ok(()),
     }

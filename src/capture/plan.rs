@@ -20,6 +20,9 @@ use crate::routing::{FrontendKind, NodeView, Origin, Route, Verdict};
 pub enum Arrival {
     /// NAT leads it to a proxy port; TCP asks the kernel for the original destination.
     Redirected,
+    /// It arrives as it was sent: TCP at a proxy port, where the connection's own address is the destination; datagrams
+    /// at listeners that are bound to the frontends, because replies must come from there.
+    Diverted,
     /// The listener is bound to the frontend itself.
     Direct,
 }
@@ -48,6 +51,8 @@ impl fmt::Display for ListenerId {
 pub enum Entry {
     /// All of them: redirected TCP, which can ask for the original destination.
     All,
+    /// All of them: diverted TCP, whose connections have the destination as their own address.
+    Diverted,
     /// The cluster IP: redirected UDP, which cannot ask.
     ClusterIp,
     /// External, load-balancer and node-port addresses: redirected UDP.
@@ -67,6 +72,17 @@ pub struct ListenerSpec {
     pub state: ListenerState,
     /// Who is heard there; where rules decide it, everybody.
     pub callers: Callers,
+    /// Whether its address may stay one that is not the node's.
+    pub tenure: Tenure,
+}
+
+/// What a listener is to the addresses that it answers from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// They are the node's own, or become so.
+    Owned,
+    /// They stay others': the socket is transparent (`IP_TRANSPARENT`).
+    Transparent,
 }
 
 /// Who is heard at a listener; everybody else meets silence.
@@ -88,6 +104,7 @@ impl ListenerSpec {
     pub fn arrival(&self) -> Arrival {
         match self.id.entry {
             Entry::All | Entry::ClusterIp | Entry::External => Arrival::Redirected,
+            Entry::Diverted => Arrival::Diverted,
             Entry::At(..) => Arrival::Direct,
         }
     }
@@ -118,6 +135,11 @@ pub fn plan_listeners(route: &Route, arrival: Arrival, node: &NodeView) -> Vec<L
         bind,
         state,
         callers: Callers::All,
+        tenure: if arrival == Arrival::Diverted {
+            Tenure::Transparent
+        } else {
+            Tenure::Owned
+        },
     };
     let any = SocketAddr::new(route.key.family.unspecified(), 0);
     let has_external = route.node_port.is_some()
@@ -133,7 +155,8 @@ pub fn plan_listeners(route: &Route, arrival: Arrival, node: &NodeView) -> Vec<L
                 .chain(external)
                 .collect()
         }
-        (Arrival::Direct, protocol) => {
+        (Arrival::Diverted, Protocol::Tcp) => vec![spec(Entry::Diverted, any)],
+        (Arrival::Direct, protocol) | (Arrival::Diverted, protocol) => {
             let own = route.frontends.iter().copied();
             let node_port = route.node_port.into_iter().flat_map(|port| {
                 let of_family = node
@@ -327,7 +350,8 @@ impl Rules {
             } else {
                 external
             };
-            let port = port_of(entry).or_else(|| port_of(Entry::At(*frontend, *kind)));
+            let ways = [entry, Entry::Diverted, Entry::At(*frontend, *kind)];
+            let port = ways.into_iter().find_map(&port_of);
             let Some(port) = port else { continue };
             self.redirects.insert(*frontend, port);
             if *kind == FrontendKind::ClusterIp {
@@ -343,7 +367,7 @@ impl Rules {
             }
         }
         if let Some(node_port) = route.node_port
-            && let Some(port) = port_of(external)
+            && let Some(port) = port_of(external).or_else(|| port_of(Entry::Diverted))
         {
             self.node_ports
                 .insert((route.key.protocol, node_port), port);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::plan::{
-    Arrival, Callers, Entry, ListenerSpec, ListenerState, Rules, Silence, plan_listeners,
+    Arrival, Callers, Entry, ListenerSpec, ListenerState, Rules, Silence, Tenure, plan_listeners,
 };
 use crate::model::{Family, Frontend, Protocol, ServicePortKey, TrafficPolicy};
 use crate::routing::{FrontendKind, NodeView, Route};
@@ -111,6 +111,40 @@ fn direct_listeners_bind_every_address_of_the_family() {
 }
 
 #[test]
+fn diverted_tcp_has_one_listener_and_diverted_udp_one_for_each_address() {
+    let specs = plan_listeners(&exposed(Protocol::Tcp), Arrival::Diverted, &node());
+    assert_eq!(entries(&specs), [Entry::Diverted]);
+    assert_eq!(specs[0].bind, addr("0.0.0.0:0"));
+    let udp = exposed(Protocol::Udp);
+    let datagrams = plan_listeners(&udp, Arrival::Diverted, &node());
+    let direct = plan_listeners(&udp, Arrival::Direct, &node());
+    assert_eq!(entries(&datagrams), entries(&direct));
+    let mut all = specs.iter().chain(&datagrams);
+    assert!(all.all(|spec| spec.tenure == Tenure::Transparent));
+    assert!(direct.iter().all(|spec| spec.tenure == Tenure::Owned));
+}
+
+#[test]
+fn diverted_tcp_is_led_to_one_port_and_udp_to_its_own() {
+    let tcp_rules = rules(&exposed(Protocol::Tcp), |entry| {
+        (entry == Entry::Diverted).then_some(4000)
+    });
+    let redirects = [(tcp("10.96.0.10:80"), 4000), (tcp("192.0.2.1:80"), 4000)];
+    assert_eq!(tcp_rules.redirects, redirects.into());
+    assert_eq!(
+        tcp_rules.node_ports,
+        [((Protocol::Tcp, 30080), 4000)].into()
+    );
+    let udp_rules = rules(&exposed(Protocol::Udp), |entry| match entry {
+        Entry::At(frontend, _) => Some(frontend.port),
+        Entry::All | Entry::Diverted | Entry::ClusterIp | Entry::External => None,
+    });
+    let redirects = [(udp("10.96.0.10:80"), 80), (udp("192.0.2.1:80"), 80)];
+    assert_eq!(udp_rules.redirects, redirects.into());
+    assert!(udp_rules.node_ports.is_empty(), "bound where it is");
+}
+
+#[test]
 fn a_route_without_any_endpoint_is_held_closed_and_one_with_others_is_not() {
     let mut route = exposed(Protocol::Tcp);
     route.internal_policy = TrafficPolicy::Local;
@@ -181,7 +215,7 @@ fn by_entry(entry: Entry) -> Option<u16> {
         Entry::All => Some(4000),
         Entry::ClusterIp => Some(4001),
         Entry::External => Some(4002),
-        Entry::At(..) => None,
+        Entry::Diverted | Entry::At(..) => None,
     }
 }
 

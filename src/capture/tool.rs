@@ -107,7 +107,7 @@ fn search_path() -> OsString {
 }
 
 /// What to do about a refusal in these words, beginning with "; "; empty if unknown.
-pub(super) fn remedy(words: &str) -> &'static str {
+fn remedy(words: &str) -> &'static str {
     if words.contains("Operation not permitted") || words.contains("Permission denied") {
         if words.contains("xtables.lock") {
             return "; set XTABLES_LOCKFILE to a path that may be written";
@@ -120,6 +120,16 @@ pub(super) fn remedy(words: &str) -> &'static str {
         return "; the kernel lacks what this mode needs, try another --capture mode";
     }
     ""
+}
+
+/// What the kernel itself refused over rtnetlink.
+pub(super) fn refused_by_rtnetlink(error: &io::Error) -> CaptureError {
+    let words = error.to_string();
+    CaptureError::Refused {
+        tool: "rtnetlink",
+        remedy: remedy(&words),
+        words,
+    }
 }
 
 fn shorten(words: &str) -> String {

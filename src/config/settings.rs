@@ -47,7 +47,7 @@ pub struct Settings {
     )]
     pub master: Option<Vec<Text<Master>>>,
 
-    /// How traffic is captured: auto, loopback, none, or the first that works of a list of nftables, iptables and local [default: auto; dev: loopback]
+    /// How traffic is captured: auto, loopback, none, or the first that works of a list of nftables, iptables, tproxy and local [default: auto; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
     pub capture: Option<Text<Ladder>>,
 

@@ -8,9 +8,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::capture::plan::{Arrival, Callers, ListenerId, ListenerSpec, ListenerState};
+use crate::capture::plan::{Arrival, Callers, ListenerId, ListenerSpec, ListenerState, Tenure};
 use crate::model::Protocol;
-use crate::net::sockets::{Bound, Held, Sharing, Transport};
+use crate::net::sockets::{Bound, Held, Sharing, Terms, Transport};
 use crate::net::source_filter::SourceFilter;
 use crate::net::streams::Liveness;
 
@@ -241,7 +241,11 @@ fn bound(spec: &ListenerSpec, addr: SocketAddr, sharing: Sharing) -> io::Result<
         (Callers::Only(networks), ListenerState::Serving) => Some(SourceFilter::only(networks)),
         (Callers::All, _) | (_, ListenerState::HeldClosed) => None,
     };
-    Bound::filtered(transport(spec), addr, sharing, filter.as_ref())
+    let terms = Terms {
+        filter: filter.as_ref(),
+        transparent: spec.tenure == Tenure::Transparent,
+    };
+    Bound::under(terms, transport(spec), addr, sharing)
 }
 
 // Binds a new listener: a direct one whose port may not be bound moves to another.

@@ -219,14 +219,18 @@ impl Listener {
         }
     }
 
-    /// Where a client at `ip` is. The node calls an address that is its own from that very address.
-    fn origin(&self, ip: IpAddr, table: &RoutingTable) -> Origin {
-        match self.id.entry {
-            Entry::At(frontend, _) if frontend.ip == ip.to_canonical() => Origin::Node,
-            Entry::At(..) | Entry::All | Entry::ClusterIp | Entry::External => {
-                table.node.origin(ip)
-            }
+    /// Where a client at `ip` is that used the address `used`. The node calls an address that is its own from that very
+    /// address.
+    fn origin(&self, ip: IpAddr, used: Option<IpAddr>, table: &RoutingTable) -> Origin {
+        let own = match self.id.entry {
+            Entry::At(frontend, _) => Some(frontend.ip),
+            Entry::Diverted => used,
+            Entry::All | Entry::ClusterIp | Entry::External => None,
+        };
+        if own.is_some_and(|own| own.to_canonical() == ip.to_canonical()) {
+            return Origin::Node;
         }
+        table.node.origin(ip)
     }
 
     /// Its figures on this thread; opened by the first flow, because most listeners never see one.

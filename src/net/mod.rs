@@ -15,6 +15,7 @@ pub mod message_addresses;
 pub mod netlink;
 pub mod pace_timer;
 pub mod pipes;
+pub mod policy_route;
 pub mod poller;
 pub mod readable;
 pub mod sockets;

@@ -42,6 +42,15 @@ pub enum Sharing {
     Join,
 }
 
+/// Who is heard at a socket, and what for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms<'a> {
+    /// Nothing that it refuses is ever heard (`SO_ATTACH_FILTER`).
+    pub filter: Option<&'a SourceFilter>,
+    /// It may answer from addresses that are not this machine's (`IP_TRANSPARENT`), which needs `CAP_NET_ADMIN`.
+    pub transparent: bool,
+}
+
 /// A socket bound to its port, not yet receiving anything it would answer.
 #[derive(Debug)]
 pub struct Bound {
@@ -57,20 +66,20 @@ impl Bound {
     /// # Errors
     /// Those of `socket(2)` and `bind(2)`: `AddrInUse`, `PermissionDenied` for a port below 1024, shortages.
     pub fn new(transport: Transport, addr: SocketAddr, sharing: Sharing) -> io::Result<Self> {
-        Self::filtered(transport, addr, sharing, None)
+        Self::under(Terms::default(), transport, addr, sharing)
     }
 
-    /// The same, and nothing that `filter` refuses is ever heard there.
+    /// The same, under terms.
     ///
     /// # Errors
-    /// Those of [`Self::new`], and those of `SO_ATTACH_FILTER`.
-    pub fn filtered(
+    /// Those of [`Self::new`], and those of the options that the terms ask for.
+    pub fn under(
+        terms: Terms<'_>,
         transport: Transport,
         addr: SocketAddr,
         sharing: Sharing,
-        filter: Option<&SourceFilter>,
     ) -> io::Result<Self> {
-        let bind = |leftovers| bind(transport, addr, sharing, leftovers, filter);
+        let bind = |leftovers| bind(transport, addr, sharing, leftovers, terms);
         let socket = match (transport, bind(Leftovers::Mind)) {
             (Transport::Tcp, Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
                 bind(Leftovers::Ignore)?
@@ -152,7 +161,7 @@ fn bind(
     addr: SocketAddr,
     sharing: Sharing,
     leftovers: Leftovers,
-    filter: Option<&SourceFilter>,
+    terms: Terms<'_>,
 ) -> io::Result<Socket> {
     let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
@@ -167,13 +176,23 @@ fn bind(
             socket.set_freebind_v6(true)?;
         }
     }
+    if terms.transparent {
+        set_transparent(&socket, addr)?;
+    }
     socket.set_reuse_address(leftovers == Leftovers::Ignore)?;
     socket.set_reuse_port(sharing == Sharing::Join)?;
-    if let Some(SourceFilter(program)) = filter {
+    if let Some(SourceFilter(program)) = terms.filter {
         socket.attach_filter(program)?;
     }
     socket.bind(&addr.into())?;
     Ok(socket)
+}
+
+fn set_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+    match addr {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
 }
 
 /// A port that refuses; released on drop.

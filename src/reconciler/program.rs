@@ -230,7 +230,7 @@ impl<E: Effects> Programmer<E> {
             Entry::At(frontend, _) => table
                 .destination(frontend)
                 .is_some_and(|destination| destination.route.key == spec.id.route),
-            Entry::All | Entry::ClusterIp | Entry::External => true,
+            Entry::All | Entry::Diverted | Entry::ClusterIp | Entry::External => true,
         };
         let specs = |route: &Arc<Route>| {
             let arrival = self.effects.arrival(route.key.family);

@@ -175,10 +175,10 @@ pub(crate) fn runtime() -> Runtime {
 /// nf_tables it makes built-in chains when they are first named, and lets them stand.
 pub(crate) fn all_rules(world: &World) -> String {
     let line =
-        "nft list tables | grep -vE ' (nat|mangle|filter|raw)$' | while read -r _ family name; do \
+        "nft list tables | sort | grep -vE ' (nat|mangle|filter|raw)$' | while read -r _ family name; do \
                     nft -s list table $family $name; done
                 for table in nat mangle filter raw; do for tool in iptables ip6tables; do \
                     $tool-save -t $table 2>/dev/null | grep -v '^#' | sed 's/\\[.*//'; done; done
-                for v in 4 6; do ip -$v route show table local | sed '/ proto kernel /d'; done";
+                for v in 4 6; do ip -$v rule; ip -$v route show table local | sed '/ proto kernel /d'; ip -$v route show table 8600 2>/dev/null || true; done";
     world.shell(Place::Node, line)
 }

@@ -73,7 +73,7 @@ fn skip(name: &str, need: &str) -> Result<Completion, Failed> {
 // The first tool that is missing.
 fn all_there(mode: Mode, tools: &[&str]) -> Result<(), String> {
     let of_mode: &[&str] = match mode {
-        Mode::Nftables => &["nft"],
+        Mode::Nftables | Mode::Tproxy => &["nft"],
         Mode::Iptables => &["iptables", "ip6tables"],
         Mode::Local | Mode::Loopback | Mode::None => &[],
     };

@@ -1,16 +1,10 @@
-//! What the table says, as text for `nft -f -`. Pure.
-//!
-//! ```text
-//!   packet ─► conntrack ─► nat (-110): silence, capture ─► routing ─► guard (input) ─► listener
-//!                            output: what was not captured, refuse
-//!                                                         └─► refuse (forward)
-//! ```
-//!
-//! The kernel asks `nat` about the first packet of a flow alone, so silence and refusal cost the others nothing: a filter
-//! chain in output cost 2.5 % of small requests. (A drop in `nat` is nftables' privilege; iptables refuses it.)
+//! What a table says, as text for `nft -f -`. Pure.
 //!
 //! The chains never change; everything that does is an element of a set or map. So a change is a handful of elements
 //! whatever the number of services, and a packet costs one lookup.
+
+mod divert;
+mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -25,12 +19,12 @@ use crate::model::{Family, Frontend, Protocol};
 /// them.
 pub(super) type Elements = BTreeMap<&'static str, BTreeMap<String, String>>;
 
-/// The name of our table in each family.
-pub(super) const TABLE: &str = "viaduct";
+/// A set or map: its name, its type (`ADDR` stands for the family's address type), and whether it holds intervals.
+/// Intervals are replaced as a whole when one of them changes.
+type Set = (&'static str, &'static str, Shape);
 
-/// Every set and map of the table: its name, its type (`ADDR` stands for the family's address type), and whether it
-/// holds intervals. Intervals are replaced as a whole when one of them changes.
-const SETS: [(&str, &str, Shape); 10] = [
+/// What both layouts have.
+const COMMON: [Set; 9] = [
     (
         "redirects",
         "ADDR . inet_proto . inet_service : inet_service",
@@ -43,21 +37,50 @@ const SETS: [(&str, &str, Shape); 10] = [
     ),
     ("cluster_ips", "ADDR", Shape::Set),
     ("node_addresses", "ADDR", Shape::Intervals),
-    ("silent", "ADDR . inet_proto . inet_service", Shape::Set),
-    (
-        "silent_outside",
-        "ADDR . inet_proto . inet_service",
-        Shape::Set,
-    ),
-    ("restricted", "ADDR . inet_proto . inet_service", Shape::Set),
+    ("silent", FRONTENDS, Shape::Set),
+    ("silent_outside", FRONTENDS, Shape::Set),
+    ("restricted", FRONTENDS, Shape::Set),
     (
         "allowed_sources",
         "ADDR . inet_proto . inet_service . ADDR",
         Shape::Intervals,
     ),
     ("pods", "ADDR", Shape::Intervals),
-    ("guarded", "inet_service", Shape::Set),
 ];
+
+/// UDP proxy ports, which take only what was translated.
+const GUARDED: Set = ("guarded", "inet_service", Shape::Set);
+
+/// Everything that is diverted, whether the map then assigns it to a listener or its own address finds it.
+const DIVERTED: Set = ("frontends", FRONTENDS, Shape::Set);
+
+const FRONTENDS: &str = "ADDR . inet_proto . inet_service";
+
+/// One of our tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) family: Family,
+    pub(super) layout: Layout,
+}
+
+/// How a table gets traffic to listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// By NAT to the address `landing`, or to that of the interface it came in by.
+    Translate { landing: Option<IpAddr> },
+    /// Unchanged, by assigning it to transparent sockets.
+    Divert,
+}
+
+impl Layout {
+    /// The address that traffic is led to.
+    pub(super) fn landing(self) -> Option<IpAddr> {
+        match self {
+            Self::Translate { landing } => landing,
+            Self::Divert => None,
+        }
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
@@ -66,233 +89,213 @@ enum Shape {
     Intervals,
 }
 
-/// What the sets of the table must hold under `rules`.
-pub(super) fn plan_elements(rules: &Rules) -> Elements {
-    let mut elements: Elements = SETS
-        .into_iter()
-        .map(|(name, ..)| (name, BTreeMap::new()))
-        .collect();
-    let mut add = |set: &'static str, key: String, value: String| {
-        elements.entry(set).or_default().insert(key, value);
-    };
-    for (frontend, port) in &rules.redirects {
-        add("redirects", frontend_key(frontend), port.to_string());
-    }
-    for ip in &rules.cluster_ips {
-        add("cluster_ips", ip.to_string(), String::new());
-    }
-    for ((protocol, port), target) in &rules.node_ports {
-        let key = format!("{} . {port}", protocol.lower());
-        add("node_ports", key, target.to_string());
-    }
-    let node: Vec<IpNet> = rules
-        .node_addresses
-        .iter()
-        .copied()
-        .map(local_network)
-        .collect();
-    for range in disjoint(&node) {
-        add("node_addresses", network(range), String::new());
-    }
-    for (frontend, silence) in rules.silenced() {
-        let set = match silence {
-            Silence::Everyone => "silent",
-            Silence::Outside => "silent_outside",
-        };
-        add(set, frontend_key(&frontend), String::new());
-    }
-    for (frontend, ranges) in &rules.source_ranges {
-        let key = frontend_key(frontend);
-        for range in disjoint(ranges) {
-            add(
-                "allowed_sources",
-                format!("{key} . {}", network(range)),
-                String::new(),
-            );
-        }
-        add("restricted", key, String::new());
-    }
-    for cidr in disjoint(&rules.pod_cidrs) {
-        add("pods", network(cidr), String::new());
-    }
-    for port in guarded(rules) {
-        add("guarded", port.to_string(), String::new());
-    }
-    elements
-}
-
-/// The whole table, replacing whatever is there under its name, in one transaction.
-/// Captured traffic is led to the address `landing`, or to that of the interface it came in by.
-pub(super) fn render_replacement(
-    family: Family,
-    landing: Option<IpAddr>,
-    elements: &Elements,
-) -> String {
-    let table = table(family);
-    format!(
-        "add table {table}\ndelete table {table}\n{}",
-        render_table(family, landing, elements)
-    )
-}
-
-/// A transaction that removes the table whether it is there or not.
-pub(super) fn render_removal(family: Family) -> String {
-    let table = table(family);
-    format!("add table {table}\ndelete table {table}\n")
-}
-
-/// A transaction that shows that a table like ours loads here, and leaves nothing.
-pub(super) fn render_probe(family: Family) -> String {
-    let landing = Some(family.unspecified());
-    let probe = render_table(family, landing, &Elements::new()).replace(TABLE, "viaduct_probe");
-    format!(
-        "{probe}delete table {} viaduct_probe\n",
-        family_word(family)
-    )
-}
-
-/// The same as [`render_replacement`] in several transactions, for where one would be too long: the table without
-/// elements first, then some elements at a time.
-pub(super) fn render_pieces(
-    family: Family,
-    landing: Option<IpAddr>,
-    elements: &Elements,
-) -> Vec<String> {
-    let empty = Elements::new();
-    let mut pieces = vec![render_replacement(family, landing, &empty)];
-    for (set, all) in elements {
-        let all: Vec<_> = all.iter().collect();
-        for some in all.chunks(PIECE) {
-            let some = some
-                .iter()
-                .map(|(key, value)| ((*key).clone(), (*value).clone()));
-            let some = Elements::from([(*set, some.collect())]);
-            pieces.extend(render_change(family, &empty, &some));
-        }
-    }
-    pieces
-}
-
 /// Elements in one transaction of several. A thousand take about 40 KB; the least that `net.core.wmem_max` is by default
 /// is 208 KiB.
 const PIECE: usize = 1000;
 
-/// The elements to change from `before` to `after`, in one transaction; `None` if they are the same.
-pub(super) fn render_change(family: Family, before: &Elements, after: &Elements) -> Option<String> {
-    let mut text = String::new();
-    let nothing = BTreeMap::new();
-    for (name, _, shape) in SETS {
-        let old = before.get(name).unwrap_or(&nothing);
-        let new = after.get(name).unwrap_or(&nothing);
-        if old == new {
-            continue;
-        }
-        let set = format!("{} {name}", table(family));
-        let kept =
-            |key: &String, value: &String| shape != Shape::Intervals && new.get(key) == Some(value);
-        if shape == Shape::Intervals {
-            // Taking single intervals out of a set and putting others in, in one transaction, fails on some kernels.
-            if !old.is_empty() {
-                let _ = writeln!(text, "flush set {set}");
+impl Table {
+    /// What the sets of the table must hold under `rules`.
+    pub(super) fn plan_elements(self, rules: &Rules) -> Elements {
+        let mut elements: Elements = self
+            .sets()
+            .map(|(name, ..)| (name, BTreeMap::new()))
+            .collect();
+        let mut add = |set: &'static str, key: String, value: String| {
+            elements.entry(set).or_default().insert(key, value);
+        };
+        for (frontend, port) in &rules.redirects {
+            if self.is_led(frontend.protocol) {
+                add("redirects", frontend_key(frontend), port.to_string());
             }
-        } else {
-            let gone = old.iter().filter(|(key, value)| !kept(key, value));
-            push_elements(&mut text, "delete", &set, gone.map(|(key, _)| key.clone()));
+            if self.layout == Layout::Divert {
+                add(DIVERTED.0, frontend_key(frontend), String::new());
+            }
         }
-        let come = new
+        for ip in &rules.cluster_ips {
+            add("cluster_ips", ip.to_string(), String::new());
+        }
+        let node_ports = rules.node_ports.iter();
+        for ((protocol, port), target) in
+            node_ports.filter(|((protocol, _), _)| self.is_led(*protocol))
+        {
+            let key = format!("{} . {port}", protocol.lower());
+            add("node_ports", key, target.to_string());
+        }
+        let node: Vec<IpNet> = rules
+            .node_addresses
             .iter()
-            .filter(|(key, value)| shape == Shape::Intervals || old.get(*key) != Some(value));
-        push_elements(
-            &mut text,
-            "add",
-            &set,
-            come.map(|(key, value)| element(key, value)),
-        );
-    }
-    (!text.is_empty()).then_some(text)
-}
-
-/// The command line that lists the table without counters.
-pub(super) fn listing_arguments(family: Family) -> [&'static str; 5] {
-    ["-s", "list", "table", family_word(family), TABLE]
-}
-
-fn render_table(family: Family, landing: Option<IpAddr>, elements: &Elements) -> String {
-    let (ip, kind) = (family_word(family), address_type(family));
-    let icmp = match family {
-        Family::V4 => "icmp",
-        Family::V6 => "icmpv6",
-    };
-    let lead = match landing {
-        Some(IpAddr::V4(address)) => format!("dnat to {address} :"),
-        Some(IpAddr::V6(address)) => format!("dnat to [{address}] :"),
-        None => "redirect to :".to_owned(),
-    };
-    let mut sets_text = String::new();
-    for (name, types, shape) in SETS {
-        let word = if shape == Shape::Map { "map" } else { "set" };
-        let _ = writeln!(
-            sets_text,
-            "\t{word} {name} {{\n\t\ttype {}",
-            types.replace("ADDR", kind)
-        );
-        if shape == Shape::Intervals {
-            sets_text.push_str("\t\tflags interval\n");
+            .copied()
+            .map(local_network)
+            .collect();
+        for range in disjoint(&node) {
+            add("node_addresses", network(range), String::new());
         }
-        let all = elements.get(name).into_iter().flatten();
-        let all: Vec<String> = all.map(|(key, value)| element(key, value)).collect();
-        if !all.is_empty() {
-            let _ = writeln!(sets_text, "\t\telements = {{ {} }}", all.join(",\n\t\t\t"));
+        for (frontend, silence) in rules.silenced() {
+            let set = match silence {
+                Silence::Everyone => "silent",
+                Silence::Outside => "silent_outside",
+            };
+            add(set, frontend_key(&frontend), String::new());
         }
-        sets_text.push_str("\t}\n\n");
+        for (frontend, ranges) in &rules.source_ranges {
+            let key = frontend_key(frontend);
+            for range in disjoint(ranges) {
+                add(
+                    "allowed_sources",
+                    format!("{key} . {}", network(range)),
+                    String::new(),
+                );
+            }
+            add("restricted", key, String::new());
+        }
+        for cidr in disjoint(&rules.pod_cidrs) {
+            add("pods", network(cidr), String::new());
+        }
+        if self.layout != Layout::Divert {
+            for port in guarded(rules) {
+                add(GUARDED.0, port.to_string(), String::new());
+            }
+        }
+        elements
     }
-    format!(
-        "table {ip} {TABLE} {{
-\tcounter uncaptured {{
-\t}}
 
-{sets_text}\tchain silence {{
-\t\t{ip} daddr . meta l4proto . th dport @silent drop
-\t\t{ip} daddr . meta l4proto . th dport @restricted {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed_sources drop
-\t}}
+    /// The whole table, replacing whatever is there under its name, in one transaction.
+    pub(super) fn render_replacement(self, elements: &Elements) -> String {
+        format!("{}{}", self.render_removal(), self.render(elements))
+    }
 
-\tchain capture {{
-\t\tmeta l4proto {{ tcp, udp }} {lead} {ip} daddr . meta l4proto . th dport map @redirects
-\t\t{ip} daddr @node_addresses meta l4proto {{ tcp, udp }} {lead} meta l4proto . th dport map @node_ports
-\t}}
+    /// A transaction that removes the table whether it is there or not.
+    pub(super) fn render_removal(self) -> String {
+        let table = self.full_name();
+        format!("add table {table}\ndelete table {table}\n")
+    }
 
-\tchain refuse {{
-\t\t{ip} daddr @cluster_ips meta l4proto tcp reject with tcp reset
-\t\t{ip} daddr @cluster_ips meta l4proto udp reject with {icmp} type port-unreachable
-\t}}
+    /// A transaction that shows that a table like this loads here, and leaves nothing.
+    pub(super) fn render_probe(self) -> String {
+        let named = format!("table {} ", self.full_name());
+        let probe = format!("table {} viaduct_probe ", family_word(self.family));
+        let table = self.render(&Elements::new()).replace(&named, &probe);
+        format!("{table}delete {probe}\n")
+    }
 
-\tchain capture_in {{
-\t\ttype nat hook prerouting priority -110; policy accept;
-\t\tjump silence
-\t\t{ip} saddr != @pods {ip} daddr . meta l4proto . th dport @silent_outside drop
-\t\tjump capture
-\t}}
+    /// The same as [`Self::render_replacement`] in several transactions, for where one would be too long: the table
+    /// without elements first, then some elements at a time.
+    pub(super) fn render_pieces(self, elements: &Elements) -> Vec<String> {
+        let empty = Elements::new();
+        let mut pieces = vec![self.render_replacement(&empty)];
+        for (set, all) in elements {
+            let all: Vec<_> = all.iter().collect();
+            for some in all.chunks(PIECE) {
+                let some = some
+                    .iter()
+                    .map(|(key, value)| ((*key).clone(), (*value).clone()));
+                let some = Elements::from([(*set, some.collect())]);
+                pieces.extend(self.render_change(&empty, &some));
+            }
+        }
+        pieces
+    }
 
-\tchain capture_out {{
-\t\ttype nat hook output priority -110; policy accept;
-\t\tjump silence
-\t\tjump capture
-\t\tjump refuse
-\t}}
+    /// The elements to change from `before` to `after`, in one transaction; `None` if they are the same.
+    pub(super) fn render_change(self, before: &Elements, after: &Elements) -> Option<String> {
+        let mut text = String::new();
+        let nothing = BTreeMap::new();
+        for (name, _, shape) in self.sets() {
+            let old = before.get(name).unwrap_or(&nothing);
+            let new = after.get(name).unwrap_or(&nothing);
+            if old == new {
+                continue;
+            }
+            let set = format!("{} {name}", self.full_name());
+            let kept = |key: &String, value: &String| {
+                shape != Shape::Intervals && new.get(key) == Some(value)
+            };
+            if shape == Shape::Intervals {
+                // Taking single intervals out of a set and putting others in, in one transaction, fails on some kernels.
+                if !old.is_empty() {
+                    let _ = writeln!(text, "flush set {set}");
+                }
+            } else {
+                let gone = old.iter().filter(|(key, value)| !kept(key, value));
+                push_elements(&mut text, "delete", &set, gone.map(|(key, _)| key.clone()));
+            }
+            let come = new
+                .iter()
+                .filter(|(key, value)| shape == Shape::Intervals || old.get(*key) != Some(value));
+            push_elements(
+                &mut text,
+                "add",
+                &set,
+                come.map(|(key, value)| element(key, value)),
+            );
+        }
+        (!text.is_empty()).then_some(text)
+    }
 
-\tchain refuse_forward {{
-\t\ttype filter hook forward priority 0; policy accept;
-\t\tct status confirmed accept
-\t\tjump refuse
-\t}}
+    /// The command line that lists the table without counters.
+    pub(super) fn listing_arguments(self) -> [&'static str; 5] {
+        ["-s", "list", "table", family_word(self.family), self.name()]
+    }
 
-\tchain guard {{
-\t\ttype filter hook input priority -150; policy accept;
-\t\tudp dport @guarded ct status & dnat == 0 counter name uncaptured drop
-\t}}
-}}
-"
-    )
+    fn name(self) -> &'static str {
+        match self.layout {
+            Layout::Translate { .. } => "viaduct",
+            Layout::Divert => "viaduct_tproxy",
+        }
+    }
+
+    fn full_name(self) -> String {
+        format!("{} {}", family_word(self.family), self.name())
+    }
+
+    fn sets(self) -> impl Iterator<Item = Set> {
+        let own = match self.layout {
+            Layout::Translate { .. } => GUARDED,
+            Layout::Divert => DIVERTED,
+        };
+        COMMON.into_iter().chain([own])
+    }
+
+    // Diverted datagrams find the listener that is bound to their destination.
+    fn is_led(self, protocol: Protocol) -> bool {
+        match self.layout {
+            Layout::Translate { .. } => true,
+            Layout::Divert => protocol == Protocol::Tcp,
+        }
+    }
+
+    fn render(self, elements: &Elements) -> String {
+        let (ip, kind) = (family_word(self.family), address_type(self.family));
+        let mut sets_text = String::new();
+        for (name, types, shape) in self.sets() {
+            let word = if shape == Shape::Map { "map" } else { "set" };
+            let _ = writeln!(
+                sets_text,
+                "\t{word} {name} {{\n\t\ttype {}",
+                types.replace("ADDR", kind)
+            );
+            if shape == Shape::Intervals {
+                sets_text.push_str("\t\tflags interval\n");
+            }
+            let all = elements.get(name).into_iter().flatten();
+            let all: Vec<String> = all.map(|(key, value)| element(key, value)).collect();
+            if !all.is_empty() {
+                let _ = writeln!(sets_text, "\t\telements = {{ {} }}", all.join(",\n\t\t\t"));
+            }
+            sets_text.push_str("\t}\n\n");
+        }
+        let (counters, chains) = match self.layout {
+            Layout::Translate { landing } => (
+                "\tcounter uncaptured {\n\t}\n\n",
+                translate::chains(self.family, landing),
+            ),
+            Layout::Divert => ("", divert::chains(self.family)),
+        };
+        format!(
+            "table {ip} {} {{\n{counters}{sets_text}{chains}}}\n",
+            self.name()
+        )
+    }
 }
 
 fn push_elements(text: &mut String, verb: &str, set: &str, elements: impl Iterator<Item = String>) {
@@ -346,10 +349,6 @@ fn network(network: IpNet) -> String {
     } else {
         network.to_string()
     }
-}
-
-fn table(family: Family) -> String {
-    format!("{} {TABLE}", family_word(family))
 }
 
 fn family_word(family: Family) -> &'static str {

@@ -3,6 +3,7 @@
 //! Nothing in it waits: each event takes it as far as the kernel allows. Idle connections are many, and their number is
 //! what memory limits, so what only dialling needs is kept apart and goes when a backend is reached.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
@@ -391,7 +392,7 @@ fn wanted(
     };
     let wanted = Wanted {
         client_ip: peer.ip().to_canonical(),
-        origin: listener.origin(peer.ip(), &table),
+        origin: listener.origin(peer.ip(), used.map(|used| used.ip()), &table),
         kind,
         route,
         header,
@@ -413,15 +414,25 @@ fn destination(
             let route = route.clone();
             Ok((Destination { kind, route }, None))
         }
-        Entry::All | Entry::ClusterIp | Entry::External => original_destination(client, &peer)
-            .ok()
-            .and_then(|used| {
-                let frontend = Frontend::new(used, Protocol::Tcp);
-                Some((table.destination(&frontend)?, Some(used)))
-            })
-            .filter(|(destination, _)| destination.route.key == listener.id.route)
-            .ok_or(Refusal::Uncaptured),
+        Entry::All | Entry::ClusterIp | Entry::External => {
+            captured(original_destination(client, &peer), listener, table)
+        }
+        Entry::Diverted => captured(client.local_addr(), listener, table),
     }
+}
+
+fn captured(
+    used: io::Result<SocketAddr>,
+    listener: &Listener,
+    table: &RoutingTable,
+) -> Result<(Destination, Option<SocketAddr>), Refusal> {
+    used.ok()
+        .and_then(|used| {
+            let frontend = Frontend::new(used, Protocol::Tcp);
+            Some((table.destination(&frontend)?, Some(used)))
+        })
+        .filter(|(destination, _)| destination.route.key == listener.id.route)
+        .ok_or(Refusal::Uncaptured)
 }
 
 #[cfg(test)]

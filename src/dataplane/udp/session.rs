@@ -374,7 +374,10 @@ impl Session {
         let (route, origin) = {
             let table = listener.shared.table.load();
             let route = table.route(&listener.id.route).ok_or(Loss::NoBackend)?;
-            (route.clone(), listener.origin(self.client.ip(), &table))
+            (
+                route.clone(),
+                listener.origin(self.client.ip(), None, &table),
+            )
         };
         let backends = match route.verdict(kind(listener), origin) {
             Verdict::Serve(backends) => backends,
@@ -425,7 +428,7 @@ pub(super) fn idle_timeout(listener: &Arc<Listener>, route: &Route) -> std::time
 fn kind(listener: &Listener) -> FrontendKind {
     match listener.id.entry {
         Entry::At(_, kind) => kind,
-        Entry::All | Entry::ClusterIp => FrontendKind::ClusterIp,
+        Entry::All | Entry::Diverted | Entry::ClusterIp => FrontendKind::ClusterIp,
         Entry::External => FrontendKind::NodePort,
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use prometheus::Registry;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use viaduct::capture::plan::{Callers, Entry, ListenerId, ListenerSpec, ListenerState};
+use viaduct::capture::plan::{Callers, Entry, ListenerId, ListenerSpec, ListenerState, Tenure};
 use viaduct::dataplane::{Config, Dataplane, Metrics};
 use viaduct::model::{
     Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Hints, Knobs, Port, Protocol,
@@ -237,6 +237,7 @@ impl Rig {
             bind: loopback.parse().unwrap(),
             state,
             callers: Callers::All,
+            tenure: Tenure::Owned,
         }
     }
 

@@ -130,7 +130,9 @@ fn rules_come_back_after_a_part_is_removed(mut rig: Rig) {
             format!("{tool} -t nat -F VIADUCT-CAPTURE"),
             format!("{tool} -t nat -A VIADUCT-GUARD -p udp --dport 1 -j RETURN"),
         ],
-        Mode::Local | Mode::Loopback | Mode::None => unreachable!("these write no rules"),
+        Mode::Tproxy | Mode::Local | Mode::Loopback | Mode::None => {
+            unreachable!("these write no rules")
+        }
     };
     let whole = rig.all_rules();
     for removal in removals {

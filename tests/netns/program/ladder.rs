@@ -11,9 +11,10 @@ pub(super) fn the_next_rung_is_taken_where_one_is_impossible(mut node: Node) {
     let before = all_rules(&node.world);
     node.capture = Some("auto");
     node.apply(&Web::default());
-    let rungs: [(&[&str], &str); 3] = [
+    let rungs: [(&[&str], &str); 4] = [
         (&[], "nftables"),
         (&["nft"], "iptables"),
+        (&["nat", "iptables-restore", "ip6tables-restore"], "tproxy"),
         (&["nft", "iptables-restore", "ip6tables-restore"], "local"),
     ];
     for (hidden, rung) in rungs {
@@ -51,7 +52,7 @@ pub(super) fn doctor_tells_what_works_and_who_else_is_here(node: Node) {
     let before = all_rules(&node.world);
     let (status, text) = ask();
     assert_eq!(status, Some(0), "{text}");
-    for mode in ["nftables", "iptables", "local"] {
+    for mode in ["nftables", "iptables", "tproxy", "local"] {
         let works =
             |line: &&str| line.starts_with(&format!("capture {mode} ")) && line.contains(" ok ");
         assert_eq!(text.lines().filter(works).count(), 2, "{mode}: {text}");
@@ -66,7 +67,7 @@ pub(super) fn doctor_tells_what_works_and_who_else_is_here(node: Node) {
 pub(super) fn without_a_rung_the_end_is_an_explanation(node: Node) {
     let program = env!("CARGO_BIN_EXE_viaduct");
     for (capture, rungs) in [
-        ("auto", &["nftables", "iptables", "local"][..]),
+        ("auto", &["nftables", "iptables", "tproxy", "local"][..]),
         ("local", &["local"]),
     ] {
         let mut command = Command::new("setpriv");

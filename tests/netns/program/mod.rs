@@ -81,6 +81,10 @@ const CASES: &[Case] = &[
         load::a_dead_backend_is_not_noticed,
     ),
     (
+        "load::changes_of_others_disturb_no_connection",
+        load::changes_of_others_disturb_no_connection,
+    ),
+    (
         "a_pod_reaches_itself_through_its_service",
         stickiness::a_pod_reaches_itself_through_its_service,
     ),
@@ -168,7 +172,7 @@ const NAMES: &[Case] = &[
 
 /// Adds every case for every mode that changes the kernel.
 pub(crate) fn add_to(trials: &mut Trials) {
-    for mode in [Mode::Nftables, Mode::Iptables, Mode::Local] {
+    for mode in [Mode::Nftables, Mode::Iptables, Mode::Tproxy, Mode::Local] {
         for (name, case) in CASES {
             let name = format!("program::{name}");
             trials.add(mode, &name, &["nft", "iptables"], move || {
@@ -410,12 +414,18 @@ fn an_unknown_port_of_a_cluster_address_is_refused_where_that_can_be(mut node: N
                 // iptables has no target for it among those that small kernels have.
                 (Mode::Iptables, _, _) => Answer::Silence,
                 // Who sends from where the rule is hears of it by the call itself.
+                // Over IPv6 the node sends from an address of its own even where the other is local.
+                (Mode::Tproxy, Place::Node, Protocol::Udp) if ip.is_ipv6() => {
+                    Answer::Other("Operation not permitted (os error 1)".to_owned())
+                }
                 (Mode::Nftables, Place::Node, Protocol::Udp) => {
                     Answer::Other("Operation not permitted (os error 1)".to_owned())
                 }
-                (Mode::Nftables | Mode::Local | Mode::Loopback | Mode::None, _, _) => {
-                    Answer::Refused
-                }
+                (
+                    Mode::Nftables | Mode::Tproxy | Mode::Local | Mode::Loopback | Mode::None,
+                    _,
+                    _,
+                ) => Answer::Refused,
             };
             assert_eq!(answer, expected, "{from:?} to {ip}/{protocol}");
         }
@@ -556,7 +566,8 @@ fn rules_come_back_within_the_sync_period(mut node: Node) {
     let whole = all_rules(&node.world);
     node.world.shell(
         Place::Node,
-        "nft flush ruleset; ip -4 route flush table local proto 86; ip -6 route flush table local proto 86; true",
+        "nft flush ruleset; for v in 4 6; do ip -$v route flush table local proto 86 || true; \
+         ip -$v route flush table 8600 || true; ip -$v rule del fwmark 0x1000/0x1000 || true; done",
     );
     for to in targets() {
         node.await_served(to);

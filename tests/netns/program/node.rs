@@ -98,6 +98,13 @@ fn endpoint(name: &str, v6: bool) -> String {
     format!("{{addresses: ['{ip}'], nodeName: {node}, conditions: {{ready: true}}}}, ")
 }
 
+/// An `nft` on a kernel that has no NAT.
+const WITHOUT_NAT: &str = "#!/bin/sh
+input=$(cat)
+case $input in *\"type nat\"*) echo \"Error: Operation not supported\" >&2; exit 1;; esac
+printf \"%s\\n\" \"$input\" | \"$REAL\" \"$@\"
+";
+
 /// The node of a world with the program on it, and the backends `local` and `remote`.
 pub(super) struct Node {
     program: Option<Running>,
@@ -106,7 +113,7 @@ pub(super) struct Node {
     pub(super) flags: Vec<String>,
     /// In place of the mode's name.
     pub(super) capture: Option<&'static str>,
-    /// Tools that the program finds unusable.
+    /// Tools that the program finds unusable; `nat` = what nf_tables has of it.
     pub(super) hidden: Vec<&'static str>,
     directory: TempDir,
     _backends: [Backend; 2],
@@ -209,9 +216,17 @@ impl Node {
         if self.hidden.is_empty() {
             return Command::new(program);
         }
+        let nft = self.directory.path().join("nft");
         let hide = format!(
-            "for tool in {}; do place=$(command -v $tool) || continue; mount --bind /dev/null $place || exit 9; done; exec \"$@\"",
-            self.hidden.join(" ")
+            "for tool in {}; do \
+                if [ $tool = nat ]; then \
+                    cp $(command -v nft) {nft}.real; printf '%s' '{WITHOUT_NAT}' > {nft}; chmod +x {nft}; \
+                    mount --bind {nft} $(command -v nft) || exit 9; continue; \
+                fi; \
+                place=$(command -v $tool) || continue; mount --bind /dev/null $place || exit 9; \
+            done; export REAL={nft}.real; exec \"$@\"",
+            self.hidden.join(" "),
+            nft = nft.display(),
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &hide, "sh", program]);

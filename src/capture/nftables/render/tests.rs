@@ -8,35 +8,78 @@ use crate::capture::nftables::listing::parse_listing;
 
 use super::*;
 
+const V4: Table = translating(Family::V4, None);
+const DIVERT: Table = Table {
+    family: Family::V4,
+    layout: Layout::Divert,
+};
+
+const fn translating(family: Family, landing: Option<IpAddr>) -> Table {
+    Table {
+        family,
+        layout: Layout::Translate { landing },
+    }
+}
+
 #[test]
 fn tables_are_as_recorded() {
     for (family, name) in [
         (Family::V4, "nftables-ipv4.nft"),
         (Family::V6, "nftables-ipv6.nft"),
     ] {
-        let elements = plan_elements(&one_of_everything(family));
+        let elements = V4.plan_elements(&one_of_everything(family));
         assert_golden(
             name,
-            &render_replacement(family, one_of_everything(family).landing(None), &elements),
+            &translating(family, one_of_everything(family).landing(None))
+                .render_replacement(&elements),
         );
     }
 }
 
 #[test]
+fn diverting_tables_are_as_recorded() {
+    for (family, name) in [
+        (Family::V4, "tproxy-ipv4.nft"),
+        (Family::V6, "tproxy-ipv6.nft"),
+    ] {
+        let table = Table { family, ..DIVERT };
+        let elements = table.plan_elements(&one_of_everything(family));
+        assert_golden(name, &table.render_replacement(&elements));
+    }
+}
+
+#[test]
+fn one_more_of_ten_thousand_diverted_services_is_two_elements() {
+    let elements = |services| DIVERT.plan_elements(&many(services));
+    let change = DIVERT.render_change(&elements(9_999), &elements(10_000));
+    let change = change.unwrap_or_default();
+    let added: Vec<&str> = change.lines().collect();
+    assert_eq!(
+        added,
+        [
+            "add element ip viaduct_tproxy redirects { 10.96.39.15 . tcp . 80 : 40000 }",
+            "add element ip viaduct_tproxy frontends { 10.96.39.15 . tcp . 80 }",
+        ]
+    );
+}
+
+#[test]
 fn a_change_names_only_what_changes() {
-    let before = plan_elements(&one_of_everything(Family::V4));
-    let after = plan_elements(&a_little_later(Family::V4));
-    let change = render_change(Family::V4, &before, &after).unwrap();
+    let before = V4.plan_elements(&one_of_everything(Family::V4));
+    let after = V4.plan_elements(&a_little_later(Family::V4));
+    let change = V4.render_change(&before, &after).unwrap();
     assert_golden("nftables-change.nft", &change);
-    assert_eq!(render_change(Family::V4, &after, &after), None);
+    assert_eq!(V4.render_change(&after, &after), None);
 }
 
 #[test]
 fn a_change_of_the_pods_replaces_that_set_as_a_whole() {
     let mut rules = one_of_everything(Family::V4);
-    let before = plan_elements(&rules);
+    let before = V4.plan_elements(&rules);
     rules.pod_cidrs.push("10.245.0.0/24".parse().unwrap());
-    let change = render_change(Family::V4, &before, &plan_elements(&rules)).unwrap();
+    let change = V4
+        .render_change(&before, &V4.plan_elements(&rules))
+        .unwrap();
     let expected = "flush set ip viaduct pods\nadd element ip viaduct pods { 10.244.0.0/24,\n\t10.245.0.0/24 }\n";
     assert_eq!(change, expected);
 }
@@ -49,7 +92,7 @@ fn overlapping_networks_become_one() {
         "10.244.0.0/16".parse().unwrap(),
     ];
     rules.node_addresses = ["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()].into();
-    let elements = plan_elements(&rules);
+    let elements = V4.plan_elements(&rules);
     assert!(elements["pods"].keys().eq(["10.244.0.0/16"]));
     assert!(elements["node_addresses"].keys().eq(["127.0.0.0/8"]));
 }
@@ -60,14 +103,14 @@ fn a_frontend_decides_before_the_node_port_of_another_service() {
     let node = "172.18.0.2".parse().unwrap();
     rules.node_addresses = [node].into();
     rules.silent_node_ports = [(Protocol::Tcp, 80)].into();
-    assert_eq!(plan_elements(&rules)["silent_outside"].len(), 1);
+    assert_eq!(V4.plan_elements(&rules)["silent_outside"].len(), 1);
     let external = Frontend {
         ip: node,
         port: 80,
         protocol: Protocol::Tcp,
     };
     rules.redirects.insert(external, 40000);
-    assert_eq!(plan_elements(&rules)["silent_outside"].len(), 0);
+    assert_eq!(V4.plan_elements(&rules)["silent_outside"].len(), 0);
 }
 
 #[test]
@@ -79,13 +122,13 @@ fn a_port_that_is_redirected_to_itself_is_not_guarded() {
         ((Protocol::Udp, 40001), 40000),
     ]
     .into();
-    assert!(plan_elements(&rules)["guarded"].keys().eq(["40001"]));
+    assert!(V4.plan_elements(&rules)["guarded"].keys().eq(["40001"]));
 }
 
 #[test]
 fn rules_do_not_grow_with_services() {
     let lines = |services| {
-        let text = render_replacement(Family::V4, None, &plan_elements(&many(services)));
+        let text = V4.render_replacement(&V4.plan_elements(&many(services)));
         text.lines()
             .filter(|line| line.contains("redirect to"))
             .count()
@@ -95,8 +138,8 @@ fn rules_do_not_grow_with_services() {
 
 #[test]
 fn pieces_hold_every_element_once() {
-    let elements = plan_elements(&many(2_500));
-    let pieces = render_pieces(Family::V4, None, &elements);
+    let elements = V4.plan_elements(&many(2_500));
+    let pieces = V4.render_pieces(&elements);
     assert_eq!(pieces.len(), 4);
     let sizes: Vec<usize> = pieces
         .iter()
@@ -107,8 +150,11 @@ fn pieces_hold_every_element_once() {
 
 #[test]
 fn one_more_of_ten_thousand_services_is_one_element() {
-    let (before, after) = (plan_elements(&many(9_999)), plan_elements(&many(10_000)));
-    let change = render_change(Family::V4, &before, &after).unwrap();
+    let (before, after) = (
+        V4.plan_elements(&many(9_999)),
+        V4.plan_elements(&many(10_000)),
+    );
+    let change = V4.render_change(&before, &after).unwrap();
     assert_eq!(
         change,
         "add element ip viaduct redirects { 10.96.39.15 . tcp . 80 : 40000 }\n"
@@ -144,8 +190,8 @@ fn carry_out(change: &str, elements: &mut Elements) {
 proptest! {
     #[test]
     fn a_change_leads_from_any_rules_to_any_others(before in any_rules(), after in any_rules()) {
-        let (mut held, wanted) = (plan_elements(&before), plan_elements(&after));
-        if let Some(change) = render_change(Family::V4, &held, &wanted) {
+        let (mut held, wanted) = (V4.plan_elements(&before), V4.plan_elements(&after));
+        if let Some(change) = V4.render_change(&held, &wanted) {
             carry_out(&change, &mut held);
         }
         prop_assert_eq!(held, wanted);
@@ -153,8 +199,8 @@ proptest! {
 
     #[test]
     fn a_listing_reads_back_as_what_was_written(rules in any_rules()) {
-        let wanted = plan_elements(&rules);
-        let listing = parse_listing(&render_replacement(Family::V4, None, &wanted));
+        let wanted = V4.plan_elements(&rules);
+        let listing = parse_listing(&V4.render_replacement(&wanted));
         let filled = wanted.iter().filter(|(_, all)| !all.is_empty());
         let filled = filled.map(|(set, all)| ((*set).to_owned(), all.clone()));
         prop_assert_eq!(listing.elements, filled.collect());

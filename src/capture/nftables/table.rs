@@ -1,0 +1,178 @@
+//! One table in the kernel: what was applied last, the way from there to what is wanted, and whether it is still so.
+
+use std::net::IpAddr;
+
+use tracing::warn;
+
+use crate::capture::CaptureError;
+use crate::capture::plan::Rules;
+use crate::capture::tool::run;
+use crate::model::Family;
+
+use super::listing::{Listing, parse_listing};
+use super::render::{Elements, Layout, Table};
+
+const NFT: &str = "nft";
+
+/// What a table is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::capture) enum Purpose {
+    /// Leads traffic elsewhere by NAT.
+    Translate,
+    /// Leads it to transparent sockets as it is.
+    Divert,
+}
+
+impl Purpose {
+    /// Its table where nothing is known about the node.
+    pub(super) fn table(self, family: Family) -> Table {
+        self.landing_at(family, None)
+    }
+
+    fn landing_at(self, family: Family, landing: Option<IpAddr>) -> Table {
+        let layout = match self {
+            Self::Translate => Layout::Translate { landing },
+            Self::Divert => Layout::Divert,
+        };
+        Table { family, layout }
+    }
+}
+
+/// A table of ours. Owns what it believes to be in the kernel.
+pub(in crate::capture) struct Loaded {
+    family: Family,
+    purpose: Purpose,
+    /// What the kernel holds; `None` while that is not known.
+    applied: Option<Applied>,
+}
+
+struct Applied {
+    table: Table,
+    elements: Elements,
+    skeleton: String,
+    /// This `nft` lists elements as they are written here, so that they can be compared.
+    comparable: bool,
+}
+
+impl Loaded {
+    pub(in crate::capture) fn new(family: Family, purpose: Purpose) -> Self {
+        Self {
+            family,
+            purpose,
+            applied: None,
+        }
+    }
+
+    /// Whether the kernel is known to hold what was applied last.
+    pub(in crate::capture) fn is_known(&self) -> bool {
+        self.applied.is_some()
+    }
+
+    /// Makes the table do what `rules` ask for, by as few elements as that takes.
+    pub(in crate::capture) async fn change(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        let before = self.applied.as_ref().map(|applied| applied.table.layout);
+        let landed = before.and_then(Layout::landing);
+        let table = self.purpose.landing_at(self.family, rules.landing(landed));
+        let elements = table.plan_elements(rules);
+        if let Some(applied) = &mut self.applied
+            && applied.table == table
+        {
+            let outcome = match table.render_change(&applied.elements, &elements) {
+                Some(change) => load(&change).await,
+                None => Ok(()),
+            };
+            match outcome {
+                Ok(()) => {
+                    applied.elements = elements;
+                    return Ok(());
+                }
+                Err(error) => {
+                    warn!(family = %self.family, %error, "the table is not as it was left; it is replaced");
+                }
+            }
+        }
+        self.replace(table, elements).await
+    }
+
+    /// Restores the table in one transaction if it is not as it was left. True if it was not.
+    pub(in crate::capture) async fn reassert(&mut self) -> Result<bool, CaptureError> {
+        let Some(applied) = &self.applied else {
+            return Ok(false);
+        };
+        match list(applied.table).await {
+            Ok(listing) if applied.is_listed(&listing) => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.says_absent() => {}
+            Err(error) => return Err(error),
+        }
+        let (table, elements) = (applied.table, applied.elements.clone());
+        self.replace(table, elements).await?;
+        Ok(true)
+    }
+
+    /// Removes the table.
+    pub(in crate::capture) async fn release(&mut self) -> Result<(), CaptureError> {
+        self.applied = None;
+        remove(self.purpose.table(self.family)).await
+    }
+
+    async fn replace(&mut self, table: Table, elements: Elements) -> Result<(), CaptureError> {
+        self.applied = None;
+        match load(&table.render_replacement(&elements)).await {
+            Err(error) if error.says_too_long() => {
+                for piece in table.render_pieces(&elements) {
+                    load(&piece).await?;
+                }
+            }
+            outcome => outcome?,
+        }
+        let listing = list(table).await?;
+        let comparable = same_elements(&elements, &listing);
+        if !comparable {
+            warn!(family = %self.family, "this nft lists elements in its own way; only whole rules are watched");
+        }
+        self.applied = Some(Applied {
+            table,
+            elements,
+            skeleton: listing.skeleton,
+            comparable,
+        });
+        Ok(())
+    }
+}
+
+impl Applied {
+    fn is_listed(&self, listing: &Listing) -> bool {
+        let elements = !self.comparable || same_elements(&self.elements, listing);
+        self.skeleton == listing.skeleton && elements
+    }
+}
+
+fn same_elements(expected: &Elements, listing: &Listing) -> bool {
+    let expected = expected.iter().filter(|(_, all)| !all.is_empty());
+    let expected = expected.map(|(set, all)| (*set, all));
+    let listed = listing.elements.iter();
+    expected.eq(listed.map(|(set, all)| (set.as_str(), all)))
+}
+
+/// Checks that a table like that loads.
+pub(super) async fn probe(table: Table) -> Result<(), CaptureError> {
+    load(&table.render_probe()).await
+}
+
+/// Removes a table, if it is there.
+pub(super) async fn remove(table: Table) -> Result<(), CaptureError> {
+    match load(&table.render_removal()).await {
+        Err(error) if error.says_impossible() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+async fn load(text: &str) -> Result<(), CaptureError> {
+    run(NFT, &["-f", "-"], text).await.map(drop)
+}
+
+async fn list(table: Table) -> Result<Listing, CaptureError> {
+    let text = run(NFT, &table.listing_arguments(), "").await?;
+    Ok(parse_listing(&text))
+}
