@@ -49,7 +49,7 @@ fn measure(endpoints: usize) {
     let directory = tempfile::tempdir().expect("a directory");
     let began = Instant::now();
     let mut proxy = start(&server, directory.path());
-    let log = BufReader::new(proxy.stderr.take().expect("it is a pipe"));
+    let log = BufReader::new(proxy.0.stderr.take().expect("it is a pipe"));
     let mut lines = log.lines().map_while(Result::ok);
     lines
         .find(|line| line.contains("initial state is complete"))
@@ -58,9 +58,9 @@ fn measure(endpoints: usize) {
     // Nobody waits for the rest of the log, but it has to go somewhere.
     let rest = std::thread::spawn(move || lines.count());
     std::thread::sleep(SETTLED);
-    let idle = share(&proxy, || std::thread::sleep(SPAN));
-    let (memory, peak) = (megabytes(&proxy, "VmRSS:"), megabytes(&proxy, "VmHWM:"));
-    let busy = share(&proxy, || {
+    let idle = share(&proxy.0, || std::thread::sleep(SPAN));
+    let (memory, peak) = (megabytes(&proxy.0, "VmRSS:"), megabytes(&proxy.0, "VmHWM:"));
+    let busy = share(&proxy.0, || {
         let began = Instant::now();
         for change in 0..CHANGES {
             // Services all over the cluster, one after the other.
@@ -76,14 +76,24 @@ fn measure(endpoints: usize) {
         100.0 * idle,
         100.0 * busy
     );
-    proxy.kill().expect("it runs");
-    proxy.wait().expect("it was killed");
+    drop(proxy);
     rest.join().expect("it only counts");
 }
 
-fn start(server: &ApiServer, directory: &std::path::Path) -> Child {
+/// Ends with its owner, however that ends.
+struct Proxy(Child);
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(server: &ApiServer, directory: &std::path::Path) -> Proxy {
     let own = env!("CARGO_BIN_EXE_viaduct").to_owned();
-    Command::new(std::env::var("VIADUCT").unwrap_or(own))
+    let child = Command::new(std::env::var("VIADUCT").unwrap_or(own))
         .args(["run", "--capture", "none", "--hostname-override", "here"])
         .args(["--master", &server.url()])
         .args(["--healthz-bind-address", "", "--metrics-bind-address", ""])
@@ -92,27 +102,27 @@ fn start(server: &ApiServer, directory: &std::path::Path) -> Child {
         .arg("--data-dir")
         .arg(directory.join("data"))
         .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts")
+        .spawn();
+    Proxy(child.expect("the program starts"))
 }
 
 /// The part of one core that the process takes while `work` is done.
 fn share(process: &Child, work: impl FnOnce()) -> f64 {
-    let (began, before) = (Instant::now(), nanoseconds(process));
+    let (began, before) = (Instant::now(), on_cpu(process));
     work();
-    #[allow(clippy::cast_precision_loss, reason = "a few seconds")]
-    let used = (nanoseconds(process) - before) as f64 / 1e9;
-    used / began.elapsed().as_secs_f64()
+    let used = on_cpu(process).saturating_sub(before);
+    used.as_secs_f64() / began.elapsed().as_secs_f64()
 }
 
-/// On a CPU so far, all threads together. Threads that have ended count no more; there are none.
-fn nanoseconds(process: &Child) -> u64 {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id())).expect("it runs");
-    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
-        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    tasks.filter_map(of_task).sum()
+/// On a CPU so far, in user and kernel mode, threads that have ended included: fields 14 and 15 of proc_pid_stat(5), in
+/// hundredths of a second everywhere.
+fn on_cpu(process: &Child) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("it runs");
+    // The second field is a name in brackets, which may hold anything.
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields = after_name.split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(10 * ticks)
 }
 
 fn megabytes(process: &Child, field: &str) -> u64 {
