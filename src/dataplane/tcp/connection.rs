@@ -176,7 +176,11 @@ impl<S: Socket> Connection<S> {
 
     /// Goes on after others had their turn.
     pub(super) fn go_on(&mut self, buffer: &mut [u8]) -> Fate {
-        self.pump(buffer)
+        let fate = self.pump(buffer);
+        if let Stage::Relaying { relay, .. } = &mut self.stage {
+            relay.backend.acknowledge();
+        }
+        fate
     }
 
     /// It is no longer young: the backend side gets the options of a long life.
@@ -196,7 +200,14 @@ impl<S: Socket> Connection<S> {
             Progress::Failed(error) => self.refuse(error),
             Progress::Reached(stream, backend, account) => {
                 self.reached(stream, backend, account);
-                self.pump(buffer)
+                match (self.pump(buffer), &self.stage) {
+                    // What the client says may be among the events of this round: it completes the handshake. Else, and
+                    // the backend may be the one to speak first, the next turn does.
+                    (Fate::GoesOn, Stage::Relaying { relay, .. }) if relay.backend.owes_ack() => {
+                        Fate::Yields
+                    }
+                    (fate, _) => fate,
+                }
             }
         }
     }

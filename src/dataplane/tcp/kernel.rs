@@ -1,7 +1,7 @@
 //! What a connection asks of the kernel: sockets that never block, and the data thread that makes and watches them.
 //!
 //! Here is the one implementation over real sockets. A connection knows only the traits, so its whole life can be
-//! simulated: every decision is its own, nothing here decides anything.
+//! simulated (`lifetimes`): every decision is its own, nothing here decides anything.
 
 use std::fmt::Debug;
 use std::io;
@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use crate::net::poller::Interest;
 use crate::net::sockets::{end_of_stream, original_destination, reset_on_close, send};
-use crate::net::streams::{Liveness, dial, error_of, limit_rate, receive, send_at_once};
+use crate::net::streams::{
+    Liveness, acknowledge, dial, error_of, limit_rate, receive, send_at_once,
+};
 
 use super::super::engine::{Reactor, Token};
 use super::pipe_pool::PooledPipe;
@@ -31,6 +33,8 @@ pub(super) trait Socket: Debug {
     fn send(&self, bytes: &[u8]) -> io::Result<usize>;
     /// Tells the peer that nothing more comes.
     fn end(&self) -> io::Result<()>;
+    /// Completes the handshake, if nothing has been sent.
+    fn acknowledge(&self);
     /// Makes the coming close a reset.
     fn reset_on_close(&self);
     /// The error that nobody has been told yet.
@@ -109,6 +113,10 @@ impl Socket for TcpStream {
 
     fn end(&self) -> io::Result<()> {
         end_of_stream(self)
+    }
+
+    fn acknowledge(&self) {
+        acknowledge(self);
     }
 
     fn reset_on_close(&self) {

@@ -17,6 +17,8 @@ pub(super) struct Stream<S> {
     // After what is there comes the end: a short read does not mean that nothing follows.
     ending: bool,
     broken: bool,
+    // The packet that completes the handshake waits for something to carry.
+    owes_ack: bool,
     tuning: Tuning,
 }
 
@@ -38,6 +40,7 @@ impl<S: Socket> Stream<S> {
             writable: true,
             ending: false,
             broken: false,
+            owes_ack: false,
             tuning: Tuning::Done,
         }
     }
@@ -50,6 +53,7 @@ impl<S: Socket> Stream<S> {
             writable: false,
             ending: false,
             broken: false,
+            owes_ack: true,
             tuning: Tuning::Fresh,
         }
     }
@@ -77,6 +81,18 @@ impl<S: Socket> Stream<S> {
         if self.tuning != Tuning::Done {
             self.tuning = Tuning::Done;
             self.socket.settle(liveness);
+        }
+    }
+
+    /// Whether nothing has been sent since it was dialled, so that its peer may not know yet that it is connected.
+    pub(super) fn owes_ack(&self) -> bool {
+        self.owes_ack
+    }
+
+    /// Completes the handshake, if nothing that was sent has.
+    pub(super) fn acknowledge(&mut self) {
+        if std::mem::take(&mut self.owes_ack) {
+            self.socket.acknowledge();
         }
     }
 
@@ -117,7 +133,8 @@ impl<S: Socket> Stream<S> {
     }
 
     /// Tells the peer that nothing more comes.
-    pub(super) fn finish(&self) -> io::Result<()> {
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        self.owes_ack = false;
         self.socket.end()
     }
 
@@ -147,13 +164,11 @@ impl<S: Socket> Stream<S> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let outcome = write(&self.socket);
-        if let Err(error) = &outcome {
-            if error.kind() == io::ErrorKind::WouldBlock {
-                self.writable = false;
-            } else {
-                // The call has reported what was wrong.
-                self.broken = false;
-            }
+        match &outcome {
+            Ok(_) => self.owes_ack = false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+            // The call has reported what was wrong.
+            Err(_) => self.broken = false,
         }
         outcome
     }
