@@ -15,6 +15,8 @@ mod dial;
 mod direction;
 mod exchange;
 mod kernel;
+#[cfg(test)]
+mod lifetimes;
 mod pipe_pool;
 mod proxy_header;
 mod relay;
