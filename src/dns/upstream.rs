@@ -21,8 +21,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::cache::Key;
-use super::exchange::code_label;
 use super::health::{Health, Probes};
+use super::labels::code_label;
 use super::relayed::Relayed;
 use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16, write_u16};
 
