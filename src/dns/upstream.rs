@@ -392,3 +392,39 @@ pub(super) fn encode_query(key: &Key, id: u16) -> Vec<u8> {
     query.extend([0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0, 0, 0]);
     query
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dead_come_last_and_stay_askable() {
+        let upstreams: Vec<_> = (1..=3)
+            .map(|port| Arc::new(Upstream::new(SocketAddr::from(([127, 0, 0, 1], port)))))
+            .collect();
+        let ports = |order: Vec<Arc<Upstream>>| -> Vec<u16> {
+            order.iter().map(|upstream| upstream.addr.port()).collect()
+        };
+        let in_order = || ports(order(&upstreams, UpstreamOrder::Sequential));
+        assert_eq!(in_order(), [1, 2, 3]);
+        let kill = |upstream: &Upstream| {
+            while !upstream.health.is_dead() {
+                upstream.health.failed();
+            }
+        };
+        kill(&upstreams[0]);
+        assert_eq!(in_order(), [2, 3, 1]);
+        kill(&upstreams[1]);
+        kill(&upstreams[2]);
+        assert_eq!(in_order(), [1, 2, 3], "all are dead, and one is asked");
+        upstreams[2].health.replied();
+        assert_eq!(in_order(), [3, 1, 2]);
+        // One that asks us is not asked even then.
+        upstreams[2].give_up();
+        assert_eq!(in_order(), [1, 2]);
+        let firsts: std::collections::BTreeSet<u16> = (0..200)
+            .map(|_| ports(order(&upstreams, UpstreamOrder::Random))[0])
+            .collect();
+        assert_eq!(firsts, [1, 2].into());
+    }
+}

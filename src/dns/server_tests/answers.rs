@@ -96,3 +96,29 @@ async fn a_burst_loses_nothing() {
         assert_eq!(buffer[..2], u16::to_be_bytes(id));
     }
 }
+
+#[tokio::test]
+async fn both_families_are_listened_at() {
+    let client = start_as(Vec::new(), |config| {
+        config.listen.push("[::1]:0".parse().unwrap());
+    })
+    .await;
+    let [four, six] = client.server.addresses() else {
+        panic!("two addresses");
+    };
+    assert!(four.is_ipv4() && six.is_ipv6());
+    let socket = UdpSocket::bind("[::1]:0").await.unwrap();
+    socket.connect(six).await.unwrap();
+    let question = query("dual.ns.svc.cluster.local.", RecordType::AAAA);
+    socket.send(&question.to_vec().unwrap()).await.unwrap();
+    let mut buffer = vec![0; 512];
+    let received = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await;
+    let length = received.expect("no reply").unwrap();
+    let reply = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(data(&reply), ["fd00:10:96::2"]);
+    assert_eq!(data(&client.udp(&question).await), ["fd00:10:96::2"]);
+    let text = crate::telemetry::render(&client.registry);
+    let line =
+        r#"viaduct_dns_requests_total{family="ipv6",proto="udp",type="AAAA",zone="cluster"} 1"#;
+    assert!(text.lines().any(|found| found == line), "{text}");
+}

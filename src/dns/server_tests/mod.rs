@@ -9,6 +9,7 @@ mod limits;
 mod messages;
 mod mutations;
 mod relaying;
+mod starting;
 mod upstreams;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use super::super::wire::layout;
 use super::super::{Config, Limits, Metrics, PodMode, UpstreamOrder};
 use super::*;
 use crate::model::{Protocol, ServiceKind, ServiceName};
+use crate::routing::TableBuilder;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,6 +49,13 @@ async fn start_with(upstreams: Vec<SocketAddr>, domains: Vec<(String, SocketAddr
 }
 
 async fn start_as(upstreams: Vec<SocketAddr>, adjust: impl FnOnce(&mut Config)) -> Client {
+    let mut builder = crowded();
+    builder.set_synced();
+    serve(builder, upstreams, adjust).await
+}
+
+// The fixture's cluster with Services of many endpoints and aliases to names of the stub.
+fn crowded() -> TableBuilder {
     let mut builder = cluster();
     let legion: Vec<_> = (0..5000)
         .map(|n| ready(&format!("10.3.{}.{}", n / 250, n % 250), None))
@@ -57,18 +66,22 @@ async fn start_as(upstreams: Vec<SocketAddr>, adjust: impl FnOnce(&mut Config)) 
         .map(|n| ready(&format!("10.2.0.{n}"), None))
         .collect();
     builder.apply(service("crowd", ServiceKind::Headless, "", &[]));
-    builder.apply(slice(
-        "crowd-1",
-        "crowd",
-        &[("http", Protocol::Tcp, 80)],
-        &crowd,
-    ));
-    let alias = |target: &str| ServiceKind::ExternalName(target.into());
-    builder.apply(service("out-www", alias("www.test"), "", &[]));
-    builder.apply(service("out-gone", alias("gone.test"), "", &[]));
-    builder.apply(service("out-sick", alias("servfail.test"), "", &[]));
+    let http = [("http", Protocol::Tcp, 80)];
+    builder.apply(slice("crowd-1", "crowd", &http, &crowd));
+    for name in ["www", "gone", "servfail", "big"] {
+        let alias = ServiceKind::ExternalName(format!("{name}.test").into());
+        builder.apply(service(&format!("out-{name}"), alias, "", &[]));
+    }
     builder.apply(pod("client", "127.0.0.1", false));
-    builder.set_synced();
+    builder
+}
+
+// A server of what `builder` knows by now.
+async fn serve(
+    mut builder: TableBuilder,
+    upstreams: Vec<SocketAddr>,
+    adjust: impl FnOnce(&mut Config),
+) -> Client {
     let table = Published::default();
     table.publish(builder.build().table);
     let mut config = Config {

@@ -59,6 +59,23 @@ async fn truncated_answers_are_fetched_over_tcp() {
     assert_eq!(client.tcp(&question).await.answers.len(), 12);
     let short = client.udp(&question).await;
     assert!(short.metadata.truncation && short.answers.len() < 12);
+    // The connection is kept for the next one.
+    let next = client.tcp(&query("big.test.", RecordType::A)).await;
+    assert_eq!(next.answers.len(), 12);
+    assert_eq!(stub.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_cut_answer_behind_an_alias_is_told() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let question = query("out-big.ns.svc.cluster.local.", RecordType::TXT);
+    let short = client.udp(&question).await;
+    assert!(short.metadata.truncation && short.answers.len() < 13);
+    assert_eq!(short.answers[0].record_type(), RecordType::CNAME);
+    let whole = client.tcp(&question).await;
+    assert!(!whole.metadata.truncation);
+    assert_eq!(whole.answers.len(), 13);
 }
 
 #[tokio::test]
@@ -120,7 +137,7 @@ async fn aliases_out_of_the_cluster_are_followed() {
         (vec!["gone.test.".to_owned()], 1)
     );
     let sick = client
-        .ask("out-sick.ns.svc.cluster.local.", RecordType::A)
+        .ask("out-servfail.ns.svc.cluster.local.", RecordType::A)
         .await;
     assert_eq!(sick.metadata.response_code, ResponseCode::ServFail);
 }

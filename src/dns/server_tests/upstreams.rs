@@ -144,3 +144,24 @@ async fn a_server_is_never_its_own_upstream() {
     drop(free);
     assert!(format!("{upstreams:?}").contains("others: []"));
 }
+
+#[tokio::test]
+async fn silence_is_asked_four_times_within_the_budget() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let client = start(vec![silent.local_addr().unwrap()]).await;
+    let begun = std::time::Instant::now();
+    let reply = client.ask("www.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    // glibc gives up after 5 s, and has to hear of the failure before.
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let mut buffer = [0; 512];
+    let mut ids = BTreeSet::new();
+    while let Ok((length, _)) = silent.try_recv_from(&mut buffer) {
+        let asked = Message::from_vec(&buffer[..length]).unwrap();
+        if asked.queries[0].name().to_ascii() == "www.test." {
+            ids.insert(asked.metadata.id);
+        }
+    }
+    assert_eq!(ids.len(), 4, "{ids:?}");
+    assert_eq!(client.metrics.upstream_requests.get(), 4);
+}
