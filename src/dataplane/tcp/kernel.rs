@@ -1,7 +1,7 @@
 //! What a connection asks of the kernel: sockets that never block, and the data thread that makes and watches them.
 //!
 //! Here is the one implementation over real sockets. A connection knows only the traits, so its whole life can be
-//! simulated (`lifetimes`): every decision is its own, nothing here decides anything.
+//! simulated (`lifetime_tests`): every decision is its own, nothing here decides anything.
 
 use std::fmt::Debug;
 use std::io;

@@ -16,7 +16,7 @@ mod direction;
 mod exchange;
 mod kernel;
 #[cfg(test)]
-mod lifetimes;
+mod lifetime_tests;
 mod pipe_pool;
 mod proxy_header;
 mod relay;

@@ -268,6 +268,15 @@ struct World {
     no_pipe: f64,
     no_fill: bool,
     no_drain: bool,
+    flaw: Option<Flaw>,
+}
+
+/// What is wrong with the kernel on purpose, to show that the simulation would notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    LosesEdges,
+    NeverAcknowledges,
+    EndsInsteadOfResets,
 }
 
 /// A socket of the simulated kernel, and the kernel itself.
@@ -294,6 +303,10 @@ fn speech(side: Side) -> &'static [u8] {
 impl SimSocket {
     fn line<T>(&self, act: impl FnOnce(&mut Line) -> T) -> T {
         act(&mut self.world.0.borrow_mut().lines[self.line])
+    }
+
+    fn has(&self, flaw: Flaw) -> bool {
+        self.world.0.borrow().flaw == Some(flaw)
     }
 
     fn take(&self, most: usize) -> io::Result<Vec<u8>> {
@@ -375,11 +388,15 @@ impl Socket for SimSocket {
     }
 
     fn acknowledge(&self) {
-        self.line(|line| line.established = true);
+        if !self.has(Flaw::NeverAcknowledges) {
+            self.line(|line| line.established = true);
+        }
     }
 
     fn reset_on_close(&self) {
-        self.line(|line| line.lingers = true);
+        if !self.has(Flaw::EndsInsteadOfResets) {
+            self.line(|line| line.lingers = true);
+        }
     }
 
     fn error(&self) -> Option<io::Error> {
@@ -538,7 +555,7 @@ fn script(rng: &mut StdRng) -> Script {
 }
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, flaw: Option<Flaw>) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let (mut client, mut backend) = (script(&mut rng), script(&mut rng));
         // One of them may wait for what the other one says first.
@@ -565,6 +582,7 @@ impl Run {
             no_pipe: [0.0, 0.0, 0.5, 1.0][rng.random_range(0..4)],
             no_fill: rng.random_bool(0.1),
             no_drain: rng.random_bool(0.1),
+            flaw,
             rng,
         };
         let mut sim = Sim(Rc::new(RefCell::new(world)));
@@ -621,14 +639,23 @@ impl Run {
         let events: Vec<(Token, Readiness)> = {
             let world = &mut *self.sim.0.borrow_mut();
             let rng = &mut world.rng;
+            let lost = match world.flaw {
+                Some(Flaw::LosesEdges) => 0.05,
+                Some(Flaw::NeverAcknowledges | Flaw::EndsInsteadOfResets) | None => 0.0,
+            };
             let ready = world
                 .lines
                 .iter_mut()
                 .filter(|line| line.edge && !line.closed);
             ready
-                .filter(|_| rng.random_bool(0.7))
                 .filter_map(|line| {
+                    if !rng.random_bool(0.7) {
+                        return None;
+                    }
                     line.edge = false;
+                    if rng.random_bool(lost) {
+                        return None;
+                    }
                     Some((line.token?, line.readiness()))
                 })
                 .collect()
@@ -742,9 +769,9 @@ fn check(run: &Run) -> Story {
         |line: &Line| line.script.ends == Ending::Orderly && line.script.deaf_after.is_none();
     for (one, other) in [(client, backend), (backend, client)] {
         match one.told {
-            // An end is never made up: the other one did end, and everything it had sent is there.
+            // The other one did end, and everything it had sent is there.
             Some(Last::End) => {
-                assert!(other.fin, "{one:?} {other:?}");
+                assert!(other.fin, "an end is never made up: {one:?} {other:?}");
                 assert_eq!(one.taken, other.script.bytes);
             }
             Some(Last::Reset) => assert!(!calm(client) || !calm(backend), "{one:?} {other:?}"),
@@ -798,15 +825,16 @@ impl Drop for Seed {
     }
 }
 
+fn live(seed: u64, flaw: Option<Flaw>) -> Story {
+    let seed = Seed(seed);
+    let mut run = Run::new(seed.0, flaw);
+    run.live();
+    check(&run)
+}
+
 #[test]
 fn connections_end_as_their_peers_ended_them_whatever_the_kernel_does() {
-    let mut stories = Vec::new();
-    for seed in 0..1500 {
-        let seed = Seed(seed);
-        let mut run = Run::new(seed.0);
-        run.live();
-        stories.push(check(&run));
-    }
+    let stories: Vec<Story> = (0..1500).map(|seed| live(seed, None)).collect();
     for story in [
         Story::Complete,
         Story::Cut,
@@ -815,5 +843,29 @@ fn connections_end_as_their_peers_ended_them_whatever_the_kernel_does() {
     ] {
         let n = stories.iter().filter(|other| **other == story).count();
         assert!(n >= 20, "{story:?}: {n}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "it waits for what has happened already")]
+fn an_edge_that_is_lost_would_be_noticed() {
+    for seed in 0..200 {
+        live(seed, Some(Flaw::LosesEdges));
+    }
+}
+
+#[test]
+#[should_panic(expected = "it waits for what has happened already")]
+fn a_backend_that_never_learns_of_its_connection_would_be_noticed() {
+    for seed in 0..200 {
+        live(seed, Some(Flaw::NeverAcknowledges));
+    }
+}
+
+#[test]
+#[should_panic(expected = "is never made up")]
+fn an_end_in_place_of_a_reset_would_be_noticed() {
+    for seed in 0..200 {
+        live(seed, Some(Flaw::EndsInsteadOfResets));
     }
 }
