@@ -9,6 +9,7 @@ mod node;
 mod pods;
 mod privileges;
 mod stickiness;
+mod streams;
 mod two_nodes;
 
 use std::fs;
@@ -71,6 +72,18 @@ const CASES: &[Case] = &[
     (
         "established_connections_survive_every_change",
         changes::established_connections_survive_every_change,
+    ),
+    (
+        "streams::streams_end_as_their_peers_end_them",
+        streams::streams_end_as_their_peers_end_them,
+    ),
+    (
+        "streams::a_backend_that_speaks_first_is_heard_at_once",
+        streams::a_backend_that_speaks_first_is_heard_at_once,
+    ),
+    (
+        "streams::a_stalled_reader_costs_a_fast_one_nothing",
+        streams::a_stalled_reader_costs_a_fast_one_nothing,
     ),
     (
         "load::a_rolling_update_fails_no_connection",
