@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tracing::{debug, warn};
 
 use crate::capture::CaptureError;
@@ -128,7 +129,9 @@ impl<E: Effects> Programmer<E> {
     /// Brings listeners and the published table in line with what `builder` knows by now; rules follow in
     /// [`Self::write`].
     pub(super) async fn program(&mut self, builder: &mut TableBuilder, now: Instant) {
+        let begun = Instant::now();
         let built = builder.build();
+        self.metrics().rebuilt(begun.elapsed());
         for conflict in &built.conflicts {
             warn!(service = %conflict.loser, address = conflict.address, owner = %conflict.owner, "address is taken; {conflict}");
         }
@@ -339,7 +342,8 @@ impl<E: Effects> Programmer<E> {
         }
         let (generation, services) = (table.generation, wanted.len());
         self.effects
-            .publish(table, &changed.into_iter().collect::<Vec<_>>());
+            .publish(table.clone(), &changed.into_iter().collect::<Vec<_>>());
+        self.metrics().published(&table, Timestamp::now());
         debug!(generation, services, "table published");
     }
 
