@@ -15,6 +15,8 @@ mod configuration;
 mod dataplane;
 mod dev;
 mod dns;
+mod dns_restart;
+mod dns_server;
 mod dns_table;
 mod explain;
 mod fault_clients;
