@@ -27,5 +27,8 @@ mod house_rules;
 mod kube;
 mod load;
 mod manifests;
+#[path = "../support/packet_table.rs"]
+mod packet_table;
+mod packets;
 mod readiness;
 mod scenarios;
