@@ -52,6 +52,7 @@ pub use probe_targets::{
 pub use published::{Objects, PublishedObjects};
 pub use rejection::{Cause, Rejection, Warning};
 pub use store::Change;
+pub(crate) use validation::metadata::NAMELESS;
 pub use verbs::{Grace, Written};
 
 #[cfg(test)]
