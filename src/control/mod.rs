@@ -26,6 +26,7 @@ mod load_balancers;
 mod merge;
 mod node_ports;
 mod object;
+mod packed;
 mod plane;
 mod predicates;
 mod probe_state;

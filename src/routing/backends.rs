@@ -1,6 +1,6 @@
 //! The endpoints of a service port, as backends: joined from its slices, with the figures that outlive a table.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
@@ -10,9 +10,17 @@ use crate::model::{Endpoint, EndpointSlice, Family, ServicePort, ServicePortKey}
 
 use super::{Backend, HeldBack, Live, NodeView};
 
-/// The live figures of every endpoint of a service port, eligible or not: an endpoint that is unready for a moment
-/// still has its flows.
-pub(super) type Figures = HashMap<SocketAddr, Arc<Live>>;
+/// The live figures of every endpoint of a service port, eligible or not, by address: an endpoint that is unready for a
+/// moment still has its flows.
+#[derive(Debug, Default)]
+pub(super) struct Figures(Box<[(SocketAddr, Arc<Live>)]>);
+
+impl Figures {
+    fn of(&self, addr: &SocketAddr) -> Option<&Arc<Live>> {
+        let place = self.0.binary_search_by_key(addr, |(addr, _)| *addr);
+        place.ok().map(|place| &self.0[place].1)
+    }
+}
 
 /// Every endpoint of a service port with its address there: slice ports match by name and protocol, and the number is
 /// the slice's. Slices with the headless label are for DNS only.
@@ -51,6 +59,7 @@ pub(super) fn serving(endpoints: &[(SocketAddr, &Endpoint)]) -> Vec<SocketAddr> 
         .collect();
     serving.sort_unstable();
     serving.dedup();
+    serving.shrink_to_fit();
     serving
 }
 
@@ -59,11 +68,12 @@ pub(super) fn carry_figures(
     endpoints: &[(SocketAddr, &Endpoint)],
     before: Option<&Figures>,
 ) -> Figures {
-    let known = |addr: &SocketAddr| before.and_then(|figures| figures.get(addr)).cloned();
-    endpoints
-        .iter()
-        .map(|(addr, _)| (*addr, known(addr).unwrap_or_default()))
-        .collect()
+    let known = |addr: &SocketAddr| before.and_then(|figures| figures.of(addr)).cloned();
+    let addresses: BTreeSet<SocketAddr> = endpoints.iter().map(|(addr, _)| *addr).collect();
+    let figures = addresses
+        .into_iter()
+        .map(|addr| (addr, known(&addr).unwrap_or_default()));
+    Figures(figures.collect())
 }
 
 /// One candidate set as backends, in an order that depends on nothing but the set, the service port and the node: the
@@ -83,7 +93,7 @@ pub(super) fn shuffled_backends(
                 addr: *addr,
                 node: endpoint.node.clone(),
                 pod: endpoint.pod.clone(),
-                live: figures.get(addr).cloned().unwrap_or_default(),
+                live: figures.of(addr).cloned().unwrap_or_default(),
                 held_back: held_back.clone(),
             })
         })

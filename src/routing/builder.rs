@@ -30,7 +30,8 @@ pub struct TableBuilder {
     default_ejection: OutlierEjection,
     services: HashMap<ServiceName, Arc<Service>>,
     slices: HashMap<SliceKey, Arc<EndpointSlice>>,
-    slices_of: HashMap<ServiceName, BTreeSet<SliceKey>>,
+    // In order; a list because nearly all have one, and the first node of a tree has room for eleven.
+    slices_of: HashMap<ServiceName, Vec<SliceKey>>,
     pods: HashMap<(Arc<str>, Arc<str>), Arc<Pod>>,
     // The order in which Services appeared; one that went and came back is young again.
     ages: HashMap<ServiceName, u64>,
@@ -107,10 +108,10 @@ impl TableBuilder {
             }
             Event::SliceApplied(slice) => {
                 self.forget_slice(&slice.key);
-                self.slices_of
-                    .entry(slice.service.clone())
-                    .or_default()
-                    .insert(slice.key.clone());
+                let keys = self.slices_of.entry(slice.service.clone()).or_default();
+                let place = keys.partition_point(|other| *other < slice.key);
+                keys.reserve_exact(1);
+                keys.insert(place, slice.key.clone());
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice);
             }
@@ -189,7 +190,7 @@ impl TableBuilder {
         };
         self.dirty.insert(slice.service.clone());
         if let Some(keys) = self.slices_of.get_mut(&slice.service) {
-            keys.remove(key);
+            keys.retain(|other| other != key);
             if keys.is_empty() {
                 self.slices_of.remove(&slice.service);
             }
@@ -295,7 +296,7 @@ impl TableBuilder {
             (None, _) | (_, None) => held_back.count_warming([].into_iter()),
         }
         let holds = |claim| self.claims.holds(&key, claim);
-        let frontends = wanted_frontends(service, port, key.family)
+        let mut frontends: Vec<_> = wanted_frontends(service, port, key.family)
             .into_iter()
             .filter(|(frontend, _)| holds(Claim::Frontend(*frontend)))
             .filter(|(frontend, _)| {
@@ -303,6 +304,7 @@ impl TableBuilder {
                 !self.reserved.contains(&address)
             })
             .collect();
+        frontends.shrink_to_fit();
         let node_port = port
             .node_port
             .map(Port::number)

@@ -1,17 +1,17 @@
 //! A persistent map from an address to everything that has it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use rpds::HashTrieMapSync;
+use imbl::OrdMap;
+use smallvec::SmallVec;
 
-/// Several values per address. Cloning shares everything.
+/// Several values per address; nearly all have one. Cloning shares everything.
 #[derive(Clone, Debug)]
-pub(super) struct ByAddress<T>(HashTrieMapSync<IpAddr, Arc<[T]>>);
+pub(super) struct ByAddress<T>(OrdMap<IpAddr, SmallVec<[T; 1]>>);
 
 impl<T> Default for ByAddress<T> {
     fn default() -> Self {
-        Self(HashTrieMapSync::default())
+        Self(OrdMap::default())
     }
 }
 
@@ -23,29 +23,24 @@ impl<T: Clone> ByAddress<T> {
 
     /// Adds a value, a second time if it is there already.
     pub(super) fn add(&mut self, ip: IpAddr, value: T) {
-        let values = self.at(ip).iter().cloned().chain([value]).collect();
-        self.0.insert_mut(ip, values);
+        self.0.entry(ip).or_default().push(value);
     }
 
     /// Removes the values at the address that match.
     pub(super) fn remove(&mut self, ip: IpAddr, matches: impl Fn(&T) -> bool) {
-        let rest: Arc<[T]> = self
-            .at(ip)
-            .iter()
-            .filter(|value| !matches(value))
-            .cloned()
-            .collect();
-        if rest.is_empty() {
-            self.0.remove_mut(&ip);
-        } else {
-            self.0.insert_mut(ip, rest);
+        let Some(values) = self.0.get_mut(&ip) else {
+            return;
+        };
+        values.retain(|value| !matches(value));
+        if values.is_empty() {
+            self.0.remove(&ip);
         }
     }
 
     /// How many addresses have a value.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.size()
+        self.0.len()
     }
 }
 

@@ -116,7 +116,7 @@ fn ports_pair_by_name_and_protocol_and_take_the_number_of_the_slice() {
 #[test]
 fn only_the_first_address_of_an_endpoint_is_a_backend_and_all_are_owned() {
     let two = Endpoint {
-        addresses: vec![ip("10.1.0.1"), ip("10.1.0.2")],
+        addresses: [ip("10.1.0.1"), ip("10.1.0.2")].into_iter().collect(),
         ..ep("10.1.0.1")
     };
     let (_, table) = built([put(web()), put_slice(slice("web-1", "web", [two]))]);
