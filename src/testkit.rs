@@ -274,7 +274,7 @@ pub(crate) fn route(key: ServicePortKey) -> Route {
         port: 80,
         cluster: Vec::new(),
         local: Vec::new(),
-        serving: Vec::new(),
+        known: Default::default(),
         any_endpoints: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,

@@ -3,6 +3,8 @@
 //! Small texts compress badly alone, because they repeat little of themselves; but they repeat each other. The same
 //! object is the same bytes, so packed objects can be compared.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -12,9 +14,9 @@ use super::{Kind, Object};
 /// frequent kind last. Lives in memory only, so it may change with any version.
 const DICTIONARY: &[u8] = br#"{"apiVersion":"v1","kind":"Namespace","metadata":{"creationTimestamp":"2026-01-01T00:00:00Z","name":"default","uid":"00000000-0000-0000-0000-000000000000"},"status":{"phase":"Active"}}{"apiVersion":"v1","kind":"Pod","metadata":{"creationTimestamp":"2026-01-01T00:00:00Z","name":"web","namespace":"default","uid":"00000000-0000-0000-0000-000000000000"},"spec":{"containers":[],"hostNetwork":true,"nodeName":"node-1"},"status":{"conditions":[{"lastTransitionTime":"2026-01-01T00:00:00Z","status":"True","type":"Ready"}],"phase":"Running","podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}}{"apiVersion":"v1","kind":"Service","metadata":{"annotations":{"viaduct.dev/"},"creationTimestamp":"2026-01-01T00:00:00Z","deletionTimestamp":"labels":{"app":"web","app.kubernetes.io/component":"app.kubernetes.io/instance":"app.kubernetes.io/managed-by":"Helm","app.kubernetes.io/name":"app.kubernetes.io/part-of":"app.kubernetes.io/version":"helm.sh/chart":"},"name":"web","namespace":"default","resourceVersion":"10000","uid":"00000000-0000-0000-0000-000000000000"},"spec":{"allocateLoadBalancerNodePorts":true,"clusterIP":"10.96.0.1","clusterIPs":["10.96.0.1","fd00::1"],"externalIPs":["externalTrafficPolicy":"Local","healthCheckNodePort":30000,"externalTrafficPolicy":"Cluster","internalTrafficPolicy":"Cluster","ipFamilies":["IPv4","IPv6"],"ipFamilyPolicy":"PreferDualStack","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","loadBalancerClass":"loadBalancerIP":"loadBalancerSourceRanges":["ports":[{"appProtocol":"http","name":"http","nodePort":30080,"port":80,"protocol":"TCP","targetPort":8080},{"name":"https","port":443,"protocol":"TCP","targetPort":"https"},{"name":"metrics","port":9090,"protocol":"UDP","targetPort":"metrics"}],"publishNotReadyAddresses":true,"selector":{"app":"web","app.kubernetes.io/instance":"app.kubernetes.io/name":"},"sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":10800}},"trafficDistribution":"PreferClose","type":"NodePort","clusterIP":"None","clusterIPs":["None"],"sessionAffinity":"None","type":"LoadBalancer"},"status":{"loadBalancer":{"ingress":[{"ip":"192.0.2.1","ipMode":"VIP"},{"hostname":"}]}}},"sessionAffinity":"None","type":"ClusterIP"},"status":{"loadBalancer":{}}}{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","addressType":"IPv6","endpoints":[],"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.1"],"conditions":{"ready":false,"serving":true,"terminating":true},"hints":{"forNodes":[{"name":"forZones":[{"name":"zone-a"}]},"hostname":"web-0","nodeName":"node-1","zone":"zone-a"},{"addresses":["10.0.0.1"],"conditions":{"ready":true,"serving":true,"terminating":false},"nodeName":"node-1","targetRef":{"kind":"Pod","name":"web","namespace":"default"},"zone":"zone-a"}],"metadata":{"annotations":{"endpoints.kubernetes.io/last-change-trigger-time":"2026-01-01T00:00:00Z"},"creationTimestamp":"2026-01-01T00:00:00Z","generation":1,"labels":{"app":"web","endpointslice.kubernetes.io/managed-by":"endpointslice-controller.k8s.io","service.kubernetes.io/headless":"","kubernetes.io/service-name":"web"},"name":"web","namespace":"default","resourceVersion":"10000","uid":"00000000-0000-0000-0000-000000000000"},"ports":[{"name":"","port":8080,"protocol":"TCP"},{"name":"http","port":8080,"protocol":"TCP"}]}"#;
 
-/// An object, packed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Packed(Box<[u8]>);
+/// An object, packed. Cloning shares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Packed(Arc<[u8]>);
 
 impl Packed {
     /// `None` if it cannot be written as JSON.

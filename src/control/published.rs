@@ -28,7 +28,7 @@ enum Form {
 #[derive(Clone, Debug)]
 enum Stored {
     Whole(Arc<Object>),
-    Packed(Arc<Packed>),
+    Packed(Packed),
 }
 
 impl Objects {
@@ -61,7 +61,7 @@ impl Objects {
         match self.map.get(&object.key()) {
             None => false,
             Some(Stored::Whole(known)) => **known == *object,
-            Some(Stored::Packed(known)) => Packed::of(object).is_some_and(|given| given == **known),
+            Some(Stored::Packed(known)) => Packed::of(object).is_some_and(|given| given == *known),
         }
     }
 
@@ -92,7 +92,7 @@ impl Objects {
         match self.form {
             Form::Whole => whole(),
             // What cannot be packed is no less worth keeping.
-            Form::Packed => Packed::of(object).map_or_else(whole, |it| Stored::Packed(it.into())),
+            Form::Packed => Packed::of(object).map_or_else(whole, Stored::Packed),
         }
     }
 }

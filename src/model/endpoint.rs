@@ -49,6 +49,7 @@ impl EndpointSlice {
     /// Has what it says in common with other facts only once.
     pub fn share(&mut self, names: &mut Names) {
         names.share(&mut self.key.namespace);
+        names.share(&mut self.key.name);
         self.service.share(names);
         for port in &mut self.ports {
             names.share(&mut port.name);

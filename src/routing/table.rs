@@ -30,7 +30,7 @@ pub struct RoutingTable {
     pub(super) routes: HashTrieMapSync<ServicePortKey, Arc<Route>>,
     pub(super) frontends: HashTrieMapSync<Frontend, (FrontendKind, Arc<Route>)>,
     pub(super) node_ports: HashTrieMapSync<(Family, Protocol, u16), Arc<Route>>,
-    pub(super) owners: ByAddress<ServiceName>,
+    pub(super) owners: ByAddress<Arc<ServiceName>>,
     pub(super) namespaces: HashTrieMapSync<Arc<str>, ()>,
     pub(super) pods: ByAddress<Arc<Pod>>,
     pub(super) moved: HashTrieMapSync<Frontend, u16>,
@@ -134,7 +134,7 @@ impl RoutingTable {
     }
 
     /// Services that own the address, as cluster IP or by one of their endpoints (ready or not).
-    pub fn owners_of(&self, ip: IpAddr) -> &[ServiceName] {
+    pub fn owners_of(&self, ip: IpAddr) -> &[Arc<ServiceName>] {
         self.owners.at(ip)
     }
 

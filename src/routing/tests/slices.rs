@@ -41,7 +41,10 @@ fn a_slice_that_moves_to_another_service_leaves_the_first() {
     );
     assert_eq!(web_backends(&table), [""; 0]);
     assert_eq!(backends_of(&table, &port_key("api")), ["10.1.0.1:8080"]);
-    assert_eq!(table.owners_of(ip("10.1.0.1")), [service_name("api")]);
+    assert_eq!(
+        table.owners_of(ip("10.1.0.1")),
+        [service_name("api").into()]
+    );
 }
 
 #[test]
@@ -121,8 +124,14 @@ fn only_the_first_address_of_an_endpoint_is_a_backend_and_all_are_owned() {
     };
     let (_, table) = built([put(web()), put_slice(slice("web-1", "web", [two]))]);
     assert_eq!(web_backends(&table), ["10.1.0.1:8080"]);
-    assert_eq!(table.owners_of(ip("10.1.0.2")), [service_name("web")]);
-    assert_eq!(table.owners_of(ip("10.96.0.10")), [service_name("web")]);
+    assert_eq!(
+        table.owners_of(ip("10.1.0.2")),
+        [service_name("web").into()]
+    );
+    assert_eq!(
+        table.owners_of(ip("10.96.0.10")),
+        [service_name("web").into()]
+    );
 }
 
 #[test]
