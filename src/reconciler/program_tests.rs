@@ -237,7 +237,7 @@ async fn the_last_endpoint_that_goes_holds_the_port_closed_and_the_first_opens_i
     );
     assert_eq!(
         bench.step(vec![endpoints(false)]).await[..2],
-        ["publish 1 routes, 1 changed", "hold default/web"]
+        ["hold default/web", "publish 1 routes, 1 changed"]
     );
 }
 
@@ -359,7 +359,7 @@ async fn a_service_deleted_and_made_again_before_its_rules_are_gone_keeps_its_po
         .await;
     bench.programmer.effects_mut().log.clear();
     let log = bench.step(vec![web(), endpoints(false)]).await;
-    assert_eq!(log, ["publish 1 routes, 1 changed", "hold default/web"]);
+    assert_eq!(log, ["hold default/web", "publish 1 routes, 1 changed"]);
 }
 
 #[tokio::test]
