@@ -45,7 +45,7 @@ pub enum Sharing {
 /// Who is heard at a socket, and what for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms<'a> {
-    /// Nothing that it refuses is ever heard (`SO_ATTACH_FILTER`).
+    /// Nothing that it refuses is ever heard (`SO_ATTACH_FILTER`); see [`Bound::unfiltered`].
     pub filter: Option<&'a SourceFilter>,
     /// It may answer from addresses that are not this machine's (`IP_TRANSPARENT`), which needs `CAP_NET_ADMIN`.
     pub transparent: bool,
@@ -57,6 +57,8 @@ pub struct Bound {
     socket: Socket,
     /// Where it is bound.
     pub addr: SocketAddr,
+    /// Why the kernel did not take the filter: it is too long, or none is taken at all. Then everybody is heard.
+    pub unfiltered: Option<io::Error>,
 }
 
 impl Bound {
@@ -80,7 +82,7 @@ impl Bound {
         sharing: Sharing,
     ) -> io::Result<Self> {
         let bind = |leftovers| bind(transport, addr, sharing, leftovers, terms);
-        let socket = match (transport, bind(Leftovers::Mind)) {
+        let (socket, unfiltered) = match (transport, bind(Leftovers::Mind)) {
             (Transport::Tcp, Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
                 bind(Leftovers::Ignore)?
             }
@@ -88,7 +90,11 @@ impl Bound {
         };
         socket.set_reuse_port(true)?;
         let addr = inet(&socket.local_addr()?)?;
-        Ok(Self { socket, addr })
+        Ok(Self {
+            socket,
+            addr,
+            unfiltered,
+        })
     }
 
     /// Starts to listen. Accepted connections inherit `TCP_NODELAY` and keepalive, with the kernel's timing
@@ -162,7 +168,7 @@ fn bind(
     sharing: Sharing,
     leftovers: Leftovers,
     terms: Terms<'_>,
-) -> io::Result<Socket> {
+) -> io::Result<(Socket, Option<io::Error>)> {
     let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
@@ -181,11 +187,11 @@ fn bind(
     }
     socket.set_reuse_address(leftovers == Leftovers::Ignore)?;
     socket.set_reuse_port(sharing == Sharing::Join)?;
-    if let Some(SourceFilter(program)) = terms.filter {
-        socket.attach_filter(program)?;
-    }
+    let attached = terms.filter.map_or(Ok(()), |SourceFilter(program)| {
+        socket.attach_filter(program)
+    });
     socket.bind(&addr.into())?;
-    Ok(socket)
+    Ok((socket, attached.err()))
 }
 
 fn set_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<()> {

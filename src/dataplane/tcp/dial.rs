@@ -50,8 +50,8 @@ pub(super) enum DialError {
     /// There is none to choose.
     #[error("no backend could serve it")]
     NoBackend,
-    /// The traffic policy keeps the connection from all backends.
-    #[error("the traffic policy keeps it from all backends")]
+    /// The traffic policy or the source ranges keep the connection from all backends.
+    #[error("the traffic policy or the source ranges keep it from all backends")]
     Policy,
     /// The client has reset the connection meanwhile.
     #[error("the client went away")]

@@ -371,6 +371,9 @@ impl Session {
         watch: &mut dyn FnMut(&UdpSocket) -> io::Result<()>,
     ) -> Result<Link, Loss> {
         let listener = &self.flow.listener;
+        if !listener.hears(self.client.ip()) {
+            return Err(Loss::Policy);
+        }
         let (route, origin) = {
             let table = listener.shared.table.load();
             let route = table.route(&listener.id.route).ok_or(Loss::NoBackend)?;

@@ -110,6 +110,10 @@ const CASES: &[Case] = &[
         two_nodes::hints_keep_each_zone_to_itself,
     ),
     (
+        "explain_says_what_the_node_itself_cannot_dial",
+        explain_says_what_the_node_itself_cannot_dial,
+    ),
+    (
         "pods_are_recognised_by_their_interfaces",
         detect_local::pods_are_recognised_by_their_interfaces,
     ),
@@ -623,6 +627,27 @@ fn starting_in_the_other_mode_takes_over(mut node: Node) {
     assert!(node.end().success());
     let left = all_rules(&node.world).to_lowercase();
     assert!(!left.contains("viaduct"), "{left}");
+}
+
+fn explain_says_what_the_node_itself_cannot_dial(mut node: Node) {
+    let line = "ip -4 route del default; ip -6 route del default";
+    node.world.shell(Place::Node, line);
+    node.apply(&Web::default());
+    node.start();
+    for service in SERVICE {
+        let to = SocketAddr::new(service.parse().unwrap(), 80);
+        node.await_served(to);
+        let explained = node.explain(&to.to_string());
+        let told = explained.contains(&format!("cannot dial {service}"));
+        let served = !node
+            .ask(Place::Node, Protocol::Tcp, to, QUIET)
+            .words()
+            .is_empty();
+        assert_eq!(served, !told, "{to}: {explained}");
+        // Elsewhere the address is the node's own.
+        let needs_a_route = matches!(node.mode, Mode::Nftables | Mode::Iptables);
+        assert_eq!(told, needs_a_route, "{explained}");
+    }
 }
 
 fn everybody() -> impl Iterator<Item = (Place, Protocol)> {

@@ -233,6 +233,15 @@ impl Node {
         command
     }
 
+    /// What `viaduct explain` says.
+    pub(super) fn explain(&self, target: &str) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
+        command.args(["explain", target, "--admin-socket"]);
+        command.arg(self.directory.path().join("n0.sock"));
+        let output = self.world.in_ns(Place::Node, || command.output()).unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// What it has said so far.
     pub(super) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
