@@ -5,7 +5,7 @@
 //! sharing, and only then opened for sharing with our own further sockets.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -251,13 +251,26 @@ pub fn dialling_from(origin: SocketAddr, addr: SocketAddr) -> io::Result<TcpSock
     Ok(socket)
 }
 
-/// A nonblocking UDP socket connected to `addr`.
+/// Binds a socket to an address that need not be this machine's, at any port: whoever it speaks to sees that one.
 ///
 /// # Errors
-/// Those of `socket(2)` and `connect(2)`.
-pub fn connected_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+/// `PermissionDenied` without `CAP_NET_RAW` or `CAP_NET_ADMIN`; `AddrInUse` if there is no port left.
+pub(super) fn appear_as(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    let addr = SocketAddr::new(ip, 0);
+    set_transparent(socket, addr)?;
+    socket.bind(&addr.into())
+}
+
+/// A nonblocking UDP socket connected to `addr`, which sees `source` in place of an address of this machine's.
+///
+/// # Errors
+/// Those of `socket(2)`, `bind(2)` and `connect(2)`.
+pub fn connected_udp(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
+    if let Some(source) = source {
+        appear_as(&socket, source)?;
+    }
     socket.connect(&addr.into())?;
     enlarge_buffers(&socket, UDP_FLOW_BUFFER);
     Ok(socket.into())

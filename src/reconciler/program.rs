@@ -10,6 +10,7 @@
 //! here works through [`Effects`], so that a test can watch the order.
 
 mod direct;
+mod shown_clients;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -164,6 +165,7 @@ impl<E: Effects> Programmer<E> {
             .into_iter()
             .map(|name| (name.clone(), self.plan(&name, &built.table)))
             .collect();
+        self.note_clients_not_shown(&wanted);
         self.close_direct(&wanted).await;
         self.note_uncaptured(&wanted);
         let mut moved = false;

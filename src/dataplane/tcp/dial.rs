@@ -13,7 +13,7 @@ use crate::faults::{Carrier, FaultKind, Injection};
 use crate::net::poller::{Interest, Readiness};
 use crate::net::sockets::send;
 use crate::net::streams::{dial, error_of};
-use crate::routing::{FrontendKind, Origin, Route, Verdict};
+use crate::routing::{Caller, FrontendKind, Origin, Route, Verdict};
 
 use super::super::Listener;
 use super::super::accounts::{BackendAccount, Fault};
@@ -333,7 +333,7 @@ impl Dial {
     ) -> bool {
         let now = reactor.now();
         let until = now + patience;
-        match connect(backend.addr(), key, reactor) {
+        match self.connect(backend.addr(), key, listener, reactor) {
             Ok(stream) => {
                 reactor.call_at(until, Token::Client(key));
                 self.current = Some(Attempt {
@@ -349,6 +349,29 @@ impl Dial {
                 false
             }
         }
+    }
+
+    fn connect(
+        &self,
+        addr: SocketAddr,
+        key: Key,
+        listener: &Listener,
+        reactor: &Reactor,
+    ) -> io::Result<Stream> {
+        let wanted = &self.wanted;
+        let caller = Caller {
+            ip: wanted.client_ip,
+            origin: wanted.origin,
+            kind: wanted.kind,
+        };
+        // Few Services ask, and the table costs a look.
+        let source = wanted.route.knobs.source_ip.and_then(|_| {
+            let node = &listener.shared.table.load().node;
+            node.shown_source(&wanted.route, caller, addr.ip())
+        });
+        let socket = dial(addr, source)?;
+        reactor.watch(&socket, Interest::Stream, Token::Backend(key))?;
+        Ok(Stream::dialled(socket))
     }
 
     fn pick(&mut self, now: Instant) -> Option<(InUse, Duration)> {
@@ -391,10 +414,4 @@ impl Dial {
             },
         };
     }
-}
-
-fn connect(addr: SocketAddr, key: Key, reactor: &Reactor) -> io::Result<Stream> {
-    let socket = dial(addr)?;
-    reactor.watch(&socket, Interest::Stream, Token::Backend(key))?;
-    Ok(Stream::dialled(socket))
 }

@@ -9,6 +9,7 @@ mod node;
 mod order;
 mod pods;
 mod privileges;
+mod source_ip;
 mod stickiness;
 mod two_nodes;
 
@@ -112,6 +113,10 @@ const CASES: &[Case] = &[
     (
         "explain_says_what_the_node_itself_cannot_dial",
         explain_says_what_the_node_itself_cannot_dial,
+    ),
+    (
+        "backends_see_their_clients_where_answers_pass_here",
+        source_ip::backends_see_their_clients_where_answers_pass_here,
     ),
     (
         "pods_are_recognised_by_their_interfaces",
