@@ -61,10 +61,12 @@ fn too_many_networks() -> Vec<IpNet> {
 async fn callers_that_no_filter_keeps_out_are_refused_instead() {
     for protocol in [Tcp, Udp] {
         let backend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let accepting = TcpListener::bind(backend.local_addr().unwrap())
-            .await
-            .unwrap();
-        let rig = Rig::start(protocol, &[accepting.local_addr().unwrap()]);
+        let accepting = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = match protocol {
+            Tcp => accepting.local_addr(),
+            Udp => backend.local_addr(),
+        };
+        let rig = Rig::start(protocol, &[addr.unwrap()]);
         let observer = rig.plane.observer();
         let mut spec = rig.spec(Serving);
         spec.callers = Callers::Only(too_many_networks());
