@@ -124,7 +124,7 @@ impl App {
         let (notices, noticed) = kube::notices();
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
-        let captures = open_captures(&config).await?;
+        let captures = open_captures(&config, &health).await?;
         let mode = captures.first().map_or(Mode::None, |first| first.mode());
         let metrics = Arc::new(dataplane::Metrics::new(&registry).context("registering metrics")?);
         let dataplane = Dataplane::start(
@@ -323,7 +323,7 @@ fn set_oom_score(config: &Config) {
 }
 
 // One family that cannot be captured does not stop the other; none at all does.
-async fn open_captures(config: &Config) -> anyhow::Result<Vec<Box<dyn Capture>>> {
+async fn open_captures(config: &Config, health: &Health) -> anyhow::Result<Vec<Box<dyn Capture>>> {
     let mut captures = Vec::new();
     if config.capture.is(Mode::None) {
         return Ok(captures);
@@ -338,6 +338,7 @@ async fn open_captures(config: &Config) -> anyhow::Result<Vec<Box<dyn Capture>>>
             }
             Err(refusals) => {
                 error!(%family, modes = %config.capture, %refusals, "family cannot be captured");
+                health.failed(family.as_str(), refusals.to_string());
                 refusals
             }
         };

@@ -1,16 +1,17 @@
-//! Capture by x_tables: chains of our own, driven by `iptables-save` and `iptables-restore`, whichever variant of them
-//! the system prefers.
+//! Capture by x_tables: chains of our own, driven by `iptables-save` and `iptables-restore`, in the variant of them that
+//! works here.
 //!
-//! `render` says what the chains contain, and what leads from one state to another; here that is run, and what was
-//! applied is remembered. Rules of others are read, never written.
+//! `render` says what the chains contain, and what leads from one state to another; `variant` which tools there are. Here
+//! they are run, and what was applied is remembered. Rules of others are read, never written.
 
 mod render;
+mod variant;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use crate::model::Family;
 
@@ -20,10 +21,12 @@ use super::tool::run;
 use super::{Capture, CaptureError, Mode};
 
 use render::{Chains, Table, parse_saved, plan_chains, render_restore};
+use variant::Variant;
 
 /// One family's chains. Owns what it believes to be in the kernel.
 pub(super) struct Iptables {
     family: Family,
+    variant: Variant,
     /// What the kernel holds, of the tables where that is known.
     applied: BTreeMap<Table, Chains>,
     /// Where captured traffic is led; `None` = the address of the interface it came in by.
@@ -33,13 +36,31 @@ pub(super) struct Iptables {
 }
 
 impl Iptables {
-    pub(super) fn new(family: Family) -> Self {
-        Self {
+    /// By the tools that work here. What those that are not used may have left is removed.
+    ///
+    /// # Errors
+    /// None works.
+    pub(super) async fn open(family: Family) -> Result<Self, CaptureError> {
+        let variant = Variant::find(family).await?;
+        for other in Variant::candidates(family).await {
+            if other == variant {
+                continue;
+            }
+            // Tools that do not work here cannot have left anything that works.
+            if let Err(error) = remove_by(other, family).await {
+                debug!(%family, tool = other.restore(family), %error, "nothing of other tools could be removed");
+            }
+        }
+        if variant != Variant::Preferred {
+            info!(%family, tool = variant.restore(family), "the iptables that the system prefers does not work");
+        }
+        Ok(Self {
             family,
+            variant,
             applied: BTreeMap::new(),
             landing: None,
             captured: Rules::none(family),
-        }
+        })
     }
 
     // True if anything had to be changed.
@@ -50,7 +71,7 @@ impl Iptables {
                     self.applied.insert(table, wanted);
                     return Ok(false);
                 }
-                Some(text) => match restore(self.family, &text).await {
+                Some(text) => match restore(self.variant, self.family, &text).await {
                     Ok(()) => {
                         self.applied.insert(table, wanted);
                         return Ok(true);
@@ -61,7 +82,7 @@ impl Iptables {
                 },
             }
         }
-        let changed = replace(self.family, table, &wanted).await?;
+        let changed = replace(self.variant, self.family, table, &wanted).await?;
         self.applied.insert(table, wanted);
         Ok(changed)
     }
@@ -131,7 +152,7 @@ impl Capture for Iptables {
 
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied.clear();
-        remove(self.family).await?;
+        remove_by(self.variant, self.family).await?;
         let nothing = Rules::none(self.family);
         let captured = std::mem::replace(&mut self.captured, nothing.clone());
         forget(
@@ -143,58 +164,68 @@ impl Capture for Iptables {
     }
 }
 
-/// Checks that rules like ours load.
-pub(super) async fn probe(family: Family) -> Result<(), CaptureError> {
-    restore(family, &render::render_probe()).await
+/// Checks that rules like ours load. Returns what by, in the tool's own words.
+pub(super) async fn probe(family: Family) -> Result<String, CaptureError> {
+    let variant = Variant::find(family).await?;
+    variant.version(family).await
 }
 
-/// Removes our chains of that family, and what leads to them.
+/// Removes our chains of that family, and what leads to them, whichever tools made them.
 pub(super) async fn remove(family: Family) -> Result<(), CaptureError> {
     let mut outcome = Ok(());
+    for variant in Variant::candidates(family).await {
+        outcome = outcome.and(remove_by(variant, family).await);
+    }
+    outcome
+}
+
+async fn remove_by(variant: Variant, family: Family) -> Result<(), CaptureError> {
+    let mut outcome = Ok(());
     for table in Table::ALL {
-        let removed = replace(family, table, &Chains::default()).await;
-        outcome = outcome.and(removed.map(drop));
+        if variant.may_hold(family, table) {
+            let removed = replace(variant, family, table, &Chains::default()).await;
+            outcome = outcome.and(removed.map(drop));
+        }
     }
     outcome
 }
 
 // Whatever is there becomes `wanted`. True if it was not so already.
-async fn replace(family: Family, table: Table, wanted: &Chains) -> Result<bool, CaptureError> {
-    let there = match saved(family, table).await {
+async fn replace(
+    variant: Variant,
+    family: Family,
+    table: Table,
+    wanted: &Chains,
+) -> Result<bool, CaptureError> {
+    let there = match saved(variant, family, table).await {
         Ok(there) => there,
         // A table that the kernel does not have holds nothing of ours.
         Err(error) if error.says_impossible() && wanted.chains.is_empty() => return Ok(false),
         Err(error) => return Err(error),
     };
     match render_restore(table, &there, wanted) {
-        Some(text) => restore(family, &text).await.map(|()| true),
+        Some(text) => restore(variant, family, &text).await.map(|()| true),
         None => Ok(false),
     }
 }
 
-async fn saved(family: Family, table: Table) -> Result<Chains, CaptureError> {
-    let tool = match family {
-        Family::V4 => "iptables-save",
-        Family::V6 => "ip6tables-save",
-    };
-    let text = run(tool, &["-t", table.as_str()], "").await?;
+async fn saved(variant: Variant, family: Family, table: Table) -> Result<Chains, CaptureError> {
+    let text = run(variant.save(family), &["-t", table.as_str()], "").await?;
     Ok(parse_saved(&text))
 }
 
-async fn restore(family: Family, text: &str) -> Result<(), CaptureError> {
-    let tool = match family {
-        Family::V4 => "iptables-restore",
-        Family::V6 => "ip6tables-restore",
-    };
-    // Five seconds for the lock that all users of iptables share.
-    let arguments = ["--noflush", "-w", "5"];
-    match run(tool, &arguments, text).await {
+async fn restore(variant: Variant, family: Family, text: &str) -> Result<(), CaptureError> {
+    let tool = variant.restore(family);
+    match run(tool, &RESTORE, text).await {
         Err(error) if error.says_too_long() => {
             for piece in render::pieces(text) {
-                run(tool, &arguments, &piece).await?;
+                run(tool, &RESTORE, &piece).await?;
             }
             Ok(())
         }
         outcome => outcome.map(drop),
     }
 }
+
+/// Five seconds for the lock that all users of iptables share.
+const RESTORE: [&str; 3] = ["--noflush", "-w", "5"];
