@@ -279,8 +279,8 @@ pub(super) fn appear_as(socket: &Socket, ip: IpAddr) -> io::Result<()> {
 /// # Errors
 /// Those of `socket(2)`, `bind(2)` and `connect(2)`.
 pub fn connected_udp(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
+    let kind = Type::DGRAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::UDP))?;
     if let Some(source) = source {
         appear_as(&socket, source)?;
     }

@@ -13,6 +13,7 @@ mod pods;
 mod privileges;
 mod source_ip;
 mod stickiness;
+mod streams;
 mod two_nodes;
 
 use std::fs;
@@ -79,6 +80,18 @@ const CASES: &[Case] = &[
     (
         "established_connections_survive_every_change",
         changes::established_connections_survive_every_change,
+    ),
+    (
+        "streams::streams_end_as_their_peers_end_them",
+        streams::streams_end_as_their_peers_end_them,
+    ),
+    (
+        "streams::a_backend_that_speaks_first_is_heard_at_once",
+        streams::a_backend_that_speaks_first_is_heard_at_once,
+    ),
+    (
+        "streams::a_stalled_reader_costs_a_fast_one_nothing",
+        streams::a_stalled_reader_costs_a_fast_one_nothing,
     ),
     (
         "what_was_changed_before_is_in_effect_before",
