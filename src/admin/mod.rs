@@ -6,6 +6,7 @@
 mod faults;
 mod http;
 mod node_health;
+mod reach;
 mod server;
 mod views;
 

@@ -31,7 +31,7 @@ use crate::routing::{Published, Target};
 use crate::sources::kube::Contact;
 
 use super::views::{Resource, Selection, Snapshot};
-use super::{faults, http};
+use super::{faults, http, reach};
 
 /// Where answers come from.
 #[derive(Clone, Debug)]
@@ -238,6 +238,7 @@ async fn explain(State(sources): State<Arc<Sources>>, Query(about): Query<About>
         Ok(mut explanation) => {
             for port in &mut explanation.service_ports {
                 faults::remark(&sources.faults, port);
+                reach::remark(&sources.observer, port);
             }
             Json(explanation).into_response()
         }

@@ -1,8 +1,10 @@
 //! `viaduct doctor`: what this machine lets Viaduct do, each finding with its remedy.
 //!
-//! Asks the kernel what `run --capture auto` would ask, and looks for another proxy's rules. Where a viaduct with DNS
+//! Asks the kernel what `run --capture auto` would ask, looks for another proxy's rules, and for the default route without
+//! which the node itself may not reach what others do. Where a viaduct with DNS
 //! runs, asks the resolvers of this node and of its Pods whether they are that one. Nothing stays changed.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +13,7 @@ use clap::Args;
 use crate::admin::TableView;
 use crate::capture::{self, Ladder};
 use crate::model::Family;
+use crate::net::reachable::route_to;
 
 use crate::config::default_admin_socket;
 
@@ -54,6 +57,7 @@ impl Doctor {
             }
         }
         let captures = is_well(&findings);
+        findings.extend(Family::BOTH.map(default_route));
         let socket = self.admin_socket.unwrap_or_else(default_admin_socket);
         findings.extend(resolvers::look(&socket).await);
         print(&align(&table(&findings), false))?;
@@ -64,6 +68,26 @@ impl Doctor {
         })
     }
 }
+
+// The kernel looks for a route before it shows a packet of this machine to rules that would redirect it.
+fn default_route(family: Family) -> Finding {
+    let about = "default route";
+    match route_to(NOBODYS[usize::from(family == Family::V6)]) {
+        Ok(()) => Finding::new(about, family, Severity::Works, "there is one"),
+        Err(error) => {
+            let words = format!(
+                "{error}; with nftables and iptables processes on this node reach a cluster IP only if some route leads there: add a default route, or one for the service range"
+            );
+            Finding::new(about, family, Severity::Lacking, words)
+        }
+    }
+}
+
+/// Reserved by RFC 1112 and RFC 6666, so no route but a default one leads there.
+const NOBODYS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(240, 86, 86, 86)),
+    IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0x86)),
+];
 
 /// What a finding means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

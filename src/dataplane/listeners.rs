@@ -106,7 +106,7 @@ impl Listeners {
             return Ok(open.addr);
         }
         let before = self.open.get(&spec.id).map(|open| open.addr);
-        let first = match before {
+        let mut first = match before {
             Some(addr) => bind(spec, addr, Sharing::Join)?,
             None => bind_first(spec)?,
         };
@@ -116,17 +116,23 @@ impl Listeners {
             ListenerState::Serving => self.place(&spec.id, threads.len()),
         };
         let sockets = on.len().max(1);
+        let unfiltered = first.unfiltered.take();
+        let callers = match unfiltered {
+            Some(_) => spec.callers.clone(),
+            None => Callers::All,
+        };
         if !self.shared.admission.take_listeners(sockets) {
             return Err(OpenError::Descriptors { addr });
         }
         let opened = match spec.state {
             ListenerState::HeldClosed => first.hold().map(State::Held),
-            ListenerState::Serving => self.serve(spec, first, on, threads),
+            ListenerState::Serving => self.serve(spec, first, &callers, on, threads),
         };
         let state = opened.map_err(|source| {
             self.shared.admission.return_listeners(sockets);
             OpenError::Bind { addr, source }
         })?;
+        self.shared.audible.opened(&spec.id, unfiltered.as_ref());
         let opened = Open {
             addr,
             state,
@@ -142,6 +148,7 @@ impl Listeners {
     /// Closes a listener, if it is open.
     pub(super) async fn close(&mut self, id: &ListenerId, threads: &[DataThread]) {
         if let Some(open) = self.open.remove(id) {
+            self.shared.audible.closed(id);
             self.end(open, threads).await;
         }
     }
@@ -183,6 +190,7 @@ impl Listeners {
         &mut self,
         spec: &ListenerSpec,
         first: Bound,
+        callers: &Callers,
         on: Vec<usize>,
         threads: &[DataThread],
     ) -> io::Result<State> {
@@ -200,7 +208,7 @@ impl Listeners {
         self.periods += 1;
         let period = Period(self.periods);
         for (index, socket) in on.iter().zip(sockets) {
-            let listener = Listener::new(spec.id.clone(), self.shared.clone());
+            let listener = Listener::new(spec.id.clone(), callers.clone(), self.shared.clone());
             if let Some(thread) = threads.get(*index) {
                 thread.serve(period, listener, socket);
             }

@@ -11,6 +11,7 @@
 
 mod accounts;
 mod admission;
+mod audible;
 mod backend;
 mod engine;
 mod flow_log;
@@ -30,7 +31,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use crate::capture::plan::{Entry, ListenerId, ListenerSpec};
+use crate::capture::plan::{Callers, Entry, ListenerId, ListenerSpec};
 use crate::faults::ActiveFaults;
 use crate::model::ServicePortKey;
 use crate::net::descriptors::raise_limit;
@@ -39,6 +40,7 @@ use crate::routing::{Origin, Published, RoutingTable};
 
 use accounts::ServiceAccount;
 use admission::Admission;
+use audible::Audible;
 use listeners::Listeners;
 use thread::DataThread;
 
@@ -119,6 +121,7 @@ impl Dataplane {
             effort: config.effort,
             liveness: config.liveness,
             faults: config.faults,
+            audible: Arc::default(),
         });
         let threads = (0..threads)
             .map(DataThread::start)
@@ -181,7 +184,8 @@ impl Dataplane {
     /// Who can be asked what there is.
     pub fn observer(&self) -> Observer {
         let threads = self.threads.iter().map(DataThread::mailbox);
-        Observer::new(threads.collect(), self.shared.metrics.accounts.clone())
+        let accounts = self.shared.metrics.accounts.clone();
+        Observer::new(threads.collect(), accounts, self.shared.audible.clone())
     }
 
     /// Flows at this moment: TCP connections, UDP flows.
@@ -200,22 +204,37 @@ struct Shared {
     effort: Effort,
     liveness: Liveness,
     faults: ActiveFaults,
+    audible: Arc<Audible>,
 }
 
 /// A listener, as its flows see it. Each data thread has its own.
 #[derive(Debug)]
 struct Listener {
     id: ListenerId,
+    // Who is heard, where the kernel does not see to it.
+    callers: Callers,
     shared: Arc<Shared>,
     account: OnceLock<Arc<ServiceAccount>>,
 }
 
 impl Listener {
-    fn new(id: ListenerId, shared: Arc<Shared>) -> Self {
+    fn new(id: ListenerId, callers: Callers, shared: Arc<Shared>) -> Self {
         Self {
             id,
+            callers,
             shared,
             account: OnceLock::new(),
+        }
+    }
+
+    /// Whether somebody at `ip` may call.
+    fn hears(&self, ip: IpAddr) -> bool {
+        match &self.callers {
+            Callers::All => true,
+            Callers::Only(networks) => {
+                let ip = ip.to_canonical();
+                networks.iter().any(|network| network.contains(&ip))
+            }
         }
     }
 

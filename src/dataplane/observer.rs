@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::model::{ServiceName, ServicePortKey};
+use crate::model::{Frontend, ServiceName, ServicePortKey};
+use crate::routing::FrontendKind;
 
 use super::accounts::Accounts;
+use super::audible::Audible;
 use super::mailbox::{Mailbox, Order};
 
 /// Flows that one data thread lists at a time, some 1 MB; the rest is only counted.
@@ -21,6 +23,7 @@ const MAX_LISTED: usize = 5_000;
 pub struct Observer {
     threads: Vec<Arc<Mailbox>>,
     accounts: Arc<Accounts>,
+    audible: Arc<Audible>,
 }
 
 /// Whose flows are asked for: those of one namespace, of Services of one name, or all.
@@ -71,8 +74,22 @@ pub struct Carried {
 }
 
 impl Observer {
-    pub(super) fn new(threads: Vec<Arc<Mailbox>>, accounts: Arc<Accounts>) -> Self {
-        Self { threads, accounts }
+    pub(super) fn new(
+        threads: Vec<Arc<Mailbox>>,
+        accounts: Arc<Accounts>,
+        audible: Arc<Audible>,
+    ) -> Self {
+        Self {
+            threads,
+            accounts,
+            audible,
+        }
+    }
+
+    /// Whether callers that should meet silence at a frontend that `is_meant` are refused, because the kernel takes no
+    /// filter of them.
+    pub fn cannot_be_silent(&self, is_meant: impl Fn(&Frontend, FrontendKind) -> bool) -> bool {
+        self.audible.any(is_meant)
     }
 
     /// The flows at this moment. Each thread answers for itself, so one that moves on meanwhile may be missed.
@@ -159,7 +176,7 @@ mod tests {
     async fn a_data_path_that_has_ended_has_no_flows() {
         let gone = Arc::new(Mailbox::new().unwrap());
         gone.close();
-        let observer = Observer::new(vec![gone], Arc::default());
+        let observer = Observer::new(vec![gone], Arc::default(), Arc::default());
         let flows = observer.open_flows(WhoseFlows::default()).await;
         assert_eq!(flows, OpenFlows::default());
     }

@@ -23,5 +23,5 @@ pub use node::Node;
 pub use pod::Pod;
 pub use service::{
     Algorithm, InvalidEjection, Knobs, LoadBalancerAddress, OutlierEjection, ProxyProtocol,
-    SctpPort, Service, ServiceKind, ServicePort, TrafficPolicy,
+    SctpPort, Service, ServiceKind, ServicePort, SourceIp, TrafficPolicy,
 };

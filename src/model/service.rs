@@ -184,6 +184,8 @@ pub struct Knobs {
     pub udp_idle_timeout: Option<Duration>,
     /// `viaduct.dev/proxy-protocol`: the header that tells the backend the client's address.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// `viaduct.dev/source-ip`: the address that backends see, if not the node's.
+    pub source_ip: Option<SourceIp>,
     /// `viaduct.dev/slow-start`: how long a new backend takes to get its full share of new flows.
     pub slow_start: Option<Duration>,
     /// `viaduct.dev/outlier-ejection`: when a failing backend is left out for a while.
@@ -215,6 +217,18 @@ impl ProxyProtocol {
         let known = Self::ALL.iter().find(|(_, version)| *version == self);
         known.map_or("", |(name, _)| name)
     }
+}
+
+/// Whose address backends see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceIp {
+    /// The client's, where replies to it pass through this node.
+    Transparent,
+}
+
+impl SourceIp {
+    /// The word for it.
+    pub const TRANSPARENT: &'static str = "transparent";
 }
 
 /// When a backend that fails is left out for a while. By default after three failed dials in a row: one may be a lost

@@ -18,6 +18,7 @@ pub mod pace_timer;
 pub mod pipes;
 pub mod policy_route;
 pub mod poller;
+pub mod reachable;
 pub mod readable;
 pub mod sockets;
 pub mod source_filter;

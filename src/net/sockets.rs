@@ -5,7 +5,7 @@
 //! sharing, and only then opened for sharing with our own further sockets.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub enum Sharing {
 /// Who is heard at a socket, and what for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms<'a> {
-    /// Nothing that it refuses is ever heard (`SO_ATTACH_FILTER`).
+    /// Nothing that it refuses is ever heard (`SO_ATTACH_FILTER`); see [`Bound::unfiltered`].
     pub filter: Option<&'a SourceFilter>,
     /// It may answer from addresses that are not this machine's (`IP_TRANSPARENT`), which needs `CAP_NET_ADMIN`.
     pub transparent: bool,
@@ -57,6 +57,8 @@ pub struct Bound {
     socket: Socket,
     /// Where it is bound.
     pub addr: SocketAddr,
+    /// Why the kernel did not take the filter: it is too long, or none is taken at all. Then everybody is heard.
+    pub unfiltered: Option<io::Error>,
 }
 
 impl Bound {
@@ -80,7 +82,7 @@ impl Bound {
         sharing: Sharing,
     ) -> io::Result<Self> {
         let bind = |leftovers| bind(transport, addr, sharing, leftovers, terms);
-        let socket = match (transport, bind(Leftovers::Mind)) {
+        let (socket, unfiltered) = match (transport, bind(Leftovers::Mind)) {
             (Transport::Tcp, Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
                 bind(Leftovers::Ignore)?
             }
@@ -88,7 +90,11 @@ impl Bound {
         };
         socket.set_reuse_port(true)?;
         let addr = inet(&socket.local_addr()?)?;
-        Ok(Self { socket, addr })
+        Ok(Self {
+            socket,
+            addr,
+            unfiltered,
+        })
     }
 
     /// Starts to listen. Accepted connections inherit `TCP_NODELAY` and keepalive, with the kernel's timing
@@ -175,7 +181,7 @@ fn bind(
     sharing: Sharing,
     leftovers: Leftovers,
     terms: Terms<'_>,
-) -> io::Result<Socket> {
+) -> io::Result<(Socket, Option<io::Error>)> {
     let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
@@ -194,11 +200,11 @@ fn bind(
     }
     socket.set_reuse_address(leftovers == Leftovers::Ignore)?;
     socket.set_reuse_port(sharing == Sharing::Join)?;
-    if let Some(SourceFilter(program)) = terms.filter {
-        socket.attach_filter(program)?;
-    }
+    let attached = terms.filter.map_or(Ok(()), |SourceFilter(program)| {
+        socket.attach_filter(program)
+    });
     socket.bind(&addr.into())?;
-    Ok(socket)
+    Ok((socket, attached.err()))
 }
 
 fn set_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
@@ -258,13 +264,26 @@ pub fn dialling_from(origin: SocketAddr, addr: SocketAddr) -> io::Result<TcpSock
     Ok(socket)
 }
 
-/// A nonblocking UDP socket connected to `addr`.
+/// Binds a socket to an address that need not be this machine's, at any port: whoever it speaks to sees that one.
 ///
 /// # Errors
-/// Those of `socket(2)` and `connect(2)`.
-pub fn connected_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+/// `PermissionDenied` without `CAP_NET_RAW` or `CAP_NET_ADMIN`; `AddrInUse` if there is no port left.
+pub(super) fn appear_as(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    let addr = SocketAddr::new(ip, 0);
+    set_transparent(socket, addr)?;
+    socket.bind(&addr.into())
+}
+
+/// A nonblocking UDP socket connected to `addr`, which sees `source` in place of an address of this machine's.
+///
+/// # Errors
+/// Those of `socket(2)`, `bind(2)` and `connect(2)`.
+pub fn connected_udp(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<std::net::UdpSocket> {
     let kind = Type::DGRAM.nonblocking();
     let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::UDP))?;
+    if let Some(source) = source {
+        appear_as(&socket, source)?;
+    }
     socket.connect(&addr.into())?;
     enlarge_buffers(&socket, UDP_FLOW_BUFFER);
     Ok(socket.into())

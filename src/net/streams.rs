@@ -8,14 +8,16 @@
 )]
 
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::message_addresses::Name;
+use super::sockets::appear_as;
 
 /// Lets the kernel send no more than that in a second, from now on. Bytes that it has taken already go out as they may.
 ///
@@ -66,7 +68,8 @@ pub fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     Ok((stream, peer))
 }
 
-/// Begins to connect to `addr`. The stream becomes writable when it is connected, and broken when it cannot be.
+/// Begins to connect to `addr`, which sees `source` in place of an address of this machine's. The stream becomes writable
+/// when it is connected, and broken when it cannot be.
 ///
 /// The packet that completes the handshake waits up to 200 ms for something to carry: the first bytes, or the end. Who has
 /// nothing to say yet calls [`acknowledge`], or a server that speaks first would wait as long.
@@ -74,13 +77,18 @@ pub fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
 /// Source: `tcp_rcv_synsent_state_process` ("Save one ACK"); tcp(7) `TCP_QUICKACK`.
 ///
 /// # Errors
-/// Those of `socket(2)` and `connect(2)`: shortages, no route, no local port.
-pub fn dial(addr: SocketAddr) -> io::Result<TcpStream> {
+/// Those of `socket(2)`, `bind(2)` and `connect(2)`: shortages, no route, no local port, no right to another's address.
+pub fn dial(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(addr),
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
+    if let Some(source) = source {
+        // The port is chosen when the other end is known: as many connections per backend, not in all.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        appear_as(&socket, source)?;
+    }
     // Without it the acknowledgement goes at once, as it does anyway with `acknowledge`.
     let _one_packet_more = socket.set_tcp_quickack(false);
     match socket.connect(&addr.into()) {
@@ -155,7 +163,7 @@ mod tests {
             let Ok(listener) = TcpListener::bind(any) else {
                 continue; // no IPv6 here
             };
-            let dialled = dial(listener.local_addr().unwrap()).unwrap();
+            let dialled = dial(listener.local_addr().unwrap(), None).unwrap();
             let (accepted, peer) = accept(&listener).unwrap();
             assert_eq!(peer, dialled.local_addr().unwrap());
             for stream in [&accepted, &dialled] {
@@ -181,7 +189,7 @@ mod tests {
     #[test]
     fn liveness_is_what_was_asked_for() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = dial(listener.local_addr().unwrap()).unwrap();
+        let stream = dial(listener.local_addr().unwrap(), None).unwrap();
         let socket = SockRef::from(&stream);
         Liveness::default().apply(&stream);
         assert!(socket.keepalive().unwrap());

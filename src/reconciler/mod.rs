@@ -339,6 +339,7 @@ impl Reconciler {
             local_addresses: addresses.clone(),
             health_check_addresses,
             node_port_addresses: chosen,
+            shows_clients: self.programmer.shows_clients(),
         });
     }
 

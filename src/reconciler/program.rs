@@ -9,6 +9,9 @@
 //! ends first of all, and where an earlier change still waits for its rules it does not serve before them. Everything
 //! here works through [`Effects`], so that a test can watch the order.
 
+mod direct;
+mod shown_clients;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +23,7 @@ use tracing::{debug, warn};
 
 use crate::capture::CaptureError;
 use crate::capture::plan::{
-    Arrival, Callers, Entry, ListenerId, ListenerSpec, ListenerState, Rules, Tenure, plan_listeners,
+    Arrival, Callers, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
 };
 use crate::dataplane::OpenError;
 use crate::health_checks::Unbound;
@@ -162,12 +165,14 @@ impl<E: Effects> Programmer<E> {
             .into_iter()
             .map(|name| (name.clone(), self.plan(&name, &built.table)))
             .collect();
+        self.note_clients_not_shown(&wanted);
         self.close_direct(&wanted).await;
         self.note_uncaptured(&wanted);
         let mut moved = false;
         for (name, service) in &wanted {
             moved |= self.open_listeners(name, service, builder, now).await;
         }
+        self.hold_unserved(&wanted).await;
         let table = if moved {
             builder.build().table
         } else {
@@ -180,7 +185,7 @@ impl<E: Effects> Programmer<E> {
         self.publish(&wanted, table);
         for (name, service) in wanted {
             sweep(&service.routes, now);
-            self.settle(name, service, now).await;
+            self.settle(name, service, now);
         }
         self.health_checks.apply(&mut self.effects, now).await;
     }
@@ -324,6 +329,24 @@ impl<E: Effects> Programmer<E> {
         moved
     }
 
+    // Before the table is out, so that whoever meets anything of it is refused where it serves nobody any more.
+    async fn hold_unserved(&mut self, wanted: &[(ServiceName, Programmed)]) {
+        let specs = wanted.iter().flat_map(|(_, service)| &service.specs);
+        for (id, spec) in specs.filter(|(_, spec)| spec.state == ListenerState::HeldClosed) {
+            let Some(bound) = self.bound.get_mut(id) else {
+                continue;
+            };
+            if bound.state == ListenerState::Serving {
+                match self.effects.open(spec).await {
+                    Ok(_) => bound.state = ListenerState::HeldClosed,
+                    Err(error) => {
+                        warn!(service = %id.route, %error, "port could not be held closed")
+                    }
+                }
+            }
+        }
+    }
+
     fn publish(&mut self, wanted: &[(ServiceName, Programmed)], table: Arc<RoutingTable>) {
         let mut changed = BTreeSet::new();
         for (name, service) in wanted {
@@ -345,9 +368,8 @@ impl<E: Effects> Programmer<E> {
         debug!(generation, services, "table published");
     }
 
-    // After the table is out: hold closed what serves nobody any more, note what nothing leads to, and see whether the
-    // kernel must learn something.
-    async fn settle(&mut self, name: ServiceName, mut service: Programmed, now: Instant) {
+    // After the table is out: note what nothing leads to, and see whether the kernel must learn something.
+    fn settle(&mut self, name: ServiceName, mut service: Programmed, now: Instant) {
         let before = self.services.remove(&name).unwrap_or_default();
         for family in Family::BOTH {
             let lacking = |programmed: &Programmed| {
@@ -361,19 +383,6 @@ impl<E: Effects> Programmer<E> {
                 self.closing.push(id.clone());
             }
         }
-        for (id, spec) in &service.specs {
-            let Some(bound) = self.bound.get_mut(id) else {
-                continue;
-            };
-            if spec.state == ListenerState::HeldClosed && bound.state == ListenerState::Serving {
-                match self.effects.open(spec).await {
-                    Ok(_) => bound.state = ListenerState::HeldClosed,
-                    Err(error) => {
-                        warn!(service = %id.route, %error, "port could not be held closed")
-                    }
-                }
-            }
-        }
         service.rules = self.rules_of(&service);
         for family in Family::BOTH {
             let part =
@@ -384,82 +393,6 @@ impl<E: Effects> Programmer<E> {
         }
         if !service.routes.is_empty() {
             self.services.insert(name, service);
-        }
-    }
-
-    // Nothing but its own address leads to a direct listener, so it ends before the table is without it, and one that
-    // takes over the address finds it free.
-    async fn close_direct(&mut self, wanted: &[(ServiceName, Programmed)]) {
-        let mut gone = Vec::new();
-        for (name, service) in wanted {
-            let before = self.services.get(name).map(|before| &before.specs);
-            let before = before.into_iter().flat_map(BTreeMap::values);
-            let direct = before.filter(|spec| spec.arrival() == Arrival::Direct);
-            let unwanted = direct.filter(|spec| !service.specs.contains_key(&spec.id));
-            gone.extend(unwanted.map(|spec| spec.id.clone()));
-        }
-        for id in gone {
-            self.effects.close(&id).await;
-            self.bound.remove(&id);
-            self.waiting.remove(&id);
-        }
-    }
-
-    // What is bound to an address that is not captured yet is in effect with the next write.
-    fn note_uncaptured(&mut self, wanted: &[(ServiceName, Programmed)]) {
-        let specs = wanted
-            .iter()
-            .flat_map(|(_, service)| service.specs.values());
-        let fresh = specs.filter(|spec| spec.tenure == Tenure::Owned);
-        let fresh = fresh.filter(|spec| spec.arrival() == Arrival::Direct);
-        let fresh = fresh.map(|spec| spec.bind.ip());
-        let fresh: Vec<IpAddr> = fresh.filter(|ip| !self.is_captured(*ip)).collect();
-        self.uncaptured.extend(fresh);
-    }
-
-    fn is_captured(&self, ip: IpAddr) -> bool {
-        let is_local = |node: &Arc<NodeView>| node.local_addresses.contains(&ip);
-        ip.is_loopback() || self.node.as_ref().is_some_and(is_local) || self.rules.captures(ip)
-    }
-
-    // A new direct listener at a captured address would be in effect at once, ahead of what waits for a write.
-    fn must_wait(&self, spec: &ListenerSpec) -> bool {
-        let family = spec.id.route.family;
-        spec.state == ListenerState::Serving
-            && spec.tenure == Tenure::Owned
-            && spec.arrival() == Arrival::Direct
-            && !self.bound.contains_key(&spec.id)
-            && !self.uncaptured.contains(&spec.bind.ip())
-            && self.uncaptured.iter().any(|ip| Family::of(*ip) == family)
-    }
-
-    // The rules of that family have been written, or could not be: nothing is waited for any longer.
-    async fn serve_waiting(&mut self, family: Family) {
-        self.uncaptured.retain(|ip| Family::of(*ip) != family);
-        let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let (waited, waiting): (BTreeSet<_>, BTreeSet<_>) =
-            waiting.partition(|id| id.route.family == family);
-        self.waiting = waiting;
-        for id in waited {
-            let service = self.services.get(&id.route.service);
-            let spec = service.and_then(|service| service.specs.get(&id));
-            let (Some(spec), Some(bound)) = (spec, self.bound.get_mut(&id)) else {
-                continue;
-            };
-            if spec.state == ListenerState::HeldClosed {
-                continue;
-            }
-            match self.effects.open(spec).await {
-                Ok(_) => {
-                    bound.state = ListenerState::Serving;
-                    bound.callers = spec.callers.clone();
-                }
-                Err(error) => {
-                    warn!(service = %id.route, frontend = %spec.bind, %error, "listener could not be opened; it is tried again");
-                    self.reopen.insert(id.route.service.clone());
-                    self.reopen_at = Some(Instant::now() + REOPEN);
-                }
-            }
         }
     }
 

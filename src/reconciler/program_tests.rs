@@ -11,7 +11,7 @@ use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState, Rul
 use crate::dataplane::OpenError;
 use crate::health_checks::Unbound;
 use crate::model::{
-    Algorithm, Event, Family, Protocol, ServiceKind, ServicePortKey, TrafficPolicy,
+    Algorithm, Event, Family, Protocol, ServiceKind, ServicePortKey, SourceIp, TrafficPolicy,
 };
 use crate::routing::{HealthCheck, NodeView, RoutingTable, TableBuilder};
 use crate::sources::kube::Notice;
@@ -237,7 +237,7 @@ async fn the_last_endpoint_that_goes_holds_the_port_closed_and_the_first_opens_i
     );
     assert_eq!(
         bench.step(vec![endpoints(false)]).await[..2],
-        ["publish 1 routes, 1 changed", "hold default/web"]
+        ["hold default/web", "publish 1 routes, 1 changed"]
     );
 }
 
@@ -286,6 +286,22 @@ async fn a_direct_listener_leaves_its_address_before_another_takes_it() {
         .step(vec![Event::ServiceApplied(Arc::new(renamed))])
         .await;
     assert_eq!(log[..2], ["close default/web", "hold default/web:http"]);
+}
+
+#[tokio::test]
+async fn who_asks_for_clients_to_be_shown_in_vain_is_told_once_and_served() {
+    for (arrival, told) in [(Arrival::Direct, true), (Arrival::Diverted, false)] {
+        let mut bench = Bench::new(Recorder::new(arrival));
+        let mut asking = service("web", "10.96.0.10");
+        asking.knobs.source_ip = Some(SourceIp::Transparent);
+        let event = Event::ServiceApplied(Arc::new(asking));
+        let log = bench.step(vec![event.clone(), endpoints(true)]).await;
+        let tells = |log: &[String]| log.iter().filter(|line| line.contains("source-ip")).count();
+        assert_eq!(tells(&log), usize::from(told), "{log:?}");
+        assert!(log.contains(&"open default/web".to_owned()));
+        let log = bench.step(vec![event, endpoints(false)]).await;
+        assert_eq!(tells(&log), 0, "{log:?}");
+    }
 }
 
 #[tokio::test]
@@ -359,7 +375,7 @@ async fn a_service_deleted_and_made_again_before_its_rules_are_gone_keeps_its_po
         .await;
     bench.programmer.effects_mut().log.clear();
     let log = bench.step(vec![web(), endpoints(false)]).await;
-    assert_eq!(log, ["publish 1 routes, 1 changed", "hold default/web"]);
+    assert_eq!(log, ["hold default/web", "publish 1 routes, 1 changed"]);
 }
 
 #[tokio::test]

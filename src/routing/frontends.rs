@@ -89,6 +89,8 @@ pub struct NodeView {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// Where health-check node ports are bound; an unspecified address stands for all of its family.
     pub health_check_addresses: BTreeSet<IpAddr>,
+    /// Families in which a backend can be shown its client's address: replies to it are led here.
+    pub shows_clients: BTreeSet<Family>,
 }
 
 impl NodeView {

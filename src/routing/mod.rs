@@ -26,6 +26,7 @@ mod load;
 mod remarks;
 mod replace;
 mod route;
+mod shown_source;
 mod table;
 mod target;
 
@@ -47,5 +48,6 @@ pub use judge::{Standing, Topology};
 pub use live::Live;
 pub use load::{CountedConnection, ServiceLoad};
 pub use route::{Backend, Route, Verdict};
+pub use shown_source::Caller;
 pub use table::{Destination, Published, RoutingTable, ServiceEntry};
 pub use target::{InvalidTarget, Target, UnknownTarget};

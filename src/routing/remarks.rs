@@ -7,6 +7,7 @@ use crate::model::{Family, Port, Protocol, Service, ServiceKind, ServicePort};
 
 use super::frontends::{is_proxied, wanted_frontends};
 use super::judge::{Judgement, Standing, Topology};
+use super::shown_source::about_source;
 use super::{Route, RoutingTable, ServiceEntry};
 
 impl RoutingTable {
@@ -31,6 +32,7 @@ impl RoutingTable {
             ));
         }
         remarks.extend(about_topology(topology, endpoints));
+        remarks.extend(about_source(route, &self.node));
         if let Some(port) = route.node_port.filter(|_| !self.answers_node_ports(route)) {
             remarks.push(format!(
                 "node port {port} answers at no {family} address of this node; --nodeport-addresses decides"

@@ -1,7 +1,8 @@
-//! Backends: in a pod's namespace, TCP and UDP on one port of both families; each answers with its name.
+//! Backends: in a pod's namespace, TCP and UDP on one port of both families; each answers with its name, or with the address
+//! that it sees its client under.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -14,6 +15,9 @@ use crate::world::{Place, World, patience};
 /// The port of every backend: its namespace is its own.
 pub(crate) const PORT: u16 = 8080;
 
+/// The port of those that tell who asks.
+pub(crate) const TELLING_PORT: u16 = 8081;
+
 /// One backend; it ends when it is dropped.
 pub(crate) struct Backend {
     ended: Arc<AtomicBool>,
@@ -23,7 +27,23 @@ pub(crate) struct Backend {
 impl Backend {
     /// Serves in `place`.
     pub(crate) fn new(world: &World, place: Place, name: &'static str) -> Self {
-        let any = (Ipv6Addr::UNSPECIFIED, PORT);
+        Self::answering(world, place, PORT, move |_client| name.to_owned())
+    }
+
+    /// Tells its clients in `place` under which address it sees them, at [`TELLING_PORT`].
+    pub(crate) fn telling_clients(world: &World, place: Place) -> Self {
+        Self::answering(world, place, TELLING_PORT, |client| {
+            client.ip().to_canonical().to_string()
+        })
+    }
+
+    fn answering(
+        world: &World,
+        place: Place,
+        port: u16,
+        words: impl Fn(SocketAddr) -> String + Copy + Send + Sync + 'static,
+    ) -> Self {
+        let any = (Ipv6Addr::UNSPECIFIED, port);
         let (tcp, udp) = world.in_ns(place, || {
             (
                 TcpListener::bind(any).unwrap(),
@@ -38,9 +58,9 @@ impl Backend {
         let serve_tcp = move || {
             thread::scope(|scope| {
                 while !tcp_ended.load(Ordering::Relaxed) {
-                    if let Ok((stream, _)) = tcp.accept() {
+                    if let Ok((stream, client)) = tcp.accept() {
                         // A client that is gone already is its own affair.
-                        scope.spawn(move || greet(stream, name));
+                        scope.spawn(move || greet(stream, &words(client)));
                     }
                 }
             });
@@ -51,7 +71,7 @@ impl Backend {
                 match udp.recv_from(&mut buffer) {
                     // What is longer than a greeting comes back as it is.
                     Ok((n, client)) if n > 5 => _ = udp.send_to(&buffer[..n], client),
-                    Ok((_, client)) => _ = udp.send_to(name.as_bytes(), client),
+                    Ok((_, client)) => _ = udp.send_to(words(client).as_bytes(), client),
                     Err(_nobody_asked) => {}
                 }
             }
@@ -75,9 +95,9 @@ impl Drop for Backend {
     }
 }
 
-fn greet(mut stream: TcpStream, name: &str) -> io::Result<()> {
+fn greet(mut stream: TcpStream, words: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(patience()))?;
     let mut greeting = [0; 6];
     stream.read_exact(&mut greeting)?;
-    stream.write_all(name.as_bytes())
+    stream.write_all(words.as_bytes())
 }

@@ -1,15 +1,21 @@
 //! What our chains say, as text for `iptables-restore`. Pure.
 //!
 //! ```text
-//!   mangle PREROUTING ─► VIADUCT-SILENCE, VIADUCT-OUTSIDE         mangle OUTPUT ─► VIADUCT-SILENCE
-//!   nat    PREROUTING ┐                 ┌─► VIADUCT-10.96.0.0 …    frontends, by the network they are in
-//!   nat    OUTPUT     ┴► VIADUCT-CAPTURE ┼─► VIADUCT-NODEPORTS      at the node's addresses
+//!   mangle PREROUTING, OUTPUT ─► VIADUCT-SILENCE                    datagrams from outside the source ranges: DROP
+//!   nat    PREROUTING ─► VIADUCT-INCOMING ─► VIADUCT-OUTSIDE        connections that get no answer: to port 0
+//!                 └──────────┬─┘         ┌─► VIADUCT-SILENCE        so do these, whoever calls
+//!   nat    OUTPUT ───► VIADUCT-CAPTURE ──┼─► VIADUCT-10.96.0.0 …    frontends, by the network they are in
+//!                                        ├─► VIADUCT-NODEPORTS      at the node's addresses
 //!                                        └─► VIADUCT-GUARD          UDP proxy ports: to port 0, which refuses
+//!   filter INPUT, OUTPUT ─► VIADUCT-SILENCE                         connections to port 0: DROP
 //! ```
 //!
+//! `nat` sees first packets only, so a connection that is open goes on when its frontend falls silent; but it refuses to drop.
+//! So what should meet silence is sent to port 0, which nobody has, and dropped there.
+//!
 //! Every rule is spelt as `iptables-save` lists it, so what is there can be compared with what should be. Matches are
-//! `-s -d -p --dport` and the flags of TCP, targets DNAT, REDIRECT, RETURN, DROP and own chains: all that a small kernel has.
-//! A packet passes one rule per network and those of its own network, not one per Service.
+//! `-s -d -p --dport`, targets DNAT, REDIRECT, RETURN, DROP and own chains: all that a small kernel has (gVisor refuses the
+//! flags of TCP). A packet passes one rule per network and those of its own network, not one per Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -23,28 +29,31 @@ use crate::model::{Frontend, Protocol};
 /// Every chain of ours begins so.
 pub(super) const PREFIX: &str = "VIADUCT-";
 
+const INCOMING: &str = "VIADUCT-INCOMING";
 const CAPTURE: &str = "VIADUCT-CAPTURE";
 const NODE_PORTS: &str = "VIADUCT-NODEPORTS";
 const GUARD: &str = "VIADUCT-GUARD";
 const SILENCE: &str = "VIADUCT-SILENCE";
 const OUTSIDE: &str = "VIADUCT-OUTSIDE";
 
-/// The first packet of a TCP connection. `nat`, which sees first packets only, refuses to drop.
-const SYN: &str = " --tcp-flags FIN,SYN,RST,ACK SYN";
+/// Where connections go that get no answer.
+const HUSH: &str = "-j REDIRECT --to-ports 0";
 
-/// The tables that we have chains in, in the order in which they are written: nothing is captured before what must
-/// stay silent is.
+/// The tables that we have chains in, in the order in which they are written: nothing is sent to port 0 before it is
+/// silent, and nothing captured before who may not call is kept out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Table {
+    Filter,
     Mangle,
     Nat,
 }
 
 impl Table {
-    pub(super) const ALL: [Self; 2] = [Self::Mangle, Self::Nat];
+    pub(super) const ALL: [Self; 3] = [Self::Filter, Self::Mangle, Self::Nat];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
+            Self::Filter => "filter",
             Self::Mangle => "mangle",
             Self::Nat => "nat",
         }
@@ -64,7 +73,8 @@ pub(super) struct Chains {
 /// interface it came in by.
 pub(super) fn plan_chains(table: Table, rules: &Rules, landing: Option<IpAddr>) -> Chains {
     match table {
-        Table::Mangle => plan_silence(rules),
+        Table::Filter => plan_port_zero(rules),
+        Table::Mangle => plan_datagrams(rules),
         Table::Nat => plan_capture(rules, landing),
     }
 }
@@ -169,8 +179,11 @@ fn plan_capture(rules: &Rules, landing: Option<IpAddr>) -> Chains {
         ),
         None => format!("-j REDIRECT --to-ports {port}"),
     };
-    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut chains = plan_silence(rules);
     let mut main = Vec::new();
+    if chains.contains_key(SILENCE) {
+        main.push(format!("-j {SILENCE}"));
+    }
     let mut networks = BTreeSet::new();
     for (frontend, port) in &rules.redirects {
         let network = network_of(frontend.ip);
@@ -212,45 +225,44 @@ fn plan_capture(rules: &Rules, landing: Option<IpAddr>) -> Chains {
     });
     chains.insert(GUARD.to_owned(), guarded.collect());
     chains.insert(CAPTURE.to_owned(), main);
-    let jumps = ["PREROUTING", "OUTPUT"].map(|from| format!("{from} -j {CAPTURE}"));
+    // One jump from each, so that nobody who removes one of two can change their order.
+    let first = if chains.contains_key(OUTSIDE) {
+        let both = [OUTSIDE, CAPTURE].map(|chain| format!("-j {chain}"));
+        chains.insert(INCOMING.to_owned(), both.into());
+        INCOMING
+    } else {
+        CAPTURE
+    };
+    let jumps = [
+        format!("PREROUTING -j {first}"),
+        format!("OUTPUT -j {CAPTURE}"),
+    ];
     Chains {
         chains,
         jumps: jumps.into(),
     }
 }
 
-// Silent UDP has no rule here: nothing tells the first datagram of a flow from later ones, which go on. The listener
-// gives no answer by itself.
-fn plan_silence(rules: &Rules) -> Chains {
+// The chains for connections that get no answer. Silent UDP has none: a datagram that is refused is told from one that is
+// not by the port alone, and both would be port 0. The listener gives no answer by itself.
+fn plan_silence(rules: &Rules) -> BTreeMap<String, Vec<String>> {
     let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut everyone, mut outside) = (Vec::new(), Vec::new());
-    let silenced = rules.silenced().into_iter();
-    for (frontend, silence) in silenced.filter(|(frontend, _)| frontend.protocol == Protocol::Tcp) {
-        let rule = format!("{}{SYN} -j DROP", dialled(&frontend));
+    for (frontend, silence) in rules.silenced().into_iter().filter(|(f, _)| is_tcp(f)) {
+        let rule = format!("{} {HUSH}", dialled(&frontend));
         match silence {
             Silence::Everyone => everyone.push(rule),
             Silence::Outside => outside.push(rule),
         }
     }
-    for (frontend, ranges) in &rules.source_ranges {
-        let name = sources_chain(ranges);
-        let first = if frontend.protocol == Protocol::Tcp {
-            SYN
-        } else {
-            ""
-        };
-        everyone.push(format!("{}{first} -j {name}", dialled(frontend)));
-        chains.entry(name).or_insert_with(|| {
-            let allowed = ranges
-                .iter()
-                .map(|range| format!("{}-j RETURN", from(*range)));
-            allowed.chain(["-j DROP".to_owned()]).collect()
-        });
-    }
-    let mut jumps = BTreeSet::new();
+    everyone.extend(guard_sources(
+        rules,
+        Protocol::Tcp,
+        &format!("-p tcp {HUSH}"),
+        &mut chains,
+    ));
     if !everyone.is_empty() {
         chains.insert(SILENCE.to_owned(), everyone);
-        jumps.extend(["PREROUTING", "OUTPUT"].map(|from| format!("{from} -j {SILENCE}")));
     }
     if !outside.is_empty() {
         let pods = rules
@@ -258,9 +270,69 @@ fn plan_silence(rules: &Rules) -> Chains {
             .iter()
             .map(|cidr| format!("{}-j RETURN", from(*cidr)));
         chains.insert(OUTSIDE.to_owned(), pods.chain(outside).collect());
-        jumps.insert(format!("PREROUTING -j {OUTSIDE}"));
     }
-    Chains { chains, jumps }
+    chains
+}
+
+// Datagrams have no first packet that could be told from later ones.
+fn plan_datagrams(rules: &Rules) -> Chains {
+    let mut chains = BTreeMap::new();
+    let guarded = guard_sources(rules, Protocol::Udp, "-j DROP", &mut chains);
+    with_jumps(chains, guarded, ["PREROUTING", "OUTPUT"])
+}
+
+fn plan_port_zero(rules: &Rules) -> Chains {
+    let silenced = rules.silenced();
+    let silent = silenced
+        .keys()
+        .chain(rules.source_ranges.keys())
+        .any(is_tcp);
+    let rule = format!("{} -j DROP", port_match(Protocol::Tcp, 0));
+    let rules = Vec::from_iter(silent.then_some(rule));
+    with_jumps(BTreeMap::new(), rules, ["INPUT", "OUTPUT"])
+}
+
+fn with_jumps(
+    mut chains: BTreeMap<String, Vec<String>>,
+    silence: Vec<String>,
+    origins: [&str; 2],
+) -> Chains {
+    if silence.is_empty() {
+        return Chains::default();
+    }
+    chains.insert(SILENCE.to_owned(), silence);
+    let jumps = origins.map(|origin| format!("{origin} -j {SILENCE}"));
+    Chains {
+        chains,
+        jumps: jumps.into(),
+    }
+}
+
+// Rules for the frontends that answer some networks only, each leading to a chain that lets these return.
+fn guard_sources(
+    rules: &Rules,
+    protocol: Protocol,
+    otherwise: &str,
+    chains: &mut BTreeMap<String, Vec<String>>,
+) -> Vec<String> {
+    let guarded = rules.source_ranges.iter();
+    let guarded = guarded.filter(|(frontend, _)| frontend.protocol == protocol);
+    let rule = |(frontend, ranges): (&Frontend, &Vec<IpNet>)| {
+        let name = sources_chain(ranges);
+        let rule = format!("{} -j {name}", dialled(frontend));
+        chains.entry(name).or_insert_with(|| {
+            let allowed = ranges
+                .iter()
+                .map(|range| format!("{}-j RETURN", from(*range)));
+            allowed.chain([otherwise.to_owned()]).collect()
+        });
+        rule
+    };
+    guarded.map(rule).collect()
+}
+
+fn is_tcp(frontend: &Frontend) -> bool {
+    frontend.protocol == Protocol::Tcp
 }
 
 fn dialled(frontend: &Frontend) -> String {

@@ -392,6 +392,9 @@ fn wanted(
     peer: SocketAddr,
     listener: &Listener,
 ) -> Result<(Wanted, CountedConnection), Refusal> {
+    if !listener.hears(peer.ip()) {
+        return Err(DialError::Policy.into());
+    }
     let table = listener.shared.table.load();
     let (Destination { kind, route }, used) = destination(client, peer, listener, &table)?;
     let counted = route.load.admit(route.knobs.max_connections);

@@ -11,7 +11,7 @@ use nix::libc;
 
 use crate::faults::{Carrier, FaultKind, Injection};
 use crate::net::poller::Readiness;
-use crate::routing::{FrontendKind, Origin, Route, Verdict};
+use crate::routing::{Caller, FrontendKind, Origin, Route, Verdict};
 
 use super::super::Listener;
 use super::super::accounts::{BackendAccount, Fault};
@@ -49,8 +49,8 @@ pub(super) enum DialError {
     /// There is none to choose.
     #[error("no backend could serve it")]
     NoBackend,
-    /// The traffic policy keeps the connection from all backends.
-    #[error("the traffic policy keeps it from all backends")]
+    /// The traffic policy or the source ranges keep the connection from all backends.
+    #[error("the traffic policy or the source ranges keep it from all backends")]
     Policy,
     /// The client has reset the connection meanwhile.
     #[error("the client went away")]
@@ -340,7 +340,7 @@ impl<S: Socket> Dial<S> {
     ) -> bool {
         let now = kernel.now();
         let until = now + patience;
-        match connect(backend.addr(), key, kernel) {
+        match self.connect(backend.addr(), key, listener, kernel) {
             Ok(stream) => {
                 kernel.call_at(until, Token::Client(key));
                 self.current = Some(Attempt {
@@ -356,6 +356,29 @@ impl<S: Socket> Dial<S> {
                 false
             }
         }
+    }
+
+    fn connect(
+        &self,
+        addr: SocketAddr,
+        key: Key,
+        listener: &Listener,
+        kernel: &mut impl Kernel<Socket = S>,
+    ) -> io::Result<Stream<S>> {
+        let wanted = &self.wanted;
+        let caller = Caller {
+            ip: wanted.client_ip,
+            origin: wanted.origin,
+            kind: wanted.kind,
+        };
+        // Few Services ask, and the table costs a look.
+        let source = wanted.route.knobs.source_ip.and_then(|_| {
+            let node = &listener.shared.table.load().node;
+            node.shown_source(&wanted.route, caller, addr.ip())
+        });
+        let socket = kernel.dial(addr, source)?;
+        kernel.watch(&socket, Token::Backend(key))?;
+        Ok(Stream::dialled(socket))
     }
 
     fn pick(&mut self, now: Instant) -> Option<(InUse, Duration)> {
@@ -398,14 +421,4 @@ impl<S: Socket> Dial<S> {
             },
         };
     }
-}
-
-fn connect<S: Socket>(
-    addr: SocketAddr,
-    key: Key,
-    kernel: &mut impl Kernel<Socket = S>,
-) -> io::Result<Stream<S>> {
-    let socket = kernel.dial(addr)?;
-    kernel.watch(&socket, Token::Backend(key))?;
-    Ok(Stream::dialled(socket))
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Instant;
 
 use crate::net::poller::Interest;
@@ -68,8 +68,8 @@ pub(super) trait Kernel {
     fn call_at(&mut self, at: Instant, token: Token);
     /// Tells `token` what becomes possible on `socket`, each time that it changes.
     fn watch(&mut self, socket: &Self::Socket, token: Token) -> io::Result<()>;
-    /// Begins to connect.
-    fn dial(&mut self, addr: SocketAddr) -> io::Result<Self::Socket>;
+    /// Begins to connect to `addr`, which sees `source` in place of an address of this machine's.
+    fn dial(&mut self, addr: SocketAddr, source: Option<IpAddr>) -> io::Result<Self::Socket>;
 }
 
 impl Kernel for Reactor {
@@ -87,8 +87,8 @@ impl Kernel for Reactor {
         Self::watch(self, socket, Interest::Stream, token)
     }
 
-    fn dial(&mut self, addr: SocketAddr) -> io::Result<TcpStream> {
-        dial(addr)
+    fn dial(&mut self, addr: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+        dial(addr, source)
     }
 }
 

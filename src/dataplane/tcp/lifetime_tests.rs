@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::capture::plan::{Entry, ListenerId};
+use crate::capture::plan::{Callers, Entry, ListenerId};
 use crate::faults::ActiveFaults;
 use crate::model::{Algorithm, Event};
 use crate::net::poller::Readiness;
@@ -472,7 +472,7 @@ impl Kernel for Sim {
         })
     }
 
-    fn dial(&mut self, addr: SocketAddr) -> io::Result<SimSocket> {
+    fn dial(&mut self, addr: SocketAddr, _source: Option<IpAddr>) -> io::Result<SimSocket> {
         let world = &mut *self.0.borrow_mut();
         let fortune = world.fortunes.pop_front().unwrap_or(Fortune::Connects);
         world.dialled.push((addr, fortune));
@@ -528,12 +528,16 @@ fn listener() -> (Arc<Listener>, Vec<Arc<Backend>>) {
         effort: Effort::default(),
         liveness: Liveness::default(),
         faults: ActiveFaults::default(),
+        audible: Arc::default(),
     };
     let id = ListenerId {
         route: port_key("web"),
         entry: Entry::At(tcp("10.96.0.1:80"), FrontendKind::ClusterIp),
     };
-    (Arc::new(Listener::new(id, Arc::new(shared))), backends)
+    (
+        Arc::new(Listener::new(id, Callers::All, Arc::new(shared))),
+        backends,
+    )
 }
 
 fn script(rng: &mut StdRng) -> Script {

@@ -11,7 +11,7 @@ use crate::faults::{Carrier, FaultKind, Injection};
 use crate::net::batches::Batch;
 use crate::net::descriptors::is_shortage;
 use crate::net::sockets::connected_udp;
-use crate::routing::{FrontendKind, Route, Verdict};
+use crate::routing::{Caller, FrontendKind, Route, Verdict};
 
 use super::super::Listener;
 use super::super::accounts::BackendAccount;
@@ -360,21 +360,23 @@ impl Session {
         watch: &mut dyn FnMut(&UdpSocket) -> io::Result<()>,
     ) -> Result<Link, Loss> {
         let listener = &self.flow.listener;
-        let (route, origin) = {
-            let table = listener.shared.table.load();
-            let route = table.route(&listener.id.route).ok_or(Loss::NoBackend)?;
-            (
-                route.clone(),
-                listener.origin(self.client.ip(), None, &table),
-            )
+        if !listener.hears(self.client.ip()) {
+            return Err(Loss::Policy);
+        }
+        let table = listener.shared.table.load();
+        let route = table.route(&listener.id.route).ok_or(Loss::NoBackend)?;
+        let caller = Caller {
+            ip: self.client.ip(),
+            origin: listener.origin(self.client.ip(), None, &table),
+            kind: kind(listener),
         };
-        let backends = match route.verdict(kind(listener), origin) {
+        let backends = match route.verdict(caller.kind, caller.origin) {
             Verdict::Serve(backends) => backends,
             Verdict::Refuse => return Err(Loss::NoBackend),
             Verdict::Silent => return Err(Loss::Policy),
         };
         let client = self.client.ip().to_canonical();
-        let pick = |tried: &[SocketAddr]| InUse::pick(&route, backends, client, tried, now);
+        let pick = |tried: &[SocketAddr]| InUse::pick(route, backends, client, tried, now);
         // When all have refused, they are asked again: a flow is never lost for good.
         let backend = pick(&self.tried)
             .or_else(|| {
@@ -382,7 +384,8 @@ impl Session {
                 pick(&[])
             })
             .ok_or(Loss::NoBackend)?;
-        let socket = connected_udp(backend.addr())
+        let source = table.node.shown_source(route, caller, backend.addr().ip());
+        let socket = connected_udp(backend.addr(), source)
             .and_then(|socket| watch(&socket).map(|()| socket))
             .map_err(|error| {
                 tracing::debug!(listener = %listener.id, backend = %backend.addr(), %error, "no socket");

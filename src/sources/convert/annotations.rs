@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::Note;
 use crate::model::{
     Algorithm, InvalidEjection, Knobs, OutlierEjection, Protocol, ProxyProtocol, ServicePort,
-    parse_go_duration,
+    SourceIp, parse_go_duration,
 };
 
 /// The balancing algorithm.
@@ -27,6 +27,8 @@ const MAX_CONNECTIONS: &str = "viaduct.dev/max-connections";
 const UDP_IDLE_TIMEOUT: &str = "viaduct.dev/udp-idle-timeout";
 /// The header that tells the backend the client's address.
 const PROXY_PROTOCOL: &str = "viaduct.dev/proxy-protocol";
+/// The address that backends see.
+const SOURCE_IP: &str = "viaduct.dev/source-ip";
 /// How long a new backend takes to get its full share.
 const SLOW_START: &str = "viaduct.dev/slow-start";
 /// When a failing backend is left out.
@@ -47,6 +49,7 @@ pub(super) fn knobs(metadata: &ObjectMeta, notes: &mut Vec<Note>) -> Knobs {
         max_connections: reader.take(MAX_CONNECTIONS, parse_count),
         udp_idle_timeout: reader.take(UDP_IDLE_TIMEOUT, parse_duration),
         proxy_protocol: reader.take(PROXY_PROTOCOL, parse_proxy_protocol),
+        source_ip: reader.take(SOURCE_IP, parse_source_ip),
         slow_start: reader.take(SLOW_START, parse_duration),
         outlier_ejection: reader.take(OUTLIER_EJECTION, parse_ejection),
     }
@@ -129,6 +132,13 @@ fn parse_proxy_protocol(value: &str) -> Result<ProxyProtocol, String> {
         .ok_or_else(|| format!("{value:?} is none of v1, v2"))
 }
 
+fn parse_source_ip(value: &str) -> Result<SourceIp, String> {
+    match value {
+        SourceIp::TRANSPARENT => Ok(SourceIp::Transparent),
+        _ => Err(format!("{value:?} is not {}", SourceIp::TRANSPARENT)),
+    }
+}
+
 fn parse_ejection(value: &str) -> Result<OutlierEjection, String> {
     value
         .parse()
@@ -177,6 +187,7 @@ mod tests {
             (RETRIES, "10"),
             (MAX_CONNECTIONS, "1"),
             (PROXY_PROTOCOL, "v2"),
+            (SOURCE_IP, "transparent"),
             (SLOW_START, "30s"),
             (OUTLIER_EJECTION, "5"),
         ]);
@@ -185,6 +196,7 @@ mod tests {
             retries: Some(10),
             max_connections: NonZeroU32::new(1),
             proxy_protocol: Some(ProxyProtocol::V2),
+            source_ip: Some(SourceIp::Transparent),
             slow_start: Some(Duration::from_secs(30)),
             outlier_ejection: NonZeroU32::new(5).map(OutlierEjection::After),
             ..Knobs::default()
@@ -258,6 +270,7 @@ mod tests {
             (RETRIES, &["11", "-1", "many", "256"]),
             (MAX_CONNECTIONS, &["0", "-5", "4294967296"]),
             (PROXY_PROTOCOL, &["v3", "V1", ""]),
+            (SOURCE_IP, &["node", "Transparent", ""]),
             (SLOW_START, &["0s", "10"]),
             (OUTLIER_EJECTION, &["0", "on", "5%"]),
         ] {

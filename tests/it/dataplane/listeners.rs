@@ -1,14 +1,16 @@
 //! Listeners: serving, held closed, changed in place, moved to another port.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::IpNet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use viaduct::capture::plan::Entry;
 use viaduct::capture::plan::ListenerState::{HeldClosed, Serving};
+use viaduct::capture::plan::{Callers, Entry};
 use viaduct::dataplane::Config;
 use viaduct::model::Protocol::{Tcp, Udp};
+use viaduct::routing::FrontendKind;
 
 use super::rig::{Rig, eventually, is_reset, soon};
 
@@ -46,6 +48,65 @@ async fn a_tcp_port_is_held_closed_served_and_held_again_in_place() {
     tcp_refuses(at).await;
     rig.plane.close(&rig.spec(Serving).id).await;
     TcpListener::bind(at).await.unwrap();
+}
+
+// More than a socket filter takes, none of them a client's.
+fn too_many_networks() -> Vec<IpNet> {
+    let strangers =
+        (0..5000u32).map(|n| IpNet::from(IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + n))));
+    strangers.collect()
+}
+
+#[tokio::test]
+async fn callers_that_no_filter_keeps_out_are_refused_instead() {
+    for protocol in [Tcp, Udp] {
+        let backend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let accepting = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = match protocol {
+            Tcp => accepting.local_addr(),
+            Udp => backend.local_addr(),
+        };
+        let rig = Rig::start(protocol, &[addr.unwrap()]);
+        let observer = rig.plane.observer();
+        let mut spec = rig.spec(Serving);
+        spec.callers = Callers::Only(too_many_networks());
+        let at = rig.plane.open(&spec).await.unwrap();
+        assert!(observer.cannot_be_silent(|_, kind| kind == FrontendKind::ClusterIp));
+        assert!(!observer.cannot_be_silent(|_, kind| kind == FrontendKind::NodePort));
+        match protocol {
+            Tcp => {
+                is_reset(at).await;
+                let refused = "viaduct_tcp_refused_connections_total";
+                assert_eq!(rig.metric(refused, "policy"), 1.0);
+            }
+            Udp => {
+                let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                client.send_to(b"x", at).await.unwrap();
+                eventually("it is dropped", || {
+                    rig.metric("viaduct_udp_dropped_datagrams_total", "policy") == 1.0
+                })
+                .await;
+            }
+        }
+        let mut networks = too_many_networks();
+        networks.push("127.0.0.0/8".parse().unwrap());
+        spec.callers = Callers::Only(networks);
+        assert_eq!(rig.plane.open(&spec).await.unwrap(), at);
+        match protocol {
+            Tcp => {
+                let _client = TcpStream::connect(at).await.unwrap();
+                soon("accept", accepting.accept()).await.unwrap();
+            }
+            Udp => {
+                let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                client.send_to(b"x", at).await.unwrap();
+                soon("x", backend.recv(&mut [0; 8])).await.unwrap();
+            }
+        }
+        spec.callers = Callers::Only(vec!["127.0.0.0/8".parse().unwrap()]);
+        rig.plane.open(&spec).await.unwrap();
+        assert!(!observer.cannot_be_silent(|_, _| true), "this one is taken");
+    }
 }
 
 #[tokio::test]

@@ -112,7 +112,17 @@ pub(super) fn doctor_tells_what_works_and_who_else_is_here(node: Node) {
             |line: &&str| line.starts_with(&format!("capture {mode} ")) && line.contains(" ok ");
         assert_eq!(text.lines().filter(works).count(), 2, "{mode}: {text}");
     }
+    let routes = |text: &str, found: &str| {
+        let about = |line: &&str| line.starts_with("default route ") && line.contains(found);
+        text.lines().filter(about).count()
+    };
+    assert_eq!(routes(&text, " ok "), 2, "{text}");
     assert_eq!(all_rules(&node.world), before, "nothing stays");
+    let line = "ip -4 route del default; ip -6 route del default";
+    node.world.shell(Place::Node, line);
+    let (status, text) = ask();
+    assert_eq!(status, Some(0), "{text}");
+    assert_eq!(routes(&text, " no "), 2, "{text}");
     node.world.shell(Place::Node, "nft add table ip kube-proxy");
     let (status, text) = ask();
     assert_eq!(status, Some(1), "{text}");

@@ -11,6 +11,7 @@ mod node;
 mod order;
 mod pods;
 mod privileges;
+mod source_ip;
 mod stickiness;
 mod streams;
 mod two_nodes;
@@ -127,6 +128,14 @@ const CASES: &[Case] = &[
     (
         "hints_keep_each_zone_to_itself",
         two_nodes::hints_keep_each_zone_to_itself,
+    ),
+    (
+        "explain_says_what_the_node_itself_cannot_dial",
+        explain_says_what_the_node_itself_cannot_dial,
+    ),
+    (
+        "backends_see_their_clients_where_answers_pass_here",
+        source_ip::backends_see_their_clients_where_answers_pass_here,
     ),
     (
         "pods_are_recognised_by_their_interfaces",
@@ -665,6 +674,29 @@ fn starting_in_the_other_mode_takes_over(mut node: Node) {
     assert!(node.end().success());
     let left = all_rules(&node.world).to_lowercase();
     assert!(!left.contains("viaduct"), "{left}");
+}
+
+fn explain_says_what_the_node_itself_cannot_dial(mut node: Node) {
+    let line = "ip -4 route del default; ip -6 route del default";
+    node.world.shell(Place::Node, line);
+    node.apply(&Web::default());
+    node.start();
+    for service in SERVICE {
+        let to = SocketAddr::new(service.parse().unwrap(), 80);
+        node.await_served(to);
+        // Where the address becomes the node's own, it does so a moment after it is captured.
+        eventually(|| {
+            let explained = node.explain(&to.to_string());
+            let told = explained.contains(&format!("cannot dial {service}"));
+            let answer = node.ask(Place::Node, Protocol::Tcp, to, QUIET);
+            let needs_a_route = matches!(node.mode, Mode::Nftables | Mode::Iptables);
+            if told == needs_a_route && answer.words().is_empty() == told {
+                Ok(())
+            } else {
+                Err(format!("{answer:?}: {explained}"))
+            }
+        });
+    }
 }
 
 fn everybody() -> impl Iterator<Item = (Place, Protocol)> {

@@ -270,6 +270,15 @@ impl Node {
         command
     }
 
+    /// What `viaduct explain` says.
+    pub(super) fn explain(&self, target: &str) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
+        command.args(["explain", target, "--admin-socket"]);
+        command.arg(self.directory.path().join("n0.sock"));
+        let output = self.world.in_ns(Place::Node, || command.output()).unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// From now on `nft` does nothing about IPv6 any more; until it is mended.
     pub(super) fn break_ipv6(&self) {
         fs::write(self.directory.path().join("nft.real.later"), "").unwrap();

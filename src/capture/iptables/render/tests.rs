@@ -41,9 +41,7 @@ fn what_is_restored_reads_back_as_what_was_planned() {
     for table in Table::ALL {
         let planned = planned(table, &one_of_everything(Family::V6));
         let restored = render_restore(table, &Chains::default(), &planned).unwrap();
-        let saved = restored
-            .replace("-I PREROUTING", "-A PREROUTING")
-            .replace("-I OUTPUT", "-A OUTPUT");
+        let saved = restored.replace("-I ", "-A ");
         assert_eq!(parse_saved(&saved), planned);
     }
 }
@@ -118,7 +116,7 @@ fn chain_names_fit_in_every_family() {
 fn a_network_of_everything_is_no_match() {
     let mut rules = one_of_everything(Family::V4);
     rules.pod_cidrs = vec!["0.0.0.0/0".parse().unwrap()];
-    let planned = planned(Table::Mangle, &rules);
+    let planned = planned(Table::Nat, &rules);
     assert_eq!(planned.chains[OUTSIDE][0], "-j RETURN");
 }
 
