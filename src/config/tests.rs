@@ -1,6 +1,7 @@
 //! What may be written, what holds in the end, and what is refused by name.
 
 use super::*;
+use crate::dns::PodMode;
 use crate::sources::pod_networks::PodInterfaces;
 
 fn resolve(settings: Settings) -> Result<Config, ConfigError> {
