@@ -22,6 +22,8 @@ impl Settings {
             api_version: Some(Self::API_VERSION.to_owned()),
             kind: Some(Self::KIND.to_owned()),
             master: Some(Vec::new()),
+            kube_api_qps: Some(5.0),
+            kube_api_burst: Some(10),
             capture: Some(Text(if dev {
                 Mode::Loopback.into()
             } else {
@@ -47,6 +49,7 @@ impl Settings {
             lb_algorithm: Some("round-robin".to_owned()),
             outlier_ejection: Some(Text(OutlierEjection::default())),
             iptables_sync_period: duration(30),
+            conntrack_tcp_be_liberal: Some(false),
             udp_idle_timeout: duration(60),
             connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
             retries: Some(3),

@@ -28,13 +28,14 @@ use serde_json::{Map, Value};
 
 use crate::capture::{Ladder, Mode};
 use crate::model::{Algorithm, Family, NodeName, OutlierEjection};
+use crate::net::tracking_limits::TrackingLimits;
 use crate::routing::NodePortAddresses;
-use crate::sources::kube::AccessError;
+use crate::sources::kube::{AccessError, Rate};
 use crate::sources::prober::ExecProbes;
 
 use narrow::{
-    algorithm, bind_address, min_sync_period, node_name, node_port_addresses, oom_score_adj,
-    positive, retries, seconds, service_cidrs,
+    algorithm, api_rate, bind_address, min_sync_period, node_name, node_port_addresses,
+    oom_score_adj, positive, retries, seconds, service_cidrs, tracking_limits,
 };
 
 pub use configz::configz;
@@ -54,6 +55,8 @@ pub struct Config {
     pub settings: Settings,
     /// Where the objects come from.
     pub source: Source,
+    /// How often the API servers are asked; `None` = as often as there is a reason to.
+    pub api_rate: Option<Rate>,
     /// The capture modes to try.
     pub capture: Ladder,
     /// The node's name.
@@ -82,6 +85,8 @@ pub struct Config {
     pub sync_period: Duration,
     /// The least time between two writes to the kernel; zero = as soon as changes are gathered.
     pub min_sync_period: Duration,
+    /// What connection tracking shall do.
+    pub tracking_limits: TrackingLimits,
     /// The process's own `oom_score_adj`; `None` = left alone.
     pub oom_score_adj: Option<i32>,
     /// Idle end of a UDP flow.
@@ -115,7 +120,14 @@ pub struct Config {
 }
 
 /// Keys that a running process takes over as they change. Any other makes it restart itself.
-pub const LIVE_KEYS: [&str; 6] = [
+pub const LIVE_KEYS: [&str; 13] = [
+    "conntrackMaxPerCore",
+    "conntrackMin",
+    "conntrackTcpBeLiberal",
+    "conntrackTcpTimeoutCloseWait",
+    "conntrackTcpTimeoutEstablished",
+    "conntrackUdpTimeout",
+    "conntrackUdpTimeoutStream",
     "drainTimeout",
     "iptablesLocalhostNodeports",
     "iptablesMinSyncPeriod",
@@ -199,6 +211,7 @@ impl Config {
         Ok(Self {
             settings: effective,
             source,
+            api_rate: api_rate(settings.kube_api_qps, settings.kube_api_burst)?,
             node_name: node_name(settings.hostname_override.as_deref())?,
             detect_local: detect_local::detect_local(&settings)?,
             service_cidrs: service_cidrs(
@@ -227,6 +240,7 @@ impl Config {
                 .unwrap_or_default(),
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             min_sync_period: min_sync_period(&settings)?,
+            tracking_limits: tracking_limits(&settings),
             oom_score_adj: oom_score_adj(settings.oom_score_adj)?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,

@@ -7,9 +7,11 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::capture::{Ladder, Mode};
 use crate::model::{Algorithm, Family, Knobs, NodeName};
+use crate::net::tracking_limits::TrackingLimits;
 use crate::routing::NodePortAddresses;
+use crate::sources::kube::Rate;
 
-use super::values::GoDuration;
+use super::values::{GoDuration, Text};
 use super::{ConfigError, Settings, plain, value_error};
 
 /// What a loopback interface answers without being asked to.
@@ -128,6 +130,35 @@ pub(super) fn oom_score_adj(given: Option<i32>) -> Result<Option<i32>, ConfigErr
             Err(value_error("oom-score-adj", message))
         }
         given => Ok(given),
+    }
+}
+
+// Zero is the default, and a rate below it no bound. Source: client-go `RESTClientForConfigAndClient`.
+pub(super) fn api_rate(qps: Option<f64>, burst: Option<u32>) -> Result<Option<Rate>, ConfigError> {
+    let default = Rate::default();
+    let per_second = match qps.filter(|qps| *qps != 0.0) {
+        Some(qps) if !qps.is_finite() => {
+            return Err(value_error("kube-api-qps", format!("{qps} is no rate")));
+        }
+        Some(qps) if qps < 0.0 => return Ok(None),
+        given => given.unwrap_or(default.per_second),
+    };
+    let burst = burst.filter(|burst| *burst > 0).unwrap_or(default.burst);
+    Ok(Some(Rate { per_second, burst }))
+}
+
+// One of the first two brings kube-proxy's default of the other; with neither, nothing is set.
+pub(super) fn tracking_limits(settings: &Settings) -> TrackingLimits {
+    let limited = settings.conntrack_max_per_core.or(settings.conntrack_min);
+    let timeout = |given: Option<Text<GoDuration>>| given.map(|Text(GoDuration(timeout))| timeout);
+    TrackingLimits {
+        max_per_core: limited.map(|_| settings.conntrack_max_per_core.unwrap_or(32_768)),
+        min: limited.map(|_| settings.conntrack_min.unwrap_or(131_072)),
+        tcp_established: timeout(settings.conntrack_tcp_timeout_established),
+        tcp_close_wait: timeout(settings.conntrack_tcp_timeout_close_wait),
+        tcp_be_liberal: settings.conntrack_tcp_be_liberal.unwrap_or(false),
+        udp: timeout(settings.conntrack_udp_timeout),
+        udp_stream: timeout(settings.conntrack_udp_timeout_stream),
     }
 }
 

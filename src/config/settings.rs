@@ -46,6 +46,19 @@ pub struct Settings {
     )]
     pub master: Option<Vec<Text<Master>>>,
 
+    /// Requests a second to the API server in the long run; below 0 there is no bound [default: 5]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VIADUCT_KUBE_API_QPS",
+        allow_hyphen_values = true
+    )]
+    pub kube_api_qps: Option<f64>,
+
+    /// Requests to the API server at once after a rest [default: 10]
+    #[arg(long, value_name = "N", env = "VIADUCT_KUBE_API_BURST")]
+    pub kube_api_burst: Option<u32>,
+
     /// How traffic is captured: auto, loopback, none, or the first that works of a list of nftables, iptables, tproxy and local [default: auto; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
     pub capture: Option<Text<Ladder>>,
@@ -150,6 +163,53 @@ pub struct Settings {
         env = "VIADUCT_IPTABLES_MIN_SYNC_PERIOD"
     )]
     pub iptables_min_sync_period: Option<Text<GoDuration>>,
+
+    /// Connections that the kernel may track, for each core; 0 leaves it as it is, and so is the default of every --conntrack flag
+    #[arg(long, value_name = "N", env = "VIADUCT_CONNTRACK_MAX_PER_CORE")]
+    pub conntrack_max_per_core: Option<u32>,
+
+    /// Connections that it may track at least, whatever --conntrack-max-per-core comes to
+    #[arg(long, value_name = "N", env = "VIADUCT_CONNTRACK_MIN")]
+    pub conntrack_min: Option<u32>,
+
+    /// Silence after which the kernel forgets an established TCP connection
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_CONNTRACK_TCP_TIMEOUT_ESTABLISHED"
+    )]
+    pub conntrack_tcp_timeout_established: Option<Text<GoDuration>>,
+
+    /// Silence after which it forgets one that a side has ended
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT"
+    )]
+    pub conntrack_tcp_timeout_close_wait: Option<Text<GoDuration>>,
+
+    /// Whether it takes TCP segments outside of the window for part of their connection [default: left as it is]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_CONNTRACK_TCP_BE_LIBERAL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+
+    /// Silence after which it forgets datagrams that nobody has answered
+    #[arg(long, value_name = "DURATION", env = "VIADUCT_CONNTRACK_UDP_TIMEOUT")]
+    pub conntrack_udp_timeout: Option<Text<GoDuration>>,
+
+    /// Silence after which it forgets datagrams that were answered
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_CONNTRACK_UDP_TIMEOUT_STREAM"
+    )]
+    pub conntrack_udp_timeout_stream: Option<Text<GoDuration>>,
 
     /// How soon the kernel ends this process when memory runs out, from -1000 (never) to 1000 [default: left alone]
     #[arg(
@@ -322,6 +382,8 @@ impl Settings {
             manifests,
             kubeconfig,
             master,
+            kube_api_qps,
+            kube_api_burst,
             capture,
             hostname_override,
             cluster_cidr,
@@ -339,6 +401,13 @@ impl Settings {
             outlier_ejection,
             iptables_sync_period,
             iptables_min_sync_period,
+            conntrack_max_per_core,
+            conntrack_min,
+            conntrack_tcp_timeout_established,
+            conntrack_tcp_timeout_close_wait,
+            conntrack_tcp_be_liberal,
+            conntrack_udp_timeout,
+            conntrack_udp_timeout_stream,
             oom_score_adj,
             udp_idle_timeout,
             connect_timeout,
