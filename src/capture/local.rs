@@ -47,6 +47,20 @@ impl Local {
         }
     }
 
+    /// The addresses that applying `rules` would make the node's own.
+    pub(super) fn lacks(&self, rules: &Rules) -> BTreeSet<IpAddr> {
+        wanted(rules).difference(&self.routed).copied().collect()
+    }
+
+    /// Makes these the node's own besides.
+    pub(super) async fn extend(&mut self, fresh: &BTreeSet<IpAddr>) -> Result<(), CaptureError> {
+        let Some(wanted) = &mut self.wanted else {
+            return Ok(());
+        };
+        wanted.extend(fresh);
+        self.bring_about(Some(self.routed.clone())).await.map(drop)
+    }
+
     // True if a route was missing.
     async fn bring_about(
         &mut self,
@@ -75,10 +89,7 @@ impl Capture for Local {
     }
 
     async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        let frontends = rules.redirects.keys().map(|frontend| frontend.ip);
-        let wanted =
-            frontends.filter(|ip| !rules.local_addresses.contains(ip) && !ip.is_loopback());
-        let known = self.wanted.replace(wanted.collect()).is_some();
+        let known = self.wanted.replace(wanted(rules)).is_some();
         let routed = known.then(|| self.routed.clone());
         self.bring_about(routed).await.map(drop)
     }
@@ -126,6 +137,12 @@ pub(super) async fn remove(family: Family) -> Result<(), CaptureError> {
             .try_for_each(|ip| routes.remove(ip))
     })
     .await
+}
+
+fn wanted(rules: &Rules) -> BTreeSet<IpAddr> {
+    let frontends = rules.redirects.keys().map(|frontend| frontend.ip);
+    let others = frontends.filter(|ip| !rules.local_addresses.contains(ip) && !ip.is_loopback());
+    others.collect()
 }
 
 // From what is `routed` (unknown: asked) to `wanted`. Returns what is routed then, and whether a wanted route was

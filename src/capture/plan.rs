@@ -94,6 +94,27 @@ pub enum Callers {
     Only(Vec<IpNet>),
 }
 
+impl Callers {
+    // Those of them that are in `ranges`.
+    fn among(self, ranges: &[IpNet]) -> Self {
+        let networks = match self {
+            Self::All => return Self::Only(ranges.to_vec()),
+            Self::Only(networks) => networks,
+        };
+        // Of two networks that meet, one is in the other.
+        let smaller =
+            |(one, other): (&IpNet, &IpNet)| match (one.contains(other), other.contains(one)) {
+                (true, _) => Some(*other),
+                (false, true) => Some(*one),
+                (false, false) => None,
+            };
+        let pairs = networks
+            .iter()
+            .flat_map(|network| ranges.iter().map(move |range| (network, range)));
+        Self::Only(pairs.filter_map(smaller).collect())
+    }
+}
+
 impl ListenerSpec {
     /// The protocol of its service port.
     pub fn protocol(&self) -> Protocol {
@@ -189,11 +210,14 @@ fn callers(route: &Route, ip: IpAddr, kind: FrontendKind, node: &NodeView) -> Ca
     if !route.any_endpoints {
         return Callers::All;
     }
-    if kind == FrontendKind::LoadBalancer
-        && let Some(ranges) = allowed_at(ip, route, &node.local_addresses)
-    {
-        return Callers::Only(ranges);
+    let by_policy = callers_by_policy(route, ip, kind, node);
+    match allowed_at(ip, route, &node.local_addresses) {
+        Some(ranges) if kind == FrontendKind::LoadBalancer => by_policy.among(&ranges),
+        Some(_) | None => by_policy,
     }
+}
+
+fn callers_by_policy(route: &Route, ip: IpAddr, kind: FrontendKind, node: &NodeView) -> Callers {
     match silence(route, kind) {
         None => Callers::All,
         Some(Silence::Everyone) => Callers::Only(Vec::new()),

@@ -199,6 +199,15 @@ fn without_rules_the_listener_itself_keeps_silent() {
         only(&["172.18.0.0/16", "192.0.2.1/32"]),
         "the node may call, so may the address"
     );
+    guarded.external_policy = TrafficPolicy::Local;
+    guarded.source_ranges = ["172.0.0.0/8", "10.244.0.0/28"]
+        .map(|text| text.parse().unwrap())
+        .into();
+    assert_eq!(
+        callers(&guarded, FrontendKind::LoadBalancer),
+        only(&["10.244.0.0/28", "172.18.0.2/32", "192.0.2.1/32"]),
+        "both must allow it"
+    );
     guarded.any_endpoints = false;
     assert_eq!(callers(&guarded, FrontendKind::LoadBalancer), Callers::All);
 }

@@ -57,12 +57,23 @@ impl Capture for Tproxy {
     }
 
     async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        if !self.table.is_known() {
+        let datagrams = datagrams(rules);
+        if self.table.is_known() {
+            // The node calls an address that is its own from another one, so it becomes that before it is captured; in
+            // between, a connection to it would be refused.
+            let fresh = self.local.lacks(&datagrams);
+            if !fresh.is_empty() {
+                let early = rules.redirects.keys();
+                let early = early.filter(|frontend| fresh.contains(&frontend.ip));
+                self.table.silence(early).await?;
+                self.local.extend(&fresh).await?;
+            }
+        } else {
             on_route(self.family, PolicyRoute::add)?;
         }
         let changed = self.table.change(rules).await;
         changed.inspect_err(|_| self.metrics.table_refused(self.family))?;
-        self.local.apply(&datagrams(rules)).await
+        self.local.apply(&datagrams).await
     }
 
     async fn reassert(&mut self) -> Result<bool, CaptureError> {

@@ -6,8 +6,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use hickory_proto::op::ResponseCode;
@@ -18,13 +18,16 @@ use prometheus::IntCounter;
 use crate::routing::{NodeView, Published, RoutingTable};
 
 use super::cache::{Kept, Key};
+use super::clients::may_ask;
 use super::completion::{is_completed, namespace_of, next_names};
 use super::forward::{ForwardError, Forwarder, Seat};
+use super::labels::{code_label, family_label, type_label};
 use super::limits::Limits;
 use super::memo::Lasting;
 use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::{Metrics, Tally};
 use super::records::{Answer, Authority, End, Local};
+use super::serial::SerialClock;
 use super::wire::Cut;
 use super::{ExplainedName, Identity};
 
@@ -97,30 +100,6 @@ struct Request {
     client: IpAddr,
     transport: Transport,
     started: Instant,
-}
-
-// The SOA serial: the second in which the newest table was first seen.
-#[derive(Debug, Default)]
-struct SerialClock {
-    generation: AtomicU64,
-    serial: AtomicU32,
-}
-
-impl SerialClock {
-    fn at(&self, table: &RoutingTable) -> u32 {
-        let seen = self.generation.swap(table.generation, Ordering::Relaxed);
-        let serial = self.serial.load(Ordering::Relaxed);
-        if seen == table.generation && serial != 0 {
-            return serial;
-        }
-        let since_epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        // Serial numbers wrap by design (RFC 1982).
-        let now = u32::try_from(since_epoch.as_secs() & u64::from(u32::MAX)).unwrap_or(0);
-        self.serial.store(now, Ordering::Relaxed);
-        now
-    }
 }
 
 impl Exchange {
@@ -519,115 +498,4 @@ fn compose(request: &Request, aliases: Vec<Record>, kept: &Kept) -> Reply {
         question.chased_reply(aliases, &kept.relayed, kept.age, transport)
     };
     reply.unwrap_or_else(|_| question.failure(ResponseCode::ServFail))
-}
-
-// Everybody on this node or in the cluster. An open resolver would serve attacks on others.
-fn may_ask(client: IpAddr, node: &NodeView, own: &[IpAddr]) -> bool {
-    let near = match client {
-        IpAddr::V4(v4) => {
-            // 100.64.0.0/10 (RFC 6598) is where several providers take pod addresses from.
-            let [first, second, ..] = v4.octets();
-            let shared = first == 100 && second & 0xC0 == 64;
-            v4.is_loopback() || v4.is_private() || v4.is_link_local() || shared
-        }
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
-    };
-    near || own.contains(&client)
-        || node.local_addresses.contains(&client)
-        || node.pod_cidrs.iter().any(|cidr| cidr.contains(&client))
-}
-
-fn family_label(client: IpAddr) -> &'static str {
-    match client.to_canonical() {
-        IpAddr::V4(_) => "ipv4",
-        IpAddr::V6(_) => "ipv6",
-    }
-}
-
-fn type_label(kind: RecordType) -> &'static str {
-    const LABELS: [(RecordType, &str); 12] = [
-        (RecordType::A, "A"),
-        (RecordType::AAAA, "AAAA"),
-        (RecordType::ANY, "ANY"),
-        (RecordType::CNAME, "CNAME"),
-        (RecordType::HTTPS, "HTTPS"),
-        (RecordType::MX, "MX"),
-        (RecordType::NS, "NS"),
-        (RecordType::PTR, "PTR"),
-        (RecordType::SOA, "SOA"),
-        (RecordType::SRV, "SRV"),
-        (RecordType::SVCB, "SVCB"),
-        (RecordType::TXT, "TXT"),
-    ];
-    let known = LABELS.iter().find(|(known, _)| *known == kind);
-    known.map_or("other", |(_, label)| label)
-}
-
-/// A response code as the metrics label it.
-pub(super) fn code_label(code: ResponseCode) -> &'static str {
-    const LABELS: [(ResponseCode, &str); 7] = [
-        (ResponseCode::NoError, "NOERROR"),
-        (ResponseCode::NXDomain, "NXDOMAIN"),
-        (ResponseCode::ServFail, "SERVFAIL"),
-        (ResponseCode::Refused, "REFUSED"),
-        (ResponseCode::FormErr, "FORMERR"),
-        (ResponseCode::NotImp, "NOTIMP"),
-        (ResponseCode::BADVERS, "BADVERS"),
-    ];
-    let known = LABELS.iter().find(|(known, _)| *known == code);
-    known.map_or("other", |(_, label)| label)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_clients_nearby_may_ask() {
-        let node = NodeView {
-            pod_cidrs: vec!["198.51.100.0/24".parse().unwrap()],
-            local_addresses: ["203.0.113.1".parse().unwrap()].into(),
-            ..NodeView::default()
-        };
-        let own = ["203.0.113.2".parse().unwrap()];
-        let rows = [
-            ("127.0.0.1", true),
-            ("10.255.255.255", true),
-            ("11.0.0.0", false),
-            ("172.16.0.1", true),
-            ("172.32.0.1", false),
-            ("192.168.1.1", true),
-            ("169.254.1.1", true),
-            ("100.64.0.1", true),
-            ("100.127.255.255", true),
-            ("100.128.0.0", false),
-            ("198.51.100.7", true),
-            ("203.0.113.1", true),
-            ("203.0.113.2", true),
-            ("203.0.113.3", false),
-            ("8.8.8.8", false),
-            ("::1", true),
-            ("fd00::1", true),
-            ("fe80::1", true),
-            ("2001:db8::1", false),
-        ];
-        for (client, expected) in rows {
-            assert_eq!(
-                may_ask(client.parse().unwrap(), &node, &own),
-                expected,
-                "{client}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_serial_is_new_with_each_table() {
-        let clock = SerialClock::default();
-        let mut table = RoutingTable::default();
-        let first = clock.at(&table);
-        assert_eq!(clock.at(&table), first);
-        clock.serial.store(1, Ordering::Relaxed);
-        table.generation += 1;
-        assert!(clock.at(&table) >= first);
-    }
 }

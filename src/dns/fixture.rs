@@ -6,11 +6,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
 use crate::model::{
     Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Hints, Knobs, Pod, Port, Protocol,
     Service, ServiceKind, ServiceName, ServicePort, SliceKey, SlicePort, TrafficPolicy,
 };
-use crate::routing::{Balancer, BalancerFactory, Choice, RoutingTable, TableBuilder};
+use crate::routing::{Balancer, BalancerFactory, Choice, Published, RoutingTable, TableBuilder};
+
+use super::exchange::Exchange;
+use super::forward::{Forwarder, Upstreams};
+use super::health::Probes;
+use super::names::Zone;
+use super::records::Authority;
+use super::{Limits, Metrics, PodMode, UpstreamOrder};
 
 use Protocol::{Tcp, Udp};
 
@@ -244,4 +255,55 @@ pub(super) fn pod(name: &str, address: &str, finished: bool) -> Event {
         finished,
         host_network: false,
     }))
+}
+
+/// What the tests answer for: the namespaces of [`cluster`] under two domains.
+pub(super) fn authority() -> Authority {
+    Authority {
+        zones: vec![
+            Zone::parse("cluster.local").unwrap(),
+            Zone::parse("other.example").unwrap(),
+        ],
+        pods: PodMode::Insecure,
+        dns_service: ServiceName::new("kube-system", "kube-dns"),
+        own_addresses: vec![ip("127.0.0.1")],
+        hide_empty: false,
+        ttl: 5,
+        negative_ttl: 7,
+        max_aliases: 10,
+        owned_ranges: vec![
+            "10.96.0.0/16".parse().unwrap(),
+            "fd00:10:96::/112".parse().unwrap(),
+        ],
+    }
+}
+
+/// An exchange over the fixture's cluster with a crowd, its tables, and what asks `upstreams`.
+pub(super) fn answering(upstreams: Upstreams) -> (Exchange, Published, Arc<Forwarder>) {
+    let mut builder = cluster();
+    let crowd: Vec<_> = (0..60)
+        .map(|n| ready(&format!("10.2.0.{n}"), None))
+        .collect();
+    builder.apply(service("crowd", ServiceKind::Headless, "", &[]));
+    builder.apply(slice("crowd-1", "crowd", &[("http", Tcp, 80)], &crowd));
+    builder.set_synced();
+    let table = Published::default();
+    table.publish(builder.build().table);
+    let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+    let limits = Arc::new(Limits::default());
+    let probes = Probes {
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+        metrics: metrics.clone(),
+    };
+    let order = UpstreamOrder::Random;
+    let forwarder = Arc::new(Forwarder::new(upstreams, order, &limits, probes));
+    let exchange = Exchange::new(
+        authority(),
+        table.clone(),
+        forwarder.clone(),
+        limits,
+        metrics,
+    );
+    (exchange, table, forwarder)
 }

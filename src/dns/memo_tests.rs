@@ -6,78 +6,27 @@ use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use prometheus::Registry;
 use proptest::prelude::*;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::model::ServiceName;
 use crate::routing::Published;
 
-use super::super::PodMode;
 use super::super::cache::Key;
 use super::super::exchange::{Answered, Exchange, Step};
-use super::super::fixture::{cluster, ip, ready, service, slice};
-use super::super::forward::{Forwarder, Upstreams};
-use super::super::health::Probes;
-use super::super::limits::Limits;
+use super::super::fixture::answering;
+use super::super::forward::Upstreams;
 use super::super::message::{Question, Transport};
-use super::super::metrics::Metrics;
-use super::super::names::Zone;
-use super::super::records::Authority;
 use super::super::relayed::Relayed;
-use super::super::upstream::UpstreamOrder;
 use super::super::wire::MAX_UDP;
 use super::*;
-use crate::model::{Protocol, ServiceKind};
 
-// An exchange over the fixture's cluster with a crowd, which also remembers `www.test`.
+// An exchange over the fixture's cluster, which also remembers `www.test`.
 fn exchange() -> (Exchange, Published) {
-    let mut builder = cluster();
-    let crowd: Vec<_> = (0..60)
-        .map(|n| ready(&format!("10.2.0.{n}"), None))
-        .collect();
-    builder.apply(service("crowd", ServiceKind::Headless, "", &[]));
-    let http = [("http", Protocol::Tcp, 80)];
-    builder.apply(slice("crowd-1", "crowd", &http, &crowd));
-    builder.set_synced();
-    let table = Published::default();
-    table.publish(builder.build().table);
-    let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-    let upstreams = Upstreams::new(&[], &[], &[]);
-    let limits = Arc::new(Limits::default());
-    let probes = Probes {
-        tasks: TaskTracker::new(),
-        stop: CancellationToken::new(),
-        metrics: metrics.clone(),
-    };
-    let forwarder = Forwarder::new(upstreams, UpstreamOrder::Random, &limits, probes);
+    let (exchange, table, forwarder) = answering(Upstreams::new(&[], &[], &[]));
     for kind in [RecordType::A, RecordType::TXT] {
         let question = query("www.test.", kind, 0x0100, None);
         let key = Key::of(&Question::parse(&question, MAX_UDP).unwrap());
         forwarder.remember(&key, &Arc::new(said(kind)));
     }
-    let authority = Authority {
-        zones: vec![
-            Zone::parse("cluster.local").unwrap(),
-            Zone::parse("other.example").unwrap(),
-        ],
-        pods: PodMode::Insecure,
-        dns_service: ServiceName::new("kube-system", "kube-dns"),
-        own_addresses: vec![ip("127.0.0.1")],
-        hide_empty: false,
-        ttl: 5,
-        negative_ttl: 7,
-        max_aliases: 10,
-        owned_ranges: vec!["10.96.0.0/16".parse().unwrap()],
-    };
-    let exchange = Exchange::new(
-        authority,
-        table.clone(),
-        Arc::new(forwarder),
-        limits,
-        metrics,
-    );
     (exchange, table)
 }
 

@@ -129,7 +129,7 @@ impl Metrics {
             )?,
             dropped: counters(
                 "viaduct_dns_dropped_requests_total",
-                "DNS messages left without a reply, by reason (not_a_query, no_source, own_loop or not_sent).",
+                "DNS messages left without a reply, by reason (not_a_query, no_source, own_loop, overload or not_sent).",
                 &["reason"],
             )?,
             panics: counter(
@@ -214,7 +214,14 @@ impl Metrics {
 impl Metrics {
     /// Counts a message that gets no reply; `reason` is one of those in the metric's help.
     pub(super) fn drop_one(&self, reason: &str) {
-        self.dropped.with_label_values(&[reason]).inc();
+        self.drop_some(reason, 1);
+    }
+
+    /// Counts several of them.
+    pub(super) fn drop_some(&self, reason: &str, n: u32) {
+        self.dropped
+            .with_label_values(&[reason])
+            .inc_by(u64::from(n));
     }
 }
 

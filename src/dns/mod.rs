@@ -12,6 +12,7 @@
 //! under the cluster domain are never forwarded and never cached beyond their table: the table is the answer.
 
 mod cache;
+mod clients;
 mod completion;
 mod exchange;
 mod explain;
@@ -20,6 +21,7 @@ mod fixture;
 mod forward;
 mod health;
 mod identity;
+mod labels;
 mod limits;
 mod listen;
 mod memo;
@@ -31,6 +33,7 @@ mod records;
 mod relayed;
 mod resolv_conf;
 mod reverse;
+mod serial;
 mod server;
 mod services;
 mod simple;

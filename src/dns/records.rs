@@ -465,5 +465,5 @@ fn of_type(addresses: &BTreeSet<IpAddr>, kind: RecordType) -> Found {
 }
 
 #[cfg(test)]
-#[path = "records_tests.rs"]
+#[path = "records_tests/mod.rs"]
 mod tests;

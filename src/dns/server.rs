@@ -289,5 +289,5 @@ async fn follow_resolv_conf(
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
+#[path = "server_tests/mod.rs"]
 mod tests;

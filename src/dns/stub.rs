@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -24,6 +25,7 @@ struct Shared {
     // `held.test` is answered when a permit is there.
     held: Semaphore,
     broken: bool,
+    connections: AtomicUsize,
 }
 
 impl Stub {
@@ -45,6 +47,7 @@ impl Stub {
             asked: Mutex::default(),
             held: Semaphore::new(0),
             broken,
+            connections: AtomicUsize::new(0),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_udp(udp, shared.clone()));
@@ -70,6 +73,11 @@ impl Stub {
     /// Every name asked about.
     pub(super) fn names(&self) -> Vec<String> {
         self.shared.asked.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// How many connections were made to it.
+    pub(super) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
     }
 
     /// Lets one question about `held.test` be answered.
@@ -144,6 +152,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
 async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
     let mut tasks = JoinSet::new();
     while let Ok((mut stream, _)) = listener.accept().await {
+        shared.connections.fetch_add(1, Ordering::Relaxed);
         let shared = shared.clone();
         tasks.spawn(async move {
             while let Ok(query) = read(&mut stream).await {

@@ -65,6 +65,7 @@ impl Listener {
             memo: Memo::new(memo_octets),
             question: Simple::new(),
             has_reply: [false; SLOTS],
+            lost: 0,
             durations: metrics.duration.local(),
             request_sizes: metrics.request_size.local(),
             response_sizes: metrics.response_size.local(),
@@ -113,6 +114,7 @@ struct Worker {
     memo: Memo<Tally>,
     question: Simple,
     has_reply: [bool; SLOTS],
+    lost: u32,
     durations: LocalHistogram,
     request_sizes: LocalHistogram,
     response_sizes: LocalHistogram,
@@ -144,6 +146,7 @@ impl Worker {
 
     fn serve(&mut self, n: usize) {
         let started = Instant::now();
+        self.count_lost(n);
         let table = self.exchange.table().load_full();
         let moment = Moment {
             generation: table.generation,
@@ -186,6 +189,16 @@ impl Worker {
         self.durations.flush();
         self.request_sizes.flush();
         self.response_sizes.flush();
+    }
+
+    // What found no room in the socket's buffer before the batch of `n`; its last datagram knows of all.
+    fn count_lost(&mut self, n: usize) {
+        let Some(lost) = n.checked_sub(1).and_then(|last| self.batch.lost(last)) else {
+            return;
+        };
+        let more = lost.wrapping_sub(self.lost);
+        self.lost = lost;
+        self.metrics.drop_some("overload", more);
     }
 
     // Answers from the memo, if it can.

@@ -21,8 +21,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::cache::Key;
-use super::exchange::code_label;
 use super::health::{Health, Probes};
+use super::labels::code_label;
 use super::relayed::Relayed;
 use super::wire::{HEADER, MAX_UDP, Malformed, layout, read_u16, write_u16};
 
@@ -391,4 +391,40 @@ pub(super) fn encode_query(key: &Key, id: u16) -> Vec<u8> {
     let dnssec_ok = if key.dnssec_ok { 0x80 } else { 0 };
     query.extend([0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0, 0, 0]);
     query
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dead_come_last_and_stay_askable() {
+        let upstreams: Vec<_> = (1..=3)
+            .map(|port| Arc::new(Upstream::new(SocketAddr::from(([127, 0, 0, 1], port)))))
+            .collect();
+        let ports = |order: Vec<Arc<Upstream>>| -> Vec<u16> {
+            order.iter().map(|upstream| upstream.addr.port()).collect()
+        };
+        let in_order = || ports(order(&upstreams, UpstreamOrder::Sequential));
+        assert_eq!(in_order(), [1, 2, 3]);
+        let kill = |upstream: &Upstream| {
+            while !upstream.health.is_dead() {
+                upstream.health.failed();
+            }
+        };
+        kill(&upstreams[0]);
+        assert_eq!(in_order(), [2, 3, 1]);
+        kill(&upstreams[1]);
+        kill(&upstreams[2]);
+        assert_eq!(in_order(), [1, 2, 3], "all are dead, and one is asked");
+        upstreams[2].health.replied();
+        assert_eq!(in_order(), [3, 1, 2]);
+        // One that asks us is not asked even then.
+        upstreams[2].give_up();
+        assert_eq!(in_order(), [1, 2]);
+        let firsts: std::collections::BTreeSet<u16> = (0..200)
+            .map(|_| ports(order(&upstreams, UpstreamOrder::Random))[0])
+            .collect();
+        assert_eq!(firsts, [1, 2].into());
+    }
 }

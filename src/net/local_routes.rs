@@ -48,15 +48,20 @@ impl LocalRoutes {
         Ok(found)
     }
 
-    /// Makes `ip` the machine's own. One that is already, by whatever route, is no error.
+    /// Makes `ip` the machine's own, also for sockets here that have sent there before. One that is already, by whatever
+    /// route, is no error.
     ///
     /// # Errors
     /// `PermissionDenied` without `CAP_NET_ADMIN`; `ENETDOWN` while `lo` is down.
     pub fn add(&self, ip: IpAddr) -> io::Result<()> {
-        match self.ask(NEW_ROUTE, CREATE | EXCLUSIVE, ip) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            outcome => outcome,
+        self.add_to(TABLE_LOCAL, ip)?;
+        // A connected IPv6 socket keeps the route that it has found until something changes in that route's table, which
+        // is `main` for most.
+        if matches!(self.version, IpVersion::V6) {
+            self.add_to(TABLE_MAIN, ip)?;
+            self.remove_from(TABLE_MAIN, ip)?;
         }
+        Ok(())
     }
 
     /// Takes our route for `ip` away. One that is not there is no error.
@@ -64,14 +69,30 @@ impl LocalRoutes {
     /// # Errors
     /// As for [`Self::add`].
     pub fn remove(&self, ip: IpAddr) -> io::Result<()> {
-        match self.ask(DELETE_ROUTE, 0, ip) {
+        self.remove_from(TABLE_LOCAL, ip)?;
+        // Left by a process that was killed while it added.
+        if matches!(self.version, IpVersion::V6) {
+            self.remove_from(TABLE_MAIN, ip)?;
+        }
+        Ok(())
+    }
+
+    fn add_to(&self, table: u8, ip: IpAddr) -> io::Result<()> {
+        match self.ask(NEW_ROUTE, CREATE | EXCLUSIVE, table, ip) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn remove_from(&self, table: u8, ip: IpAddr) -> io::Result<()> {
+        match self.ask(DELETE_ROUTE, 0, table, ip) {
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
             outcome => outcome,
         }
     }
 
-    fn ask(&self, kind: u16, flags: u16, ip: IpAddr) -> io::Result<()> {
-        let body = route(ip, self.protocol, if_nametoindex("lo")?);
+    fn ask(&self, kind: u16, flags: u16, table: u8, ip: IpAddr) -> io::Result<()> {
+        let body = route(table, ip, self.protocol, if_nametoindex("lo")?);
         self.socket
             .ask(&message(kind, REQUEST | ACK | flags, &body))
     }
@@ -84,6 +105,7 @@ const CREATE: u16 = 0x400;
 const EXCLUSIVE: u16 = 0x200;
 
 const ROUTE_HEADER: usize = 12;
+const TABLE_MAIN: u8 = 254;
 const TABLE_LOCAL: u8 = 255;
 const SCOPE_HOST: u8 = 254;
 const TYPE_LOCAL: u8 = 2;
@@ -98,7 +120,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 // `struct rtmsg`, the destination and the interface.
-fn route(ip: IpAddr, protocol: u8, lo: u32) -> Vec<u8> {
+fn route(table: u8, ip: IpAddr, protocol: u8, lo: u32) -> Vec<u8> {
     let (version, bits) = match ip {
         IpAddr::V4(_) => (IpVersion::V4, 32),
         IpAddr::V6(_) => (IpVersion::V6, 128),
@@ -108,7 +130,7 @@ fn route(ip: IpAddr, protocol: u8, lo: u32) -> Vec<u8> {
         bits,
         0,
         0,
-        TABLE_LOCAL,
+        table,
         protocol,
         SCOPE_HOST,
         TYPE_LOCAL,
@@ -126,7 +148,8 @@ fn route(ip: IpAddr, protocol: u8, lo: u32) -> Vec<u8> {
 // The address of a listed route, if it is one of ours.
 fn parse_route(body: &[u8], protocol: u8) -> Option<IpAddr> {
     let header: &[u8; ROUTE_HEADER] = body.first_chunk()?;
-    if header[4] != TABLE_LOCAL || header[5] != protocol || header[7] != TYPE_LOCAL {
+    let ours = [TABLE_LOCAL, TABLE_MAIN].contains(&header[4]);
+    if !ours || header[5] != protocol || header[7] != TYPE_LOCAL {
         return None;
     }
     let mut attributes = attributes(&body[ROUTE_HEADER..]);
@@ -148,8 +171,12 @@ mod tests {
     fn a_route_is_read_as_it_was_written() {
         for ip in ["10.96.0.10", "fd00:10:96::10"] {
             let ip: IpAddr = ip.parse().unwrap();
-            assert_eq!(parse_route(&route(ip, 86, 1), 86), Some(ip));
-            assert_eq!(parse_route(&route(ip, 86, 1), 2), None, "not ours");
+            assert_eq!(parse_route(&route(TABLE_LOCAL, ip, 86, 1), 86), Some(ip));
+            assert_eq!(
+                parse_route(&route(TABLE_LOCAL, ip, 86, 1), 2),
+                None,
+                "not ours"
+            );
         }
     }
 

@@ -1,7 +1,8 @@
 //! Figures of the control loop under the names that dashboards for kube-proxy read.
 //!
 //! What a sync is to kube-proxy is here a write of a family's rules; it is full when it replaces everything. Never a
-//! label from outside: families, policies, nothing else. Source: kubernetes/pkg/proxy/metrics.
+//! label from outside: families, policies, kinds of Service, nothing else. Source: kubernetes/pkg/proxy/metrics; for the
+//! latency of DNS CoreDNS's `kubernetes_dns_programming_duration_seconds`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,14 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
-    exponential_buckets,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
 };
 
-use crate::model::{Event, Family, TrafficPolicy};
-use crate::routing::Route;
+use crate::model::{Event, Family, ServiceKind, ServiceName, TrafficPolicy};
+use crate::routing::{Route, RoutingTable};
 
-/// Stamps per family that may wait for their change to be in effect; past it further ones are not measured.
+/// Stamps per family that may wait for their change to be in effect, and as many for their table; past it further ones
+/// are not measured.
 const MAX_WAITING: usize = 10_000;
 
 /// The figures, and what is being measured.
@@ -28,11 +30,14 @@ pub struct Metrics {
     last: GaugeVec,
     queued: GaugeVec,
     programming: HistogramVec,
+    dns_programming: HistogramVec,
+    rebuild: Histogram,
     endpoints: Changes,
     services: Changes,
     no_local: IntGaugeVec,
     started: Timestamp,
     waiting: BTreeMap<Family, Vec<Timestamp>>,
+    unpublished: Vec<(ServiceName, Timestamp)>,
 }
 
 // Changes of one kind: all of them, and those that are not in effect yet.
@@ -64,6 +69,16 @@ impl Metrics {
                 GaugeVec::new(Opts::new(name, help), &["ip_family"])?,
             )
         };
+        let rebuild = HistogramOpts::new(
+            "viaduct_table_rebuild_duration_seconds",
+            "How long it took to make a table from the one before and what had changed.",
+        );
+        let rebuild = rebuild.buckets(exponential_buckets(0.000_01, 4.0, 10)?);
+        let dns_programming = HistogramOpts::new(
+            "viaduct_dns_programming_duration_seconds",
+            "From the change that a slice tells of until DNS answers by it, by kind of Service (cluster_ip or headless).",
+        );
+        let dns_programming = dns_programming.buckets(exponential_buckets(0.001, 2.0, 20)?);
         let no_local = IntGaugeVec::new(
             Opts::new(
                 "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
@@ -100,11 +115,17 @@ impl Metrics {
                 "From the change that a slice tells of to its effect here.",
                 &programming_buckets(),
             )?,
+            dns_programming: registered(
+                registry,
+                HistogramVec::new(dns_programming, &["service_kind"])?,
+            )?,
+            rebuild: registered(registry, Histogram::with_opts(rebuild)?)?,
             endpoints: Changes::new(registry, "endpoint")?,
             services: Changes::new(registry, "service")?,
             no_local: registered(registry, no_local)?,
             started: Timestamp::now(),
             waiting: BTreeMap::new(),
+            unpublished: Vec::new(),
         })
     }
 
@@ -119,6 +140,10 @@ impl Metrics {
                 if waiting.len() < MAX_WAITING {
                     waiting.extend(stamp);
                 }
+                if self.unpublished.len() < MAX_WAITING {
+                    let stamp = stamp.map(|stamp| (slice.service.clone(), stamp));
+                    self.unpublished.extend(stamp);
+                }
             }
             Event::SliceDeleted(_) => self.endpoints.add(),
             Event::NodeApplied(_)
@@ -127,6 +152,23 @@ impl Metrics {
             | Event::PodDeleted(..)
             | Event::NamespaceApplied(_)
             | Event::NamespaceDeleted(_) => {}
+        }
+    }
+
+    /// A table was made from what had changed.
+    pub(super) fn rebuilt(&self, took: Duration) {
+        self.rebuild.observe(took.as_secs_f64());
+    }
+
+    /// Everything that has changed is in the table that DNS answers from.
+    pub(super) fn published(&mut self, table: &RoutingTable, now: Timestamp) {
+        for (service, stamp) in self.unpublished.drain(..) {
+            let kind = table.service(&service).map(|entry| &entry.service.kind);
+            if let Some(label) = kind.and_then(kind_label) {
+                let latency = now.duration_since(stamp).as_secs_f64().max(0.0);
+                let latencies = self.dns_programming.with_label_values(&[label]);
+                latencies.observe(latency);
+            }
         }
     }
 
@@ -232,6 +274,17 @@ fn set_now(gauge: &GaugeVec, family: Family) {
     }
 }
 
+// `None` if no name depends on slices.
+fn kind_label(kind: &ServiceKind) -> Option<&'static str> {
+    match kind {
+        ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => {
+            Some("cluster_ip")
+        }
+        ServiceKind::Headless => Some("headless"),
+        ServiceKind::ExternalName(_) => None,
+    }
+}
+
 // 0.25, 0.5, 1 to 59 by 1, 60 to 115 by 5, 120 to 300 by 30.
 fn programming_buckets() -> Vec<f64> {
     let steps = |first: u32, last: u32, step: usize| (first..=last).step_by(step).map(f64::from);
@@ -245,6 +298,13 @@ fn programming_buckets() -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use crate::balancers::Algorithms;
+    use crate::model::Algorithm;
+    use crate::routing::TableBuilder;
+    use crate::testkit::{service, slice};
+
     use super::*;
 
     #[test]
@@ -275,5 +335,60 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn the_latency_of_dns_is_told_by_kind_of_service_once_its_table_is_out() {
+        let registry = Registry::new();
+        let mut metrics = Metrics::new(&registry).unwrap();
+        let now = metrics.started + Duration::from_secs(2);
+        let stamped = |service: &str, at: Timestamp| {
+            let mut slice = slice(&format!("{service}-1"), service, []);
+            slice.triggered = Some(at);
+            Event::SliceApplied(Arc::new(slice))
+        };
+        let mut builder = TableBuilder::new(Arc::new(Algorithms::default()), Algorithm::default());
+        for (name, kind) in [
+            ("web", ServiceKind::NodePort),
+            ("db", ServiceKind::Headless),
+            ("out", ServiceKind::ExternalName("www.test".into())),
+        ] {
+            let mut service = service(name, "");
+            service.kind = kind;
+            builder.apply(Event::ServiceApplied(Arc::new(service)));
+        }
+        // What changed before the start waited for the start, and a slice may have no Service.
+        let before = metrics.started - Duration::from_secs(1);
+        for (service, at) in [
+            ("web", metrics.started),
+            ("web", before),
+            ("db", metrics.started + Duration::from_millis(1_900)),
+            ("db", now + Duration::from_secs(1)),
+            ("out", now),
+            ("ghost", now),
+        ] {
+            let event = stamped(service, at);
+            metrics.changed(&event);
+            builder.apply(event);
+        }
+        metrics.published(&builder.build().table, now);
+        metrics.published(&builder.build().table, now);
+        metrics.rebuilt(Duration::from_micros(50));
+        let text = crate::telemetry::render(&registry);
+        for line in [
+            r#"viaduct_dns_programming_duration_seconds_bucket{service_kind="cluster_ip",le="1.024"} 0"#,
+            r#"viaduct_dns_programming_duration_seconds_bucket{service_kind="cluster_ip",le="2.048"} 1"#,
+            r#"viaduct_dns_programming_duration_seconds_count{service_kind="cluster_ip"} 1"#,
+            // A clock behind ours counts as none at all.
+            r#"viaduct_dns_programming_duration_seconds_bucket{service_kind="headless",le="0.001"} 1"#,
+            r#"viaduct_dns_programming_duration_seconds_bucket{service_kind="headless",le="0.128"} 2"#,
+            r#"viaduct_dns_programming_duration_seconds_count{service_kind="headless"} 2"#,
+            "viaduct_table_rebuild_duration_seconds_count 1",
+            r#"viaduct_table_rebuild_duration_seconds_bucket{le="0.00016"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        let kinds = text.matches("viaduct_dns_programming_duration_seconds_count");
+        assert_eq!(kinds.count(), 2, "{text}");
     }
 }

@@ -5,18 +5,22 @@
 //! ```
 //!
 //! So captured traffic never meets a closed port: a rule points to a port only after it is open, and a port closes only
-//! after no rule points to it. Everything here works through [`Effects`], so that a test can watch the order.
+//! after no rule points to it. A listener that is bound to its frontend needs no rule once the address is captured: it
+//! ends first of all, and where an earlier change still waits for its rules it does not serve before them. Everything
+//! here works through [`Effects`], so that a test can watch the order.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tracing::{debug, warn};
 
 use crate::capture::CaptureError;
 use crate::capture::plan::{
-    Arrival, Callers, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
+    Arrival, Callers, Entry, ListenerId, ListenerSpec, ListenerState, Rules, Tenure, plan_listeners,
 };
 use crate::dataplane::OpenError;
 use crate::health_checks::Unbound;
@@ -63,6 +67,10 @@ pub(super) struct Programmer<E> {
     health_checks: HealthChecks,
     services: HashMap<ServiceName, Programmed>,
     bound: HashMap<ListenerId, Bound>,
+    // Addresses with direct listeners that the kernel does not bring here before the next write.
+    uncaptured: BTreeSet<IpAddr>,
+    // Direct listeners that are held closed until then, lest they be ahead of those.
+    waiting: BTreeSet<ListenerId>,
     closing: Vec<ListenerId>,
     reopen: BTreeSet<ServiceName>,
     reopen_at: Option<Instant>,
@@ -98,6 +106,8 @@ impl<E: Effects> Programmer<E> {
             health_checks: HealthChecks::default(),
             services: HashMap::new(),
             bound: HashMap::new(),
+            uncaptured: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             closing: Vec::new(),
             reopen: BTreeSet::new(),
             reopen_at: None,
@@ -119,7 +129,9 @@ impl<E: Effects> Programmer<E> {
     /// Brings listeners and the published table in line with what `builder` knows by now; rules follow in
     /// [`Self::write`].
     pub(super) async fn program(&mut self, builder: &mut TableBuilder, now: Instant) {
+        let begun = Instant::now();
         let built = builder.build();
+        self.metrics().rebuilt(begun.elapsed());
         for conflict in &built.conflicts {
             warn!(service = %conflict.loser, address = conflict.address, owner = %conflict.owner, "address is taken; {conflict}");
         }
@@ -150,8 +162,8 @@ impl<E: Effects> Programmer<E> {
             .into_iter()
             .map(|name| (name.clone(), self.plan(&name, &built.table)))
             .collect();
-        // A direct listener that takes over an address finds it free only after the one before has gone.
-        self.close_replaced(&wanted).await;
+        self.close_direct(&wanted).await;
+        self.note_uncaptured(&wanted);
         let mut moved = false;
         for (name, service) in &wanted {
             moved |= self.open_listeners(name, service, builder, now).await;
@@ -180,6 +192,7 @@ impl<E: Effects> Programmer<E> {
                 Due::Write => {
                     let rules = self.all_rules(family);
                     self.rules.write(rules, &mut self.effects, now).await;
+                    self.serve_waiting(family).await;
                 }
                 Due::Check => self.rules.check(family, &mut self.effects, now).await,
             }
@@ -277,12 +290,21 @@ impl<E: Effects> Programmer<E> {
                 spec.state == ListenerState::HeldClosed
                     || (bound.state == ListenerState::Serving && bound.callers == spec.callers)
             };
-            if self.bound.get(id).is_some_and(good) {
+            if self.bound.get(id).is_some_and(good) || self.waiting.contains(id) {
                 continue;
             }
             self.closing.retain(|closing| closing != id);
-            match self.effects.open(spec).await {
+            let mut spec = Cow::Borrowed(spec);
+            let must_wait = self.must_wait(&spec);
+            if must_wait {
+                spec.to_mut().state = ListenerState::HeldClosed;
+            }
+            match self.effects.open(&spec).await {
                 Ok(addr) => {
+                    if must_wait {
+                        self.waiting.insert(id.clone());
+                        self.rules.changed(&[id.route.family], now);
+                    }
                     let bound = Bound {
                         addr,
                         state: spec.state,
@@ -320,7 +342,8 @@ impl<E: Effects> Programmer<E> {
         }
         let (generation, services) = (table.generation, wanted.len());
         self.effects
-            .publish(table, &changed.into_iter().collect::<Vec<_>>());
+            .publish(table.clone(), &changed.into_iter().collect::<Vec<_>>());
+        self.metrics().published(&table, Timestamp::now());
         debug!(generation, services, "table published");
     }
 
@@ -336,7 +359,7 @@ impl<E: Effects> Programmer<E> {
             self.rules.metrics().recount(family, before, after);
         }
         for id in before.specs.keys() {
-            if !service.specs.contains_key(id) {
+            if !service.specs.contains_key(id) && self.bound.contains_key(id) {
                 self.closing.push(id.clone());
             }
         }
@@ -366,28 +389,79 @@ impl<E: Effects> Programmer<E> {
         }
     }
 
-    async fn close_replaced(&mut self, wanted: &[(ServiceName, Programmed)]) {
-        let places: BTreeSet<SocketAddr> = wanted
-            .iter()
-            .flat_map(|(_, service)| service.specs.values())
-            .filter(|spec| !self.bound.contains_key(&spec.id))
-            .map(|spec| spec.bind)
-            .collect();
-        let mut replaced = Vec::new();
+    // Nothing but its own address leads to a direct listener, so it ends before the table is without it, and one that
+    // takes over the address finds it free.
+    async fn close_direct(&mut self, wanted: &[(ServiceName, Programmed)]) {
+        let mut gone = Vec::new();
         for (name, service) in wanted {
             let before = self.services.get(name).map(|before| &before.specs);
-            let gone = before
-                .into_iter()
-                .flat_map(BTreeMap::values)
-                .filter(|spec| spec.arrival() == Arrival::Direct)
-                .filter(|spec| {
-                    !service.specs.contains_key(&spec.id) && places.contains(&spec.bind)
-                });
-            replaced.extend(gone.map(|spec| spec.id.clone()));
+            let before = before.into_iter().flat_map(BTreeMap::values);
+            let direct = before.filter(|spec| spec.arrival() == Arrival::Direct);
+            let unwanted = direct.filter(|spec| !service.specs.contains_key(&spec.id));
+            gone.extend(unwanted.map(|spec| spec.id.clone()));
         }
-        for id in replaced {
+        for id in gone {
             self.effects.close(&id).await;
             self.bound.remove(&id);
+            self.waiting.remove(&id);
+        }
+    }
+
+    // What is bound to an address that is not captured yet is in effect with the next write.
+    fn note_uncaptured(&mut self, wanted: &[(ServiceName, Programmed)]) {
+        let specs = wanted
+            .iter()
+            .flat_map(|(_, service)| service.specs.values());
+        let fresh = specs.filter(|spec| spec.tenure == Tenure::Owned);
+        let fresh = fresh.filter(|spec| spec.arrival() == Arrival::Direct);
+        let fresh = fresh.map(|spec| spec.bind.ip());
+        let fresh: Vec<IpAddr> = fresh.filter(|ip| !self.is_captured(*ip)).collect();
+        self.uncaptured.extend(fresh);
+    }
+
+    fn is_captured(&self, ip: IpAddr) -> bool {
+        let is_local = |node: &Arc<NodeView>| node.local_addresses.contains(&ip);
+        ip.is_loopback() || self.node.as_ref().is_some_and(is_local) || self.rules.captures(ip)
+    }
+
+    // A new direct listener at a captured address would be in effect at once, ahead of what waits for a write.
+    fn must_wait(&self, spec: &ListenerSpec) -> bool {
+        let family = spec.id.route.family;
+        spec.state == ListenerState::Serving
+            && spec.tenure == Tenure::Owned
+            && spec.arrival() == Arrival::Direct
+            && !self.bound.contains_key(&spec.id)
+            && !self.uncaptured.contains(&spec.bind.ip())
+            && self.uncaptured.iter().any(|ip| Family::of(*ip) == family)
+    }
+
+    // The rules of that family have been written, or could not be: nothing is waited for any longer.
+    async fn serve_waiting(&mut self, family: Family) {
+        self.uncaptured.retain(|ip| Family::of(*ip) != family);
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (waited, waiting): (BTreeSet<_>, BTreeSet<_>) =
+            waiting.partition(|id| id.route.family == family);
+        self.waiting = waiting;
+        for id in waited {
+            let service = self.services.get(&id.route.service);
+            let spec = service.and_then(|service| service.specs.get(&id));
+            let (Some(spec), Some(bound)) = (spec, self.bound.get_mut(&id)) else {
+                continue;
+            };
+            if spec.state == ListenerState::HeldClosed {
+                continue;
+            }
+            match self.effects.open(spec).await {
+                Ok(_) => {
+                    bound.state = ListenerState::Serving;
+                    bound.callers = spec.callers.clone();
+                }
+                Err(error) => {
+                    warn!(service = %id.route, frontend = %spec.bind, %error, "listener could not be opened; it is tried again");
+                    self.reopen.insert(id.route.service.clone());
+                    self.reopen_at = Some(Instant::now() + REOPEN);
+                }
+            }
         }
     }
 

@@ -289,6 +289,64 @@ async fn a_direct_listener_leaves_its_address_before_another_takes_it() {
 }
 
 #[tokio::test]
+async fn a_direct_listener_ends_before_the_table_is_without_it() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    bench.step(vec![web(), endpoints(true)]).await;
+    let log = bench
+        .step(vec![Event::ServiceDeleted(service_name("web"))])
+        .await;
+    assert_eq!(
+        log,
+        [
+            "close default/web",
+            "publish 0 routes, 1 changed",
+            "rules {}"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_direct_listener_is_not_ahead_of_an_address_that_waits_for_its_rules() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    bench.step(vec![web(), endpoints(true)]).await;
+    // Written by now. A further port of it would be in effect at once, an address that is new would not.
+    let mut more = service("web", "10.96.0.10");
+    more.ports.push(service_port("b", Protocol::Tcp, 2000));
+    let other = service("xyz", "10.96.0.11");
+    let slices = [
+        ("web-1", "web", true),
+        ("web-2", "web", false),
+        ("xyz-1", "xyz", true),
+    ];
+    let slices = slices.map(|(name, of, unnamed)| {
+        let mut slice = slice(name, of, [ep("10.1.0.1")]);
+        if !unnamed {
+            slice.ports[0].name = "b".into();
+        }
+        Event::SliceApplied(Arc::new(slice))
+    });
+    let events = [more, other].map(|service| Event::ServiceApplied(Arc::new(service)));
+    let log = bench.step(events.into_iter().chain(slices).collect()).await;
+    assert_eq!(
+        log,
+        [
+            "hold default/web:b",
+            "open default/xyz",
+            "publish 3 routes, 3 changed",
+            "rules {8080, 10000}",
+            "open default/web:b",
+        ]
+    );
+    // Nothing waits: it serves before the table says so.
+    let mut more = service("xyz", "10.96.0.11");
+    more.ports[0].port = port(90);
+    let log = bench
+        .step(vec![Event::ServiceApplied(Arc::new(more))])
+        .await;
+    assert_eq!(log[..2], ["close default/xyz", "open default/xyz"]);
+}
+
+#[tokio::test]
 async fn a_service_deleted_and_made_again_before_its_rules_are_gone_keeps_its_port() {
     let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
     bench.step(vec![web(), endpoints(true)]).await;

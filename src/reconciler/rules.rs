@@ -2,13 +2,14 @@
 //! failed. One state per family, so that one that fails does not stop the other.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use tracing::{debug, error, info, warn};
 
 use crate::capture::plan::Rules;
-use crate::model::Family;
+use crate::model::{Family, Frontend, Protocol};
 use crate::telemetry::Health;
 
 use super::metrics::{Extent, Metrics};
@@ -79,6 +80,19 @@ impl KernelRules {
         for state in self.families.values_mut() {
             state.pace.set_min_period(min_period);
         }
+    }
+
+    /// Whether the kernel brings traffic for that address here, as far as was written.
+    pub(super) fn captures(&self, ip: IpAddr) -> bool {
+        let state = self.families.get(&Family::of(ip));
+        let written = state.and_then(|state| state.written.as_ref());
+        let least = Frontend {
+            ip,
+            port: 0,
+            protocol: Protocol::Tcp,
+        };
+        let found = written.and_then(|rules| rules.redirects.range(least..).next());
+        found.is_some_and(|(frontend, _)| frontend.ip == ip)
     }
 
     /// Whether the family is captured.

@@ -37,7 +37,7 @@ const COMMON: [Set; 9] = [
     ),
     ("cluster_ips", "ADDR", Shape::Set),
     ("node_addresses", "ADDR", Shape::Intervals),
-    ("silent", FRONTENDS, Shape::Set),
+    SILENT,
     ("silent_outside", FRONTENDS, Shape::Set),
     ("restricted", FRONTENDS, Shape::Set),
     (
@@ -47,6 +47,9 @@ const COMMON: [Set; 9] = [
     ),
     ("pods", "ADDR", Shape::Intervals),
 ];
+
+/// What gives no answer to anybody.
+const SILENT: Set = ("silent", FRONTENDS, Shape::Set);
 
 /// UDP proxy ports, which take only what was translated.
 const GUARDED: Set = ("guarded", "inet_service", Shape::Set);
@@ -132,7 +135,7 @@ impl Table {
         }
         for (frontend, silence) in rules.silenced() {
             let set = match silence {
-                Silence::Everyone => "silent",
+                Silence::Everyone => SILENT.0,
                 Silence::Outside => "silent_outside",
             };
             add(set, frontend_key(&frontend), String::new());
@@ -296,6 +299,13 @@ impl Table {
             self.name()
         )
     }
+}
+
+/// Adds the TCP frontends among these to those that give no answer.
+pub(super) fn silence<'a>(elements: &mut Elements, frontends: impl Iterator<Item = &'a Frontend>) {
+    let silent = elements.entry(SILENT.0).or_default();
+    let connections = frontends.filter(|frontend| frontend.protocol == Protocol::Tcp);
+    silent.extend(connections.map(|frontend| (frontend_key(frontend), String::new())));
 }
 
 fn push_elements(text: &mut String, verb: &str, set: &str, elements: impl Iterator<Item = String>) {

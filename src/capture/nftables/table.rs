@@ -7,10 +7,10 @@ use tracing::warn;
 use crate::capture::CaptureError;
 use crate::capture::plan::Rules;
 use crate::capture::tool::run;
-use crate::model::Family;
+use crate::model::{Family, Frontend};
 
 use super::listing::{Listing, parse_listing};
-use super::render::{Elements, Layout, Table};
+use super::render::{Elements, Layout, Table, silence};
 
 const NFT: &str = "nft";
 
@@ -92,6 +92,24 @@ impl Loaded {
             }
         }
         self.replace(table, elements).await
+    }
+
+    /// Gives no answer to new connections at these from now on, until [`Self::change`]; everything else stays. Without a
+    /// known table it does nothing.
+    pub(in crate::capture) async fn silence(
+        &mut self,
+        frontends: impl Iterator<Item = &Frontend>,
+    ) -> Result<(), CaptureError> {
+        let Some(applied) = &mut self.applied else {
+            return Ok(());
+        };
+        let mut elements = applied.elements.clone();
+        silence(&mut elements, frontends);
+        if let Some(change) = applied.table.render_change(&applied.elements, &elements) {
+            load(&change).await?;
+        }
+        applied.elements = elements;
+        Ok(())
     }
 
     /// Restores the table in one transaction if it is not as it was left. True if it was not.

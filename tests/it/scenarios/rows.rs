@@ -53,6 +53,24 @@ const SECTIONS: &[(&str, usize)] = &[
     ("control-plane 7", 13),
     ("control-plane 8", 5),
     ("control-plane 9", 3),
+    ("dns 1", 8),
+    ("dns 2.1", 4),
+    ("dns 2.2", 4),
+    ("dns 2.3", 3),
+    ("dns 2.4", 10),
+    ("dns 2.5", 5),
+    ("dns 2.6", 3),
+    ("dns 2.7", 1),
+    ("dns 3", 7),
+    ("dns 4", 15),
+    ("dns 5", 4),
+    ("dns 6", 16),
+    ("dns 7", 20),
+    ("dns 8", 4),
+    ("dns 9", 2),
+    ("dns 10", 5),
+    ("dns 11", 10),
+    ("dns 12", 6),
 ];
 
 /// What `ROWS.md` says: each row with the names of what shows it.
@@ -112,6 +130,16 @@ fn tags(text: &str) -> BTreeSet<Row> {
     words.windows(4).filter_map(tag).collect()
 }
 
+/// The rules that `dns.rows` asks about: the first cell of each of its lines, `2.1 3`.
+fn asked(text: &str) -> BTreeSet<Row> {
+    let cells = text.lines().filter(|line| !line.starts_with('#'));
+    let rule = |line: &str| {
+        let (section, number) = line.split_once('|')?.0.trim().split_once(' ')?;
+        Some((format!("dns {section}"), number.parse().ok()?))
+    };
+    cells.filter_map(rule).collect()
+}
+
 #[test]
 fn every_row_of_the_specifications_is_shown() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -119,6 +147,7 @@ fn every_row_of_the_specifications_is_shown() {
         std::fs::read_to_string(root.join(path)).map_err(|error| format!("{path}: {error}"))
     };
     let rows = rows(&read("tests/scenarios/ROWS.md").unwrap()).unwrap();
+    let questions = asked(&read("tests/data/dns.rows").unwrap());
     let mut wrong = Vec::new();
     for &(section, count) in SECTIONS {
         let known: Vec<usize> = rows
@@ -137,6 +166,8 @@ fn every_row_of_the_specifications_is_shown() {
             let shown = if name.ends_with(".scn") {
                 read(&format!("tests/scenarios/{name}"))
                     .map(|text| tags(&text).contains(&(section.clone(), *row)))
+            } else if name == "dns.rows" {
+                Ok(questions.contains(&(section.clone(), *row)))
             } else {
                 let (path, test) = name.split_once("::").unwrap_or((name, ""));
                 read(path).map(|text| text.contains(&format!("fn {test}(")))
@@ -148,6 +179,13 @@ fn every_row_of_the_specifications_is_shown() {
             }
         }
     }
+    let strangers = questions.iter().filter(|row| {
+        let names = rows.get(row);
+        !names.is_some_and(|names| names.iter().any(|name| name == "dns.rows"))
+    });
+    wrong.extend(strangers.map(|(section, row)| {
+        format!("dns.rows asks about {section} row {row}, which does not name it")
+    }));
     for entry in std::fs::read_dir(root.join("tests/scenarios")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if !name.ends_with(".scn") {
@@ -176,6 +214,8 @@ fn rows_and_tags_are_told_apart_from_prose() {
         ("control-plane 8".to_owned(), 1),
     ];
     assert_eq!(tags(text), expected.into());
+    let text = "# 1 1 | comment\n2.1 3 | says | web | A\nprose\n";
+    assert_eq!(asked(text), [("dns 2.1".to_owned(), 3)].into());
     assert!(rows("## a 1\n| 1 | b | nothing |").is_err());
     assert!(rows("## a 1\n| 1 | b | `c.scn` |\n| 1 | b | `c.scn` |").is_err());
     let one = rows(

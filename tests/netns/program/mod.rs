@@ -7,6 +7,7 @@ mod ladder;
 mod load;
 mod names;
 mod node;
+mod order;
 mod pods;
 mod privileges;
 mod stickiness;
@@ -73,6 +74,14 @@ const CASES: &[Case] = &[
     (
         "established_connections_survive_every_change",
         changes::established_connections_survive_every_change,
+    ),
+    (
+        "what_was_changed_before_is_in_effect_before",
+        order::what_was_changed_before_is_in_effect_before,
+    ),
+    (
+        "a_client_that_was_there_before_the_service_is_served",
+        order::a_client_that_was_there_before_the_service_is_served,
     ),
     (
         "load::a_rolling_update_fails_no_connection",
@@ -306,15 +315,16 @@ fn local_policies_keep_outsiders_waiting(mut node: Node) {
 }
 
 fn source_ranges_guard_the_load_balancer_address(mut node: Node) {
-    node.apply(&Web {
+    let web = || Web {
         kind: "LoadBalancer",
         spec: "loadBalancerSourceRanges: [192.0.2.0/25, 2001:db8::/80]",
         status: "{loadBalancer: {ingress: [{ip: 203.0.113.7}, {ip: '2001:db8:7::7'}]}}",
         ..Web::default()
-    });
+    };
+    let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
+    node.apply(&web());
     node.start();
     for (balancer, service) in BALANCER.into_iter().zip(SERVICE) {
-        let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
         node.await_served(at(balancer));
         for protocol in BOTH {
             node.assert_backends(Place::Outside, protocol, at(balancer), &["local", "remote"]);
@@ -324,6 +334,23 @@ fn source_ranges_guard_the_load_balancer_address(mut node: Node) {
                 Answer::Silence,
                 "{balancer}"
             );
+        }
+    }
+    // Who is in the ranges is still outside.
+    node.apply(&Web {
+        spec: "loadBalancerSourceRanges: [192.0.2.0/25, 2001:db8::/80]\n  externalTrafficPolicy: Local",
+        endpoints: &["remote"],
+        ..web()
+    });
+    let silent = |protocol, to: &str| {
+        eventually(|| match node.ask(Place::Outside, protocol, at(to), QUIET) {
+            Answer::Silence => Ok(()),
+            other => Err(format!("{to}/{protocol}: {other:?}")),
+        });
+    };
+    for balancer in BALANCER {
+        for protocol in BOTH {
+            silent(protocol, balancer);
         }
     }
 }

@@ -81,16 +81,11 @@ async fn survive(n: usize) {
             }
         }
     }
-    let counted = |counters: &prometheus::IntCounterVec| -> f64 {
-        let families = prometheus::core::Collector::collect(counters);
-        let metrics = families.iter().flat_map(|family| family.get_metric());
-        metrics.map(|metric| metric.get_counter().get_value()).sum()
-    };
     let total = f64::from(u32::try_from(n + n_probes).unwrap());
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
-        let answered = counted(&client.metrics.responses);
-        let dropped = counted(&client.metrics.dropped);
+        let answered = total_of(&client.metrics.responses);
+        let dropped = total_of(&client.metrics.dropped);
         if answered + dropped == total {
             break;
         }

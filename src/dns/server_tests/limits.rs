@@ -55,6 +55,90 @@ async fn a_flood_that_nobody_answers_costs_cluster_names_nothing() {
 }
 
 #[tokio::test]
+async fn too_many_waiting_questions_of_one_client_are_refused() {
+    let stub = Stub::start().await;
+    let client = start(vec![stub.addr]).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(client.at).await.unwrap();
+    let mut question = query("held.test.", RecordType::A);
+    let mut buffer = vec![0; 512];
+    let probe = query("web.ns.svc.cluster.local.", RecordType::A)
+        .to_vec()
+        .unwrap();
+    for id in 0..201 {
+        question.metadata.id = id;
+        socket.send(&question.to_vec().unwrap()).await.unwrap();
+        if id % 50 == 49 {
+            // The server has read so far: nothing is lost to a full socket.
+            socket.send(&probe).await.unwrap();
+            socket.recv(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..2], [0x12, 0x34]);
+        }
+    }
+    let length = socket.recv(&mut buffer).await.unwrap();
+    let refused = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(refused.metadata.id, 200);
+    assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
+    assert_eq!(client.metrics.forwards_rejected.get(), 1);
+    stub.release();
+    for _ in 0..200 {
+        let received = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await;
+        received.expect("no reply").unwrap();
+    }
+    // Their places are free again.
+    let reply = client.ask("missing.test.", RecordType::A).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_that_find_no_room_are_counted() {
+    // Of 4,000 octets each: twice what a buffer of 4 MiB holds, whatever the kernel adds.
+    const FLOOD: u32 = 2_500;
+    let (exchange, ..) = answering(Upstreams::new(&[], &[], &[]));
+    let metrics = exchange.metrics().clone();
+    let mut sockets = listen::bind("127.0.0.1:0".parse().unwrap(), &[])
+        .await
+        .unwrap();
+    let at = sockets[0].address;
+    let socket = sockets.remove(0).udp.remove(0);
+    let flooder = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    flooder.connect(at).await.unwrap();
+    let probe = query("web.ns.svc.cluster.local.", RecordType::A);
+    let mut probe = probe.to_vec().unwrap();
+    let mut long = probe.clone();
+    long[0] = 0;
+    long.resize(4_000, 0);
+    for _ in 0..FLOOD {
+        flooder.send(&long).await.unwrap();
+    }
+    let (runtime, tasks) = (Handle::current(), TaskTracker::new());
+    let _listener = Listener::start(socket, Arc::new(exchange), 1 << 20, runtime, tasks).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let mut sent = f64::from(FLOOD);
+    let mut buffer = vec![0; 4096];
+    loop {
+        // The next datagram tells how many were lost before it.
+        flooder.send(&probe).await.unwrap();
+        sent += 1.0;
+        probe[1] = probe[1].wrapping_add(1);
+        let waiting = tokio::time::timeout(PATIENCE / 100, flooder.recv(&mut buffer));
+        let _reply_or_none = waiting.await;
+        while flooder.try_recv(&mut buffer).is_ok() {}
+        let answered = total_of(&metrics.responses);
+        let lost = total_of(&metrics.dropped);
+        if answered + lost == sent {
+            let overload = metrics.dropped.with_label_values(&["overload"]).get();
+            assert!(overload > 0, "{answered} answered, {lost} lost of {sent}");
+            break;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{answered} answered, {lost} lost of {sent}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn connections_of_all_clients_together_are_bounded() {
     let client = start_as(Vec::new(), |config| config.limits.connections = 2).await;
     let question = query("web.ns.svc.cluster.local.", RecordType::A);
