@@ -234,10 +234,11 @@ pub(super) fn the_metrics_server_answers_what_kube_proxys_does(mut node: Node) {
     node.apply(&Web::default());
     node.start();
     let ask = |path: &str| get(&node, METRICS_PORT, path);
-    eventually(|| match ask("/healthz") {
-        (200, kind, body) => Ok(assert_eq!((kind, body), plain("ok"))),
+    let (kind, body) = eventually(|| match ask("/healthz") {
+        (200, kind, body) => Ok((kind, body)),
         other => Err(format!("{other:?}")),
     });
+    assert_eq!((kind, body), plain("ok"));
     let (status, kind, body) = ask("/proxyMode");
     assert_eq!((status, (kind, body)), (200, plain(node.mode.as_str())));
     let (status, kind, body) = ask("/configz");
