@@ -155,10 +155,13 @@ impl In {
 
 pub(super) fn every_figure_of_kube_proxy_is_there_and_true(mut node: Node) {
     node.start();
-    let text = node.manifests().with_file_name("log");
-    eventually(|| match node.log() {
-        log if log.contains("viaduct is running") => Ok(()),
-        log => Err(format!("{}: {log}", text.display())),
+    // So that what follows is a change, and not part of the first write.
+    eventually(|| {
+        let name = "sync_full_proxy_rules_duration_seconds_count";
+        match samples(&scrape(&node), name).len() {
+            2 => Ok(()),
+            other => Err(format!("{other} families are written")),
+        }
     });
     // Ports with endpoints elsewhere only, and slices that say when they changed.
     let stamp = format!("'{}'", jiff::Timestamp::now());
