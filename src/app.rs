@@ -374,6 +374,8 @@ async fn start_dns(
         ttl: config.dns.ttl,
         negative_ttl: config.dns.negative_ttl,
         limits: config.dns.limits.clone(),
+        // In `dev` each has ports of its own.
+        succession: (!config.dev).then(|| config.data_dir.join("dns-server")),
         owned_ranges: config.service_cidrs.clone(),
     };
     let first = wanted.listen.clone();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 
-use super::memo::Lasting;
+use super::lasting::Lasting;
 use super::message::Question;
 use super::relayed::{Age, Relayed};
 use super::wire::{Section, TYPE_SOA, read_u16, read_u32};

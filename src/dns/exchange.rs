@@ -22,8 +22,8 @@ use super::clients::may_ask;
 use super::completion::{is_completed, namespace_of, next_names};
 use super::forward::{ForwardError, Forwarder, Seat};
 use super::labels::{code_label, family_label, type_label};
+use super::lasting::Lasting;
 use super::limits::Limits;
-use super::memo::Lasting;
 use super::message::{Question, Rejected, Reply, Transport, bare_reply};
 use super::metrics::{Metrics, Tally};
 use super::records::{Answer, Authority, End, Local};
@@ -217,7 +217,13 @@ impl Exchange {
         let answer = self
             .authority
             .answer(&table, serial, &question.name, question.kind);
-        let lasting = Lasting::Table(table.generation);
+        let lasting = match &answer {
+            Answer::Cluster(local) => {
+                let (name, kind) = (&question.name, question.kind);
+                Lasting::of(local, &self.authority, &table, name, kind)
+            }
+            Answer::Reverse(_) | Answer::Forward => Lasting::Table(table.generation),
+        };
         let next = self.next_names(&table, &request, &answer);
         drop(table);
         let (local, zone) = match answer {

@@ -278,8 +278,8 @@ pub(super) fn authority() -> Authority {
     }
 }
 
-/// An exchange over the fixture's cluster with a crowd, its tables, and what asks `upstreams`.
-pub(super) fn answering(upstreams: Upstreams) -> (Exchange, Published, Arc<Forwarder>) {
+/// The cluster with a crowd, all sources read.
+pub(super) fn crowded() -> TableBuilder {
     let mut builder = cluster();
     let crowd: Vec<_> = (0..60)
         .map(|n| ready(&format!("10.2.0.{n}"), None))
@@ -287,6 +287,14 @@ pub(super) fn answering(upstreams: Upstreams) -> (Exchange, Published, Arc<Forwa
     builder.apply(service("crowd", ServiceKind::Headless, "", &[]));
     builder.apply(slice("crowd-1", "crowd", &[("http", Tcp, 80)], &crowd));
     builder.set_synced();
+    builder
+}
+
+/// An exchange over what `builder` knows by now, and what asks `upstreams` for it.
+pub(super) fn answering(
+    builder: &mut TableBuilder,
+    upstreams: Upstreams,
+) -> (Exchange, Arc<Forwarder>) {
     let table = Published::default();
     table.publish(builder.build().table);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
@@ -298,12 +306,6 @@ pub(super) fn answering(upstreams: Upstreams) -> (Exchange, Published, Arc<Forwa
     };
     let order = UpstreamOrder::Random;
     let forwarder = Arc::new(Forwarder::new(upstreams, order, &limits, probes));
-    let exchange = Exchange::new(
-        authority(),
-        table.clone(),
-        forwarder.clone(),
-        limits,
-        metrics,
-    );
-    (exchange, table, forwarder)
+    let exchange = Exchange::new(authority(), table, forwarder.clone(), limits, metrics);
+    (exchange, forwarder)
 }

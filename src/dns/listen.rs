@@ -80,12 +80,24 @@ pub(super) struct Sockets {
 /// An address that the host does not have is added to its loopback interface if it cannot be anybody else's: a
 /// link-local one, as node caches have, or one of a Service, in `owned_ranges`. Questions then reach the socket without
 /// being translated, and so without the race of two of them for one entry of connection tracking.
-pub(super) async fn bind(
+///
+/// [`Sharing::Join`] shares the port with a server that does so, too.
+pub(super) fn bind(
     address: SocketAddr,
     owned_ranges: &[IpNet],
+    sharing: Sharing,
 ) -> Result<Vec<Sockets>, StartError> {
     let adopted = adopt(address.ip(), owned_ranges).map_err(failed(address, "udp"))?;
-    let mut sockets = bind_spelled_out(address).await?;
+    let mut sockets = match bind_spelled_out(address, sharing) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            // Somebody else may be there, who needs the address.
+            if let Some(adopted) = adopted.filter(|_| error.is_address_in_use()) {
+                adopted.leave();
+            }
+            return Err(error);
+        }
+    };
     if let Some(first) = sockets.first_mut() {
         first.adopted = adopted;
     }
@@ -120,8 +132,8 @@ fn is_local(ip: IpAddr) -> io::Result<bool> {
     }
 }
 
-async fn bind_spelled_out(address: SocketAddr) -> Result<Vec<Sockets>, StartError> {
-    let addresses = spell_out(address).map_err(failed(address, "udp"))?;
+fn bind_spelled_out(address: SocketAddr, sharing: Sharing) -> Result<Vec<Sockets>, StartError> {
+    let addresses = every(address)?;
     let n_sockets = sockets_per_address(addresses.len());
     let mut attempts = if address.port() == 0 {
         PORT_ATTEMPTS
@@ -130,25 +142,35 @@ async fn bind_spelled_out(address: SocketAddr) -> Result<Vec<Sockets>, StartErro
     };
     loop {
         attempts -= 1;
-        match bind_all(&addresses, n_sockets).await {
+        match bind_all(&addresses, n_sockets, sharing) {
             Err(error) if error.is_address_in_use() && attempts > 0 => {}
             result => return result,
         }
     }
 }
 
-async fn bind_all(addresses: &[SocketAddr], n_sockets: usize) -> Result<Vec<Sockets>, StartError> {
+/// The addresses that one of the configuration stands for.
+pub(super) fn every(address: SocketAddr) -> Result<Vec<SocketAddr>, StartError> {
+    spell_out(address).map_err(failed(address, "udp"))
+}
+
+fn bind_all(
+    addresses: &[SocketAddr],
+    n_sockets: usize,
+    sharing: Sharing,
+) -> Result<Vec<Sockets>, StartError> {
     let mut bound: Vec<Sockets> = Vec::with_capacity(addresses.len());
     for address in addresses {
         let mut address = *address;
         if let Some(first) = bound.first() {
             address.set_port(first.address.port());
         }
-        let tcp = TcpListener::bind(address)
-            .await
-            .map_err(failed(address, "tcp"))?;
-        let address = tcp.local_addr().map_err(failed(address, "tcp"))?;
-        let udp = bind_udp(address, n_sockets).map_err(failed(address, "udp"))?;
+        let tcp = Bound::new(Transport::Tcp, address, sharing);
+        let tcp = tcp.map_err(failed(address, "tcp"))?;
+        let address = tcp.addr;
+        let udp = bind_udp(address, n_sockets, sharing).map_err(failed(address, "udp"))?;
+        let listen = || TcpListener::from_std(tcp.listen()?);
+        let tcp = listen().map_err(failed(address, "tcp"))?;
         bound.push(Sockets {
             address,
             adopted: None,
@@ -159,10 +181,8 @@ async fn bind_all(addresses: &[SocketAddr], n_sockets: usize) -> Result<Vec<Sock
     Ok(bound)
 }
 
-fn bind_udp(address: SocketAddr, n_sockets: usize) -> io::Result<Vec<UdpSocket>> {
-    let sharing = [Sharing::First]
-        .into_iter()
-        .chain(std::iter::repeat(Sharing::Join));
+fn bind_udp(address: SocketAddr, n_sockets: usize, first: Sharing) -> io::Result<Vec<UdpSocket>> {
+    let sharing = [first].into_iter().chain(std::iter::repeat(Sharing::Join));
     let one = |sharing| {
         let socket = Bound::new(Transport::Udp, address, sharing)?.receive()?;
         socket.set_nonblocking(false)?;
@@ -209,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_protocols_have_the_same_number() {
-        let sockets = bind("127.0.0.1:0".parse().unwrap(), &[]).await.unwrap();
+        let sockets = bind("127.0.0.1:0".parse().unwrap(), &[], Sharing::First).unwrap();
         let [pair] = &sockets[..] else {
             panic!("one address, one pair");
         };
@@ -223,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wildcard_is_every_address_at_one_number() {
-        let sockets = bind("0.0.0.0:0".parse().unwrap(), &[]).await.unwrap();
+        let sockets = bind("0.0.0.0:0".parse().unwrap(), &[], Sharing::First).unwrap();
         let port = sockets[0].address.port();
         assert!(sockets.iter().all(|pair| pair.address.port() == port));
         assert!(
@@ -237,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_of_others_is_refused() {
         // From a range for documentation, which no host has.
-        let error = bind("192.0.2.1:0".parse().unwrap(), &[]).await.unwrap_err();
+        let error = bind("192.0.2.1:0".parse().unwrap(), &[], Sharing::First).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("no interface of this host"), "{text}");
     }
@@ -246,7 +266,7 @@ mod tests {
     async fn a_taken_port_is_told_with_the_flag_and_a_way_out() {
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let error = bind(address, &[]).await.unwrap_err();
+        let error = bind(address, &[], Sharing::First).unwrap_err();
         assert!(error.is_address_in_use());
         let text = error.to_string();
         assert!(

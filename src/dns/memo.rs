@@ -1,47 +1,21 @@
 //! Replies as octets, for questions that were answered before. Pure: time and chance are arguments.
 //!
 //! A reply of the usual way through `exchange` is kept next to the question it answers, and given again for as long as
-//! the usual way would say the same: for names of the cluster while the routing table is the one it was made from, for
-//! others while the cached answer lives. So this is no cache with a lifetime of its own: a changed table is seen by the
+//! the usual way would say the same: for names of the cluster while the routing table says so, for others while the cached
+//! answer lives; `lasting` tells. So this is no cache with a lifetime of its own: a changed table is seen by the
 //! next question. Each thread owns one; bounded by octets, and emptied at the bound.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rand::RngExt;
 
+use super::lasting::{Lasting, Moment};
 use super::simple::Simple;
 use super::wire::{HEADER, Section, TYPE_A, TYPE_AAAA, TYPE_OPT, layout, read_u32};
 
 /// What an entry costs besides its octets: the map's slot and the allocations' own.
 const ENTRY_OVERHEAD: usize = 250;
-
-/// How long an answer of others is given without asking their cache again, which must know what is in use.
-const RECHECK: Duration = Duration::from_secs(10);
-
-/// For how long a reply would be given again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lasting {
-    /// As long as the routing table is of this generation.
-    Table(u64),
-    /// Its TTLs count down from `since` on; it is over at `until`.
-    Time {
-        /// When the TTLs were as they are in the reply.
-        since: Instant,
-        /// When it may not be given any more.
-        until: Instant,
-    },
-}
-
-/// What replies depend on besides the question.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
-    /// The generation of the routing table.
-    pub(super) generation: u64,
-    /// The time.
-    pub(super) now: Instant,
-}
 
 /// Replies by question, each with what is to be counted when it is given again.
 #[derive(Debug)]
@@ -79,14 +53,14 @@ impl<T> Memo<T> {
     /// Writes the reply to `question`, which was read from `message`, over it; its length, and what to count. `None` if
     /// it is not known, not valid any more, or longer than the client takes.
     pub(super) fn answer(
-        &self,
+        &mut self,
         question: &Simple,
         message: &mut [u8],
-        moment: &Moment,
+        moment: &Moment<'_>,
         rng: &mut impl Rng,
     ) -> Option<(usize, &T)> {
-        let entry = self.entries.get(question.key())?;
-        let age = entry.age(moment)?;
+        let entry = self.entries.get_mut(question.key())?;
+        let age = entry.lasting.age(moment)?;
         let end = question.end + entry.tail.len();
         if end > question.limit {
             return None;
@@ -152,7 +126,7 @@ impl<T> Entry<T> {
             }
         }
         let ttls = match lasting {
-            Lasting::Table(_) => Vec::new(),
+            Lasting::Table(_) | Lasting::Service { .. } => Vec::new(),
             Lasting::Time { .. } => layout
                 .records
                 .iter()
@@ -172,20 +146,6 @@ impl<T> Entry<T> {
             ttls: ttls.into(),
             tally,
         })
-    }
-
-    // How many seconds its TTLs have counted down; `None` when it is over.
-    fn age(&self, moment: &Moment) -> Option<u32> {
-        match self.lasting {
-            Lasting::Table(generation) => (generation == moment.generation).then_some(0),
-            Lasting::Time { since, until } => {
-                let age = moment.now.saturating_duration_since(since);
-                if moment.now >= until || age >= RECHECK {
-                    return None;
-                }
-                u32::try_from(age.as_secs()).ok()
-            }
-        }
     }
 
     fn cost(&self, key: &[u8]) -> usize {

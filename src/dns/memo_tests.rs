@@ -3,16 +3,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use proptest::prelude::*;
 
-use crate::routing::Published;
+use crate::model::{Event, Protocol, ServiceKind, SliceKey};
+use crate::routing::TableBuilder;
 
 use super::super::cache::Key;
 use super::super::exchange::{Answered, Exchange, Step};
-use super::super::fixture::answering;
+use super::super::fixture::{answering, crowded, ready, service, slice};
 use super::super::forward::Upstreams;
 use super::super::message::{Question, Transport};
 use super::super::relayed::Relayed;
@@ -20,14 +22,18 @@ use super::super::wire::MAX_UDP;
 use super::*;
 
 // An exchange over the fixture's cluster, which also remembers `www.test`.
-fn exchange() -> (Exchange, Published) {
-    let (exchange, table, forwarder) = answering(Upstreams::new(&[], &[], &[]));
+fn exchange() -> Exchange {
+    exchange_over(&mut crowded())
+}
+
+fn exchange_over(builder: &mut TableBuilder) -> Exchange {
+    let (exchange, forwarder) = answering(builder, Upstreams::new(&[], &[], &[]));
     for kind in [RecordType::A, RecordType::TXT] {
         let question = query("www.test.", kind, 0x0100, None);
         let key = Key::of(&Question::parse(&question, MAX_UDP).unwrap());
         forwarder.remember(&key, &Arc::new(said(kind)));
     }
-    (exchange, table)
+    exchange
 }
 
 // What an upstream says of `www.test`: an alias to several addresses, or a text.
@@ -87,10 +93,8 @@ fn thread_way(
     let mut simple = Simple::new();
     let mut buffer = [0; 2000];
     buffer[..message.len()].copy_from_slice(message);
-    let moment = Moment {
-        generation: exchange.table().load().generation,
-        now,
-    };
+    let table = exchange.table().load_full();
+    let moment = Moment { table: &table, now };
     let plain = simple.read(message, MAX_UDP);
     if plain
         && let Some((length, ())) = memo.answer(&simple, &mut buffer, &moment, &mut rand::rng())
@@ -186,15 +190,61 @@ fn any_question() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(name, kind, flags, edns)| query(&name, KINDS[kind], flags, edns))
 }
 
+// Something happens to one Service, or to none.
+fn change(builder: &mut TableBuilder, what: u8) {
+    let http = [("http", Protocol::Tcp, 8080)];
+    let last = what / 6;
+    let event = match what % 6 {
+        0 => Event::NamespaceApplied(format!("new-{last}").into()),
+        1 => service(
+            "web",
+            ServiceKind::ClusterIp,
+            &format!("10.96.1.{last}"),
+            &http,
+        ),
+        2 => slice(
+            "db-4",
+            "db",
+            &http,
+            &[ready(&format!("10.1.1.{last}"), None)],
+        ),
+        3 => slice(
+            "crowd-1",
+            "crowd",
+            &http,
+            &[ready(&format!("10.2.0.{last}"), None)],
+        ),
+        4 => Event::SliceDeleted(SliceKey {
+            namespace: "ns".into(),
+            name: "crowd-1".into(),
+        }),
+        _ => service(
+            "none",
+            ServiceKind::ClusterIp,
+            &format!("10.96.2.{last}"),
+            &http,
+        ),
+    };
+    builder.apply(event);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn both_ways_say_the_same(questions in proptest::collection::vec(any_question(), 1..200)) {
-        let (exchange, _) = exchange();
+    fn both_ways_say_the_same(
+        questions in proptest::collection::vec(any_question(), 1..200),
+        changes in proptest::collection::vec(proptest::option::weighted(0.2, any::<u8>()), 200),
+    ) {
+        let mut builder = crowded();
+        let exchange = exchange_over(&mut builder);
         let mut memo = Memo::new(1 << 20);
         let now = Instant::now();
-        for question in questions {
+        for (question, changed) in questions.into_iter().zip(changes) {
+            if let Some(what) = changed {
+                change(&mut builder, what);
+                exchange.table().publish(builder.build().table);
+            }
             let usual = usual_way(&exchange, &question);
             let thread = thread_way(&exchange, &mut memo, &question, now);
             prop_assert_eq!(usual.is_some(), thread.is_some());
@@ -211,7 +261,7 @@ proptest! {
 
     #[test]
     fn octets_stay_within_the_bound(lengths in proptest::collection::vec(0..200u16, 0..300)) {
-        let (exchange, _) = exchange();
+        let exchange = exchange();
         let mut memo = Memo::new(10_000);
         for (n, length) in lengths.into_iter().enumerate() {
             let name = format!("x{n}.ns.svc.cluster.local.");
@@ -226,26 +276,101 @@ proptest! {
 
 #[test]
 fn the_second_question_is_answered_from_the_memo_until_the_table_changes() {
-    let (exchange, table) = exchange();
+    let mut builder = crowded();
+    let exchange = exchange_over(&mut builder);
     let mut memo = Memo::new(1 << 20);
     let now = Instant::now();
     let mut ask = |name: &str| {
         let question = query(name, RecordType::A, 0x0100, None);
         thread_way(&exchange, &mut memo, &question, now).unwrap().1
     };
-    assert!(!ask("web.ns.svc.cluster.local."));
-    assert!(ask("web.ns.svc.cluster.local."));
-    assert!(ask("WEB.NS.svc.cluster.local."));
-    let mut next = (*table.load_full()).clone();
-    next.generation += 1;
-    table.publish(Arc::new(next));
-    assert!(!ask("web.ns.svc.cluster.local."));
-    assert!(ask("web.ns.svc.cluster.local."));
+    // What is missing tells the serial of its table.
+    for name in ["gone.ns.svc.cluster.local.", "web.ns.svc.cluster.local."] {
+        assert!(!ask(name));
+        assert!(ask(name));
+        assert!(ask(&name.replace("ns", "NS")));
+    }
+    change(&mut builder, 1);
+    exchange.table().publish(builder.build().table);
+    for name in ["gone.ns.svc.cluster.local.", "web.ns.svc.cluster.local."] {
+        assert!(!ask(name), "{name}");
+        assert!(ask(name), "{name}");
+    }
+}
+
+#[test]
+fn a_changed_service_costs_the_answers_of_no_other() {
+    let mut builder = crowded();
+    let exchange = exchange_over(&mut builder);
+    let mut memo = Memo::new(1 << 20);
+    let now = Instant::now();
+    let names = [
+        "db.ns.svc.cluster.local.",
+        "10-1-1-3.db.ns.svc.cluster.local.",
+        "web.ns.svc.cluster.local.",
+        "many.ns.svc.cluster.local.",
+        "w-0.web.ns.svc.other.example.",
+    ];
+    let mut anew = || -> Vec<&str> {
+        let mut ask = |name: &str| {
+            let question = query(name, RecordType::A, 0x0100, None);
+            thread_way(&exchange, &mut memo, &question, now).unwrap().1
+        };
+        names.into_iter().filter(|name| !ask(name)).collect()
+    };
+    assert_eq!(anew(), names);
+    assert_eq!(anew(), [""; 0]);
+    let db = slice(
+        "db-4b",
+        "db",
+        &[("http", Protocol::Tcp, 8080)],
+        &[ready("10.1.1.9", None)],
+    );
+    builder.apply(db);
+    exchange.table().publish(builder.build().table);
+    assert_eq!(anew(), names[..2], "those of the changed Service");
+    assert_eq!(anew(), [""; 0]);
+    // A Service that is gone takes its answers along, also when another of its name comes.
+    builder.apply(Event::ServiceDeleted(crate::model::ServiceName::new(
+        "ns", "web",
+    )));
+    exchange.table().publish(builder.build().table);
+    assert_eq!(anew(), [names[2], names[4]]);
+    change(&mut builder, 1);
+    exchange.table().publish(builder.build().table);
+    assert_eq!(anew(), [names[2], names[4]]);
+}
+
+// An endpoint event among 10,000 Services replaces what is known of one, and of its addresses.
+#[test]
+fn a_changed_slice_replaces_one_service_of_ten_thousand() {
+    const SERVICES: usize = 10_000;
+    let http = [("http", Protocol::Tcp, 80)];
+    let mut builder = crowded();
+    for n in 0..SERVICES {
+        let name = format!("service-{n}");
+        let (high, low) = (n / 250, n % 250);
+        builder.apply(service(&name, ServiceKind::Headless, "", &http));
+        let endpoint = ready(&format!("10.9.{high}.{low}"), None);
+        builder.apply(slice(&format!("{name}-1"), &name, &http, &[endpoint]));
+    }
+    let before = builder.build();
+    assert!(before.changed.len() >= SERVICES);
+    let moved = ready("10.8.0.1", None);
+    builder.apply(slice("service-77-1", "service-77", &http, &[moved]));
+    let after = builder.build();
+    assert_eq!(after.changed.len(), 1);
+    let replaced = after.table.services().filter(|entry| {
+        let same = before.table.service(&entry.service.name);
+        !same.is_some_and(|same| Arc::ptr_eq(same, entry))
+    });
+    let replaced: Vec<&str> = replaced.map(|entry| &*entry.service.name.name).collect();
+    assert_eq!(replaced, ["service-77"]);
 }
 
 #[test]
 fn remembered_ttls_count_down_and_end() {
-    let (exchange, _) = exchange();
+    let exchange = exchange();
     let mut memo = Memo::new(1 << 20);
     let start = Instant::now();
     let mut ttl_after = |seconds: u64| {
@@ -265,7 +390,7 @@ fn remembered_ttls_count_down_and_end() {
 
 #[test]
 fn every_order_of_addresses_is_given() {
-    let (exchange, _) = exchange();
+    let exchange = exchange();
     let mut memo = Memo::new(1 << 20);
     let question = query("db.ns.svc.cluster.local.", RecordType::A, 0x0100, None);
     let mut orders: HashMap<Vec<String>, usize> = HashMap::new();

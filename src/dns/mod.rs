@@ -3,13 +3,13 @@
 //! ```text
 //!  client ─► udp, tcp ─► exchange ─┬─► records ◄── RoutingTable       names under the cluster domain
 //!              │                   └─► forward ─► cache, upstream     all other names
-//!              └─► memo: the reply that the same question got from the same table
+//!              └─► memo: the reply that the same question got before, while it is right
 //! ```
 //!
 //! hickory-proto decodes and encodes; sockets are our own. `udp` answers what was asked before without leaving the
 //! datagram it lies in, everything else goes through `exchange`. `listen` binds, `upstream` asks others, `resolv_conf`
-//! reads files; `records`, `message`, `simple`, `memo`, `relayed`, `wire`, `cache` and what they use are pure. Names
-//! under the cluster domain are never forwarded and never cached beyond their table: the table is the answer.
+//! reads files; `records`, `message`, `simple`, `memo`, `relayed`, `lasting`, `wire`, `cache` and what they use are pure. Names
+//! under the cluster domain are never forwarded and never cached beyond what their table says: the table is the answer.
 
 mod cache;
 mod clients;
@@ -22,12 +22,14 @@ mod forward;
 mod health;
 mod identity;
 mod labels;
+mod lasting;
 mod limits;
 mod listen;
 mod memo;
 mod message;
 mod metrics;
 mod names;
+mod packet_path;
 mod pointers;
 mod records;
 mod relayed;
@@ -39,6 +41,7 @@ mod services;
 mod simple;
 #[cfg(test)]
 mod stub;
+mod succession;
 mod tcp;
 mod udp;
 mod upstream;
@@ -50,12 +53,14 @@ pub use limits::{Limit, Limits};
 pub use listen::StartError;
 pub use metrics::Metrics;
 pub use names::InvalidDomain;
+pub use packet_path::PacketPath;
 pub use resolv_conf::{host_resolvers, read_resolvers, search_domains};
 pub use server::{Names, Server};
 pub use upstream::UpstreamOrder;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -91,6 +96,8 @@ pub struct Config {
     pub negative_ttl: u32,
     /// The bounds of everything.
     pub limits: Limits,
+    /// The file that tells a server's number to the next one, which may then share its ports; `None` = nobody does.
+    pub succession: Option<PathBuf>,
     /// The Services' address ranges: the reverse name of an unused address in them is answered here, not upstream.
     pub owned_ranges: Vec<IpNet>,
 }

@@ -1,27 +1,31 @@
 //! The running DNS server: its sockets, its tasks, its end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hickory_proto::rr::Name;
+use ipnet::IpNet;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::net::local_addresses::LocalAddress;
+use crate::net::sockets::Sharing;
 use crate::routing::Published;
 
 use super::exchange::Exchange;
 use super::forward::{Forwarder, Upstreams};
 use super::health::Probes;
+use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
+use super::succession::Succession;
 use super::tcp::Connections;
-use super::udp::Listener;
+use super::udp::{Listener, sockets_per_address};
 use super::{
-    Config, ExplainedName, InvalidDomain, Metrics, StartError, Whereabouts, listen, resolv_conf,
-    tcp,
+    Config, ExplainedName, Identity, InvalidDomain, Metrics, StartError, Whereabouts, listen,
+    resolv_conf, tcp,
 };
 
 /// How often `/etc/resolv.conf` is looked at.
@@ -29,6 +33,9 @@ const RESOLV_CONF_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the figures about the table are renewed.
 const TABLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a predecessor's addresses may be shared.
+const SUCCESSION_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Octets of replies that all UDP threads together keep at hand, and the least for each.
 const MEMO_OCTETS: usize = 16 << 20;
@@ -38,15 +45,32 @@ const MIN_MEMO_OCTETS: usize = 256 << 10;
 pub struct Server {
     addresses: Vec<SocketAddr>,
     names: Names,
-    // Addresses that this host has because of us.
-    _adopted: Vec<LocalAddress>,
-    listeners: Vec<Listener>,
+    opening: Arc<Opening>,
+}
+
+// What opens sockets, and all that it has opened.
+struct Opening {
+    exchange: Arc<Exchange>,
+    connections: Arc<Connections>,
+    succession: Succession,
+    // For each thread.
+    memo_octets: usize,
+    open: Mutex<Open>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
+#[derive(Default)]
+struct Open {
+    // Addresses that this host has because of us.
+    adopted: Vec<LocalAddress>,
+    listeners: Vec<Listener>,
+}
+
 impl Server {
     /// Binds all listen addresses and answers from `table` from then on. Tasks run on the caller's runtime.
+    ///
+    /// Where the server that was started before it still answers, it comes in beside it as soon as `table` is complete.
     ///
     /// # Errors
     ///
@@ -58,15 +82,34 @@ impl Server {
     ) -> Result<Self, StartError> {
         let zones: Result<Vec<Zone>, _> = config.domains.iter().map(|it| Zone::parse(it)).collect();
         let zones = zones.map_err(StartError::Domain)?;
-        if zones.is_empty() {
-            return Err(StartError::Domain(InvalidDomain(String::new())));
-        }
+        let main_domain = config.domains.first();
+        let main_domain = main_domain.ok_or(StartError::Domain(InvalidDomain(String::new())))?;
         let domain_upstreams = domain_upstreams(&config).map_err(StartError::UpstreamDomain)?;
+        let succession = Succession::new(config.succession.take(), main_domain);
+        let predecessor = succession.last();
         let mut sockets = Vec::with_capacity(config.listen.len());
+        let mut addresses = Vec::with_capacity(config.listen.len());
+        let mut taken = Vec::new();
         for address in &config.listen {
-            sockets.extend(listen::bind(*address, &config.owned_ranges).await?);
+            match listen::bind(*address, &config.owned_ranges, Sharing::First) {
+                Ok(bound) => {
+                    addresses.extend(bound.iter().map(|pair| pair.address));
+                    sockets.extend(bound);
+                }
+                Err(error) => {
+                    let Some(predecessor) = predecessor.filter(|_| error.is_address_in_use())
+                    else {
+                        return Err(error);
+                    };
+                    let every = listen::every(*address)?;
+                    if !succession.is_at(predecessor, every.clone()).await {
+                        return Err(error);
+                    }
+                    addresses.extend(every);
+                    taken.push(*address);
+                }
+            }
         }
-        let addresses: Vec<SocketAddr> = sockets.iter().map(|pair| pair.address).collect();
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let from_file = config.upstreams.is_empty();
@@ -90,6 +133,7 @@ impl Server {
             let names = domains.iter().filter_map(|domain| parse_absolute(domain));
             names.filter(|name| !name.is_root()).collect()
         });
+        let owned_ranges = config.owned_ranges.clone();
         let authority = authority(config, zones, &addresses);
         let exchange = Exchange::new(
             authority,
@@ -100,33 +144,23 @@ impl Server {
         );
         let exchange = Arc::new(exchange.completing(node_domains));
         tasks.spawn(watch_table(table, metrics.clone(), stop.clone()));
-        let connections = Arc::new(Connections::new(limits, metrics));
-        let n_threads: usize = sockets.iter().map(|pair| pair.udp.len()).sum();
-        let memo_octets = (MEMO_OCTETS / n_threads.max(1)).max(MIN_MEMO_OCTETS);
-        let mut listeners = Vec::with_capacity(n_threads);
-        let mut adopted = Vec::new();
-        for pair in sockets {
-            let address = pair.address;
-            adopted.extend(pair.adopted);
-            let (udp, tcp) = (pair.udp, pair.tcp);
-            for socket in udp {
-                let listener = Listener::start(
-                    socket,
-                    exchange.clone(),
-                    memo_octets,
-                    Handle::current(),
-                    tasks.clone(),
-                );
-                listeners.push(listener.map_err(StartError::Thread)?);
+        let n_threads = addresses.len() * sockets_per_address(addresses.len());
+        let opening = Arc::new(Opening {
+            exchange: exchange.clone(),
+            connections: Arc::new(Connections::new(limits, metrics)),
+            succession,
+            memo_octets: (MEMO_OCTETS / n_threads.max(1)).max(MIN_MEMO_OCTETS),
+            open: Mutex::default(),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
+        opening.open(sockets)?;
+        match predecessor.filter(|_| !taken.is_empty()) {
+            Some(predecessor) => {
+                let succeeding = opening.clone().succeed(predecessor, taken, owned_ranges);
+                tasks.spawn(succeeding);
             }
-            tasks.spawn(tcp::serve(
-                tcp,
-                exchange.clone(),
-                connections.clone(),
-                tasks.clone(),
-                stop.clone(),
-            ));
-            tracing::info!(%address, "DNS listening");
+            None => opening.claim(),
         }
         // What comes back is noticed because the sockets are open by now.
         forwarder.probe_for_loops();
@@ -138,10 +172,7 @@ impl Server {
         Ok(Self {
             names: Names(exchange, addresses.clone()),
             addresses,
-            _adopted: adopted,
-            listeners,
-            stop,
-            tasks,
+            opening,
         })
     }
 
@@ -155,10 +186,18 @@ impl Server {
         self.names.clone()
     }
 
-    /// Takes no more questions, and finishes those under way; gives up on them after `timeout`.
-    pub async fn shutdown(mut self, timeout: Duration) {
-        self.stop.cancel();
-        let listeners = std::mem::take(&mut self.listeners);
+    /// Takes no more questions, and finishes those under way; gives up on them after `timeout`. Where another server has
+    /// come in beside this one, it gets whatever is asked from now on.
+    pub async fn shutdown(self, timeout: Duration) {
+        let Opening {
+            exchange,
+            succession,
+            stop,
+            tasks,
+            ..
+        } = &*self.opening;
+        stop.cancel();
+        let Open { adopted, listeners } = self.opening.take();
         for listener in &listeners {
             listener.stop();
         }
@@ -170,15 +209,91 @@ impl Server {
                 tracing::error!(%error, "DNS listeners not ended");
             }
             // Threads are gone, so nobody starts another one.
-            self.tasks.close();
-            self.tasks.wait().await;
+            tasks.close();
+            tasks.wait().await;
         };
         if tokio::time::timeout(timeout, ended).await.is_err() {
-            tracing::warn!(
-                unanswered = self.tasks.len(),
-                "DNS questions left unanswered"
-            );
+            tracing::warn!(unanswered = tasks.len(), "DNS questions left unanswered");
         }
+        if succession.is_superseded(exchange.identity()) {
+            adopted.into_iter().for_each(LocalAddress::leave);
+        }
+    }
+}
+
+impl Opening {
+    // Answers what comes to these sockets.
+    fn open(&self, sockets: Vec<Sockets>) -> Result<(), StartError> {
+        for pair in sockets {
+            let address = pair.address;
+            for socket in pair.udp {
+                let listener = Listener::start(
+                    socket,
+                    self.exchange.clone(),
+                    self.memo_octets,
+                    Handle::current(),
+                    self.tasks.clone(),
+                );
+                self.lock()
+                    .listeners
+                    .push(listener.map_err(StartError::Thread)?);
+            }
+            self.lock().adopted.extend(pair.adopted);
+            self.tasks.spawn(tcp::serve(
+                pair.tcp,
+                self.exchange.clone(),
+                self.connections.clone(),
+                self.tasks.clone(),
+                self.stop.clone(),
+            ));
+            tracing::info!(%address, "DNS listening");
+        }
+        Ok(())
+    }
+
+    // Comes in beside the server that has the addresses: once there is as much to say, or when it has gone.
+    async fn succeed(
+        self: Arc<Self>,
+        predecessor: Identity,
+        taken: Vec<SocketAddr>,
+        owned_ranges: Vec<IpNet>,
+    ) {
+        tracing::info!(addresses = ?taken, "DNS comes in beside the server before it once the state is complete");
+        let mut ticks = tokio::time::interval(SUCCESSION_INTERVAL);
+        for address in taken {
+            loop {
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
+                let every = listen::every(address).unwrap_or_default();
+                let knows = self.exchange.table().load().synced;
+                if !knows && self.succession.is_at(predecessor, every).await {
+                    continue;
+                }
+                let bound = listen::bind(address, &owned_ranges, Sharing::Join);
+                match bound.and_then(|sockets| self.open(sockets)) {
+                    Ok(()) => break,
+                    Err(error) => tracing::error!(%error, "DNS not taken over; it is tried again"),
+                }
+            }
+        }
+        self.claim();
+    }
+
+    fn claim(&self) {
+        if let Err(error) = self.succession.claim(self.exchange.identity()) {
+            tracing::warn!(%error, "a later process cannot take DNS over without a gap");
+        }
+    }
+
+    // Everything that was opened.
+    fn take(&self) -> Open {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -214,7 +329,8 @@ impl Names {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.opening.stop.cancel();
+        drop(self.opening.take());
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +23,9 @@ use super::exchange::{Exchange, Step};
 use super::limits::Limits;
 use super::message::Transport;
 use super::metrics::{Metrics, float};
+
+/// For how long a connection that is to be closed is still read from.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Waited after an accept error, which is usually the lack of descriptors: it must not become a busy loop.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
@@ -129,38 +132,67 @@ pub(super) async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
+    let server = Accepting {
+        exchange,
+        connections,
+        tasks,
+        stop,
+    };
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = server.stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let (stream, client) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok((stream, client)) => server.converse(stream, client),
             Err(error) => {
                 tracing::debug!(%error, "DNS connection not accepted");
-                tokio::time::sleep(ERROR_PAUSE).await;
-                continue;
+                sleep(ERROR_PAUSE).await;
             }
-        };
-        let pipeline = Arc::new(Semaphore::new(connections.limits.pipelined));
-        let close = stop.child_token();
+        }
+    }
+    // Connections that are made already would be reset with the listener.
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    while let Ok((stream, client)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).map(|()| stream);
+        match stream.and_then(TcpStream::from_std) {
+            Ok(stream) => server.converse(stream, client),
+            Err(error) => tracing::debug!(%error, "DNS connection not accepted"),
+        }
+    }
+}
+
+// What accepted connections are given to.
+struct Accepting {
+    exchange: Arc<Exchange>,
+    connections: Arc<Connections>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Accepting {
+    fn converse(&self, stream: TcpStream, client: SocketAddr) {
+        let pipeline = Arc::new(Semaphore::new(self.connections.limits.pipelined));
+        let close = self.stop.child_token();
         let connection = Connection {
             client: client.ip(),
             pipeline: pipeline.clone(),
             close: close.clone(),
         };
-        let Some(listed) = connections.admit(connection) else {
+        let Some(listed) = self.connections.admit(connection) else {
             tracing::debug!(%client, "too many DNS connections; closed");
-            continue;
+            return;
         };
         let conversation = Conversation {
             client,
-            exchange: exchange.clone(),
+            exchange: self.exchange.clone(),
             pipeline,
-            limits: connections.limits.clone(),
-            tasks: tasks.clone(),
+            limits: self.connections.limits.clone(),
+            tasks: self.tasks.clone(),
         };
-        tasks.spawn(async move {
+        self.tasks.spawn(async move {
             let _listed = listed;
             conversation.run(stream, close).await;
         });
@@ -186,10 +218,15 @@ impl Conversation {
         let (from_client, to_client) = stream.into_split();
         // Every sender holds a permit, so there is always room.
         let (replies, outgoing) = mpsc::channel(self.limits.pipelined);
+        let closing = async {
+            close.cancelled().await;
+            // What was on its way by then is still read.
+            sleep(LAST_WORDS).await;
+        };
         let reading = async {
             tokio::select! {
                 // Questions that were read already are still answered.
-                () = close.cancelled() => {}
+                () = closing => {}
                 result = self.read_questions(from_client, replies) => {
                     if let Err(error) = result {
                         tracing::debug!(%client, %error, "DNS connection ended");

@@ -19,10 +19,11 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::net::batches::{Batch, SLOTS};
-use crate::net::sockets::{send_datagram, shut_down};
+use crate::net::sockets::{leave_port, send_datagram, shut_down};
 
 use super::exchange::{Answered, Exchange, Pending, Step};
-use super::memo::{Memo, Moment};
+use super::lasting::Moment;
+use super::memo::Memo;
 use super::message::Transport;
 use super::metrics::{Metrics, Tally, float};
 use super::simple::Simple;
@@ -84,9 +85,12 @@ impl Listener {
         })
     }
 
-    /// Takes no more questions.
+    /// Takes no more questions: what comes from now on is for others who share the port.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        if let Err(error) = leave_port(&self.socket) {
+            tracing::debug!(%error, "DNS questions may be lost");
+        }
         shut_down(&*self.socket, Shutdown::Read);
     }
 
@@ -149,7 +153,7 @@ impl Worker {
         self.count_lost(n);
         let table = self.exchange.table().load_full();
         let moment = Moment {
-            generation: table.generation,
+            table: &table,
             now: started,
         };
         let mut n_remembered = 0;
@@ -202,7 +206,7 @@ impl Worker {
     }
 
     // Answers from the memo, if it can.
-    fn remember(&mut self, slot: usize, moment: &Moment) -> bool {
+    fn remember(&mut self, slot: usize, moment: &Moment<'_>) -> bool {
         let max_udp = self.exchange.max_udp();
         if !self.question.read(self.batch.bytes(slot), max_udp) {
             return false;

@@ -69,6 +69,11 @@ impl LocalAddress {
         }
     }
 
+    /// Leaves it where it is, for another process that needs it.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// The address.
     pub fn ip(&self) -> IpAddr {
         self.0

@@ -134,16 +134,29 @@ impl Bound {
             // While it does not listen, whoever has the option too could.
             self.socket.set_reuse_address(false)?;
         } else {
-            // tcpmux's port of the loopback address: nothing has spoken UDP there in decades.
-            let peer = match self.addr {
-                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
-                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::LOCALHOST, 1)),
-            };
-            self.socket.connect(&peer.into())?;
+            self.socket.connect(&silent_peer(self.addr).into())?;
         }
         Ok(Held {
             _socket: self.socket,
         })
+    }
+}
+
+/// Leaves what comes from now on to others who share the socket's port, and what has come in its queue: it is connected to
+/// a peer that never speaks, and the kernel passes over connected sockets when it spreads datagrams. It still sends
+/// to whom it likes.
+///
+/// # Errors
+/// Those of `connect(2)`.
+pub fn leave_port(socket: &std::net::UdpSocket) -> io::Result<()> {
+    socket.connect(silent_peer(socket.local_addr()?))
+}
+
+// tcpmux's port of the loopback address: nothing has spoken UDP there in decades.
+fn silent_peer(of: SocketAddr) -> SocketAddr {
+    match of {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::LOCALHOST, 1)),
     }
 }
 

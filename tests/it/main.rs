@@ -15,6 +15,8 @@ mod configuration;
 mod dataplane;
 mod dev;
 mod dns;
+mod dns_restart;
+mod dns_server;
 mod dns_table;
 mod explain;
 mod fault_clients;
@@ -25,5 +27,8 @@ mod house_rules;
 mod kube;
 mod load;
 mod manifests;
+#[path = "../support/packet_table.rs"]
+mod packet_table;
+mod packets;
 mod readiness;
 mod scenarios;

@@ -94,11 +94,9 @@ async fn too_many_waiting_questions_of_one_client_are_refused() {
 async fn questions_that_find_no_room_are_counted() {
     // Of 4,000 octets each: twice what a buffer of 4 MiB holds, whatever the kernel adds.
     const FLOOD: u32 = 2_500;
-    let (exchange, ..) = answering(Upstreams::new(&[], &[], &[]));
+    let (exchange, _) = answering(&mut cluster(), Upstreams::new(&[], &[], &[]));
     let metrics = exchange.metrics().clone();
-    let mut sockets = listen::bind("127.0.0.1:0".parse().unwrap(), &[])
-        .await
-        .unwrap();
+    let mut sockets = listen::bind("127.0.0.1:0".parse().unwrap(), &[], Sharing::First).unwrap();
     let at = sockets[0].address;
     let socket = sockets.remove(0).udp.remove(0);
     let flooder = UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -97,6 +97,7 @@ async fn serve(
         ttl: 5,
         negative_ttl: 5,
         limits: Limits::default(),
+        succession: None,
         owned_ranges: vec!["10.96.0.0/16".parse().unwrap()],
     };
     adjust(&mut config);

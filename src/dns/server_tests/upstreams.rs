@@ -136,9 +136,7 @@ async fn without_anybody_to_ask_other_names_fail_at_once() {
 
 #[tokio::test]
 async fn a_server_is_never_its_own_upstream() {
-    let free = listen::bind("127.0.0.1:0".parse().unwrap(), &[])
-        .await
-        .unwrap();
+    let free = listen::bind("127.0.0.1:0".parse().unwrap(), &[], Sharing::First).unwrap();
     let at = free[0].address;
     let upstreams = Upstreams::new(&[], &[at], &[at]);
     drop(free);

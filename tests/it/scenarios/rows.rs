@@ -68,7 +68,7 @@ const SECTIONS: &[(&str, usize)] = &[
     ("dns 7", 20),
     ("dns 8", 4),
     ("dns 9", 2),
-    ("dns 10", 5),
+    ("dns 10", 7),
     ("dns 11", 10),
     ("dns 12", 6),
 ];
