@@ -1,4 +1,5 @@
-//! A cluster of 10,000 Services with 20,000 and with 100,000 endpoints, behind the API server of the tests.
+//! A cluster without a Service, and of 10,000 Services with 20,000, 50,000 and 100,000 endpoints, behind the API server of
+//! the tests.
 //!
 //! * `synced`: from the start of the process until its first table is complete.
 //! * `memory` and `peak`: resident, at rest and at most; `idle`: CPU in ten seconds in which nothing happens.
@@ -33,14 +34,15 @@ const SETTLED: Duration = Duration::from_secs(5);
 
 fn main() {
     println!("endpoints   synced   memory     peak    idle    busy");
-    for endpoints in [2, 10] {
-        measure(endpoints);
+    measure(0, 0);
+    for endpoints in [2, 5, 10] {
+        measure(SERVICES, endpoints);
     }
 }
 
-fn measure(endpoints: usize) {
+fn measure(services: usize, endpoints: usize) {
     let server = ApiServer::start();
-    for number in 0..SERVICES {
+    for number in 0..services {
         server.apply(service(number));
         server.apply(slice(number, endpoints, 0));
     }
@@ -62,9 +64,9 @@ fn measure(endpoints: usize) {
     let (memory, peak) = (megabytes(&proxy.0, "VmRSS:"), megabytes(&proxy.0, "VmHWM:"));
     let busy = share(&proxy.0, || {
         let began = Instant::now();
-        for change in 0..CHANGES {
+        for change in 0..if services == 0 { 0 } else { CHANGES } {
             // Services all over the cluster, one after the other.
-            let number = (change as usize * 7919) % SERVICES;
+            let number = (change as usize * 7919) % services;
             server.apply(slice(number, endpoints, change as usize + 1));
             let due = SPAN * (change + 1) / CHANGES;
             std::thread::sleep(due.saturating_sub(began.elapsed()));
@@ -72,7 +74,7 @@ fn measure(endpoints: usize) {
     });
     println!(
         "{:9} {synced:8.2?} {memory:5} MB {peak:5} MB {:5.2} % {:5.2} %",
-        SERVICES * endpoints,
+        services * endpoints,
         100.0 * idle,
         100.0 * busy
     );

@@ -20,9 +20,8 @@ use viaduct::balancers::Algorithms;
 use viaduct::capture::plan::{Callers, Entry, ListenerId, ListenerSpec, ListenerState, Tenure};
 use viaduct::dataplane::{Config, Dataplane, Metrics};
 use viaduct::model::{
-    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Hints, Knobs, Port, Protocol,
-    Service, ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort,
-    TrafficPolicy,
+    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Knobs, Port, Protocol, Service,
+    ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort, TrafficPolicy,
 };
 use viaduct::routing::{FrontendKind, NodeView, Published, TableBuilder};
 
@@ -101,7 +100,7 @@ fn slice(protocol: Protocol, backend: SocketAddr) -> EndpointSlice {
             port: backend.port(),
         }],
         endpoints: vec![Endpoint {
-            addresses: vec![backend.ip()],
+            addresses: [backend.ip()].into(),
             ready: true,
             serving: true,
             terminating: false,
@@ -109,7 +108,7 @@ fn slice(protocol: Protocol, backend: SocketAddr) -> EndpointSlice {
             zone: None,
             hostname: None,
             pod: None,
-            hints: Hints::default(),
+            hints: None,
         }],
         sctp_ports: Vec::new(),
         headless: false,

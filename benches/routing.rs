@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use viaduct::balancers::Algorithms;
 use viaduct::model::{
-    Algorithm, Endpoint, EndpointSlice, Event, Family, Hints, Knobs, Port, Protocol, Service,
-    ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort, TrafficPolicy,
+    Algorithm, Endpoint, EndpointSlice, Event, Family, Knobs, Port, Protocol, Service, ServiceKind,
+    ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort, TrafficPolicy,
 };
 use viaduct::routing::{BalancerFactory, Choice, TableBuilder};
 
@@ -51,7 +51,7 @@ fn service(n: u32) -> Event {
 
 fn slice(n: u32, endpoints: u32) -> Event {
     let endpoint = |i: u32| Endpoint {
-        addresses: vec![IpAddr::V4(Ipv4Addr::from(0x0af4_0000 + n * ENDPOINTS + i))],
+        addresses: [IpAddr::V4(Ipv4Addr::from(0x0af4_0000 + n * ENDPOINTS + i))].into(),
         ready: true,
         serving: true,
         terminating: false,
@@ -59,7 +59,7 @@ fn slice(n: u32, endpoints: u32) -> Event {
         zone: None,
         hostname: None,
         pod: None,
-        hints: Hints::default(),
+        hints: None,
     };
     Event::SliceApplied(Arc::new(EndpointSlice {
         key: SliceKey {

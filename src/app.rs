@@ -127,7 +127,7 @@ impl App {
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
         let capture_metrics = capture::Metrics::new(&registry).context("registering metrics")?;
-        let captures = open_captures(&config, &capture_metrics).await?;
+        let captures = open_captures(&config, &capture_metrics, &health).await?;
         // Only now: a kernel that loads connection tracking when it is needed has it after the first rule.
         set_tracking_limits(&config);
         let mode = captures.first().map_or(Mode::None, |first| first.mode());
@@ -322,6 +322,7 @@ fn tuning_of(config: &Config) -> Tuning {
 async fn open_captures(
     config: &Config,
     metrics: &capture::Metrics,
+    health: &Health,
 ) -> anyhow::Result<Vec<Box<dyn Capture>>> {
     let mut captures = Vec::new();
     if config.capture.is(Mode::None) {
@@ -337,6 +338,7 @@ async fn open_captures(
             }
             Err(refusals) => {
                 error!(%family, modes = %config.capture, %refusals, "family cannot be captured");
+                health.failed(family.as_str(), refusals.to_string());
                 refusals
             }
         };

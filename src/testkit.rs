@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crate::model::{
-    Algorithm, Endpoint, EndpointSlice, Family, Frontend, Hints, Knobs, NodeName, OutlierEjection,
-    Port, Protocol, Service, ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey,
-    SlicePort, TrafficPolicy,
+    Algorithm, Endpoint, EndpointSlice, Family, Frontend, Knobs, NodeName, OutlierEjection, Port,
+    Protocol, Service, ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort,
+    TrafficPolicy,
 };
 use crate::routing::{Backend, Balancer, BalancerFactory, Choice, HeldBack, Live, Route};
 
@@ -135,7 +135,7 @@ pub(crate) fn slice_port(name: &str, protocol: Protocol, port: u16) -> SlicePort
 /// A ready endpoint on no node.
 pub(crate) fn ep(address: &str) -> Endpoint {
     Endpoint {
-        addresses: vec![ip(address)],
+        addresses: [ip(address)].into(),
         ready: true,
         serving: true,
         terminating: false,
@@ -143,7 +143,7 @@ pub(crate) fn ep(address: &str) -> Endpoint {
         zone: None,
         hostname: None,
         pod: None,
-        hints: Hints::default(),
+        hints: None,
     }
 }
 
@@ -192,12 +192,14 @@ impl EndpointWith for Endpoint {
     }
 
     fn for_zones(mut self, zones: &[&str]) -> Self {
-        self.hints.zones = zones.iter().copied().map(Into::into).collect();
+        let hints = self.hints.get_or_insert_default();
+        hints.zones = zones.iter().copied().map(Into::into).collect();
         self
     }
 
     fn for_nodes(mut self, nodes: &[&str]) -> Self {
-        self.hints.nodes = nodes.iter().copied().map(Into::into).collect();
+        let hints = self.hints.get_or_insert_default();
+        hints.nodes = nodes.iter().copied().map(Into::into).collect();
         self
     }
 }
@@ -272,7 +274,7 @@ pub(crate) fn route(key: ServicePortKey) -> Route {
         port: 80,
         cluster: Vec::new(),
         local: Vec::new(),
-        serving: Vec::new(),
+        known: Default::default(),
         any_endpoints: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,

@@ -2,6 +2,7 @@
 //!
 //! Source: kube-proxy's health server (port 10256) and metrics server (port 10249), paths and bodies alike.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tracing::{info, warn};
 use crate::net::sockets::listen_in_both_families;
 use crate::readiness::Readiness;
 use crate::sources::kube::Contact;
-use crate::telemetry::{Health, Report};
+use crate::telemetry::{FamilyReport, Health, Report};
 
 use super::http;
 
@@ -192,7 +193,8 @@ async fn livez(State(server): State<Arc<HealthServer>>) -> Response {
     respond(report.healthy, body(&report), &server.answers.livez)
 }
 
-// Names what start-up still waits for. A lost API server keeps nobody from serving, so it is only told.
+// Names what start-up still waits for. A lost API server or a family that fails keeps nobody from serving the rest, so
+// these are only told.
 async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
     let pending = server.readiness.pending();
     let status = if pending.is_empty() {
@@ -204,6 +206,13 @@ async fn readyz(State(server): State<Arc<HealthServer>>) -> Response {
     if let Some(told) = server.contact.out_of_touch(Instant::now()) {
         body["apiServerOutOfTouch"] =
             json!({ "seconds": told.age.as_secs(), "reason": &*told.reason });
+    }
+    let report = server.health.report(Instant::now(), server.timeout);
+    let families = report.families.iter();
+    let failures = families.filter_map(|(name, family)| Some((*name, family.failure.as_ref()?)));
+    let failures: BTreeMap<_, _> = failures.collect();
+    if !failures.is_empty() {
+        body["failures"] = json!(failures);
     }
     (status, Json(body)).into_response()
 }
@@ -229,16 +238,19 @@ fn body(report: &Report) -> Map<String, Value> {
     let newest = report
         .families
         .values()
-        .filter_map(|(updated, _)| *updated)
+        .filter_map(|family| family.updated)
         .max();
     let updated = if report.healthy {
         now.to_string()
     } else {
         newest.map_or_else(|| NEVER.to_owned(), rfc3339)
     };
-    let family = |(name, (updated, healthy)): (&&str, &(Option<SystemTime>, bool))| {
-        let updated = updated.map_or_else(|| NEVER.to_owned(), rfc3339);
-        let status = json!({ "lastUpdated": updated, "healthy": healthy });
+    let family = |(name, family): (&&str, &FamilyReport)| {
+        let updated = family.updated.map_or_else(|| NEVER.to_owned(), rfc3339);
+        let mut status = json!({ "lastUpdated": updated, "healthy": family.healthy });
+        if let Some(failure) = &family.failure {
+            status["failure"] = json!(failure);
+        }
         ((*name).to_owned(), status)
     };
     let mut body = Map::new();
@@ -267,8 +279,6 @@ async fn configz(State(server): State<Arc<MetricsServer>>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use http_body_util::BodyExt;
 
     use super::*;
@@ -286,12 +296,7 @@ mod tests {
     }
 
     async fn told(response: Response) -> (u16, BTreeMap<String, Value>) {
-        for (name, value) in [
-            (header::CONTENT_TYPE, "application/json"),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        ] {
-            assert_eq!(response.headers()[name], value);
-        }
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&body).unwrap())
@@ -304,7 +309,12 @@ mod tests {
     #[tokio::test]
     async fn healthz_needs_an_eligible_node_and_livez_does_not() {
         let health = Health::default();
-        let (status, body) = told(healthz(server(&health)).await).await;
+        let response = healthz(server(&health)).await;
+        assert_eq!(
+            response.headers()[header::X_CONTENT_TYPE_OPTIONS],
+            "nosniff"
+        );
+        let (status, body) = told(response).await;
         assert_eq!((status, &body["nodeEligible"]), (503, &json!(false)));
         let (status, body) = told(livez(server(&health)).await).await;
         assert_eq!((status, &body["healthy"]), (200, &json!(true)));
@@ -336,6 +346,24 @@ mod tests {
             );
             assert!(time(&body["status"]["IPv6"]["lastUpdated"]) < epoch);
         }
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_told_by_family_until_it_works() {
+        let health = Health::default();
+        health.updated("IPv4", SystemTime::now());
+        health.failed("IPv6", "no permission".to_owned());
+        let (status, body) = told(readyz(server(&health)).await).await;
+        assert_eq!(
+            (status, &body["failures"]),
+            (200, &json!({ "IPv6": "no permission" }))
+        );
+        let (_, body) = told(livez(server(&health)).await).await;
+        assert_eq!(body["status"]["IPv6"]["failure"], json!("no permission"));
+        assert!(body["status"]["IPv4"].get("failure").is_none());
+        health.updated("IPv6", SystemTime::now());
+        let (_, body) = told(readyz(server(&health)).await).await;
+        assert!(!body.contains_key("failures"));
     }
 
     #[tokio::test]

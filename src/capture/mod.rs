@@ -204,25 +204,27 @@ pub async fn open(
     }
     Ok(match mode {
         Mode::Nftables => Box::new(nftables::Nftables::new(family, metrics.clone())),
-        Mode::Iptables => Box::new(iptables::Iptables::new(family, metrics.clone())),
+        Mode::Iptables => Box::new(iptables::Iptables::open(family, metrics.clone()).await?),
         Mode::Tproxy => Box::new(tproxy::Tproxy::new(family, metrics.clone())),
         Mode::Local => Box::new(local::Local::new(family)),
         Mode::Loopback | Mode::None => Box::new(passive::Passive::new(mode, family)),
     })
 }
 
-/// Checks that `mode` can work for `family`: what it needs is loaded for a moment, and nothing of it stays.
+/// Checks that `mode` can work for `family`: what it needs is loaded for a moment, and nothing of it stays. Returns the
+/// tool that it works by, where there are several.
 ///
 /// # Errors
 /// It cannot: in the kernel's own words, with the remedy.
-pub async fn probe(mode: Mode, family: Family) -> Result<(), CaptureError> {
+pub async fn probe(mode: Mode, family: Family) -> Result<Option<String>, CaptureError> {
     match mode {
-        Mode::Nftables => nftables::probe(family, Purpose::Translate).await,
-        Mode::Iptables => iptables::probe(family).await,
-        Mode::Tproxy => tproxy::probe(family).await,
-        Mode::Local => local::probe(family).await,
-        Mode::Loopback | Mode::None => Ok(()),
+        Mode::Nftables => nftables::probe(family, Purpose::Translate).await?,
+        Mode::Iptables => return iptables::probe(family).await.map(Some),
+        Mode::Tproxy => tproxy::probe(family).await?,
+        Mode::Local => local::probe(family).await?,
+        Mode::Loopback | Mode::None => {}
     }
+    Ok(None)
 }
 
 async fn remove(mode: Mode, family: Family) -> Result<(), CaptureError> {

@@ -134,13 +134,15 @@ pub(super) fn any_rules() -> impl Strategy<Value = Rules> {
             1..3,
         )
     };
-    let redirects = proptest::collection::btree_map(frontend(), 40000..40003u16, 0..8);
+    // Sometimes the very port that is led there.
+    let target = || prop_oneof![40000..40003u16, Just(80)];
+    let redirects = proptest::collection::btree_map(frontend(), target(), 0..8);
     let node_ports =
         proptest::collection::btree_map((protocol(), 30000..30003u16), 40000..40003u16, 0..3);
     let addresses = proptest::collection::btree_set(ip(), 0..3);
     let silent = proptest::collection::btree_map(frontend(), silence, 0..4);
     let ranges = proptest::collection::btree_map(frontend(), networks(), 0..3);
-    let guarded = proptest::collection::btree_set(40000..40003u16, 0..3);
+    let guarded = proptest::collection::btree_set(target(), 0..3);
     (
         redirects,
         node_ports,

@@ -37,7 +37,10 @@ impl Doctor {
                 let about = format!("capture {mode}");
                 let probed = capture::probe(*mode, family).await;
                 findings.push(match probed {
-                    Ok(()) => Finding::new(about, family, Severity::Works, "works here"),
+                    Ok(tool) => {
+                        let by = tool.map_or_else(String::new, |tool| format!(", by {tool}"));
+                        Finding::new(about, family, Severity::Works, format!("works here{by}"))
+                    }
                     Err(error) => Finding::new(about, family, Severity::Lacking, error.to_string()),
                 });
             }

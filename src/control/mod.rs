@@ -26,6 +26,7 @@ mod load_balancers;
 mod merge;
 mod node_ports;
 mod object;
+mod packed;
 mod plane;
 mod predicates;
 mod probe_state;
@@ -52,6 +53,7 @@ pub use probe_targets::{
 pub use published::{Objects, PublishedObjects};
 pub use rejection::{Cause, Rejection, Warning};
 pub use store::Change;
+pub(crate) use validation::metadata::NAMELESS;
 pub use verbs::{Grace, Written};
 
 #[cfg(test)]

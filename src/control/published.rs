@@ -1,21 +1,21 @@
 //! The stored objects as others may read them: an immutable map behind one pointer. Written by the reconciler only.
 //!
-//! A large cluster's objects are kept packed, as the JSON that they came in: nobody reads them but `viaduct get` and the
-//! file of the last state, and as values they would be most of the memory of the process.
+//! A large cluster's objects are kept packed: nobody reads them but `viaduct get` and the file of the last state, and as
+//! values they would be most of the memory of the process.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rpds::HashTrieMapSync;
-use serde::de::DeserializeOwned;
+use imbl::OrdMap;
 
-use super::{Change, Kind, Object, ObjectKey};
+use super::packed::Packed;
+use super::{Kind, Object, ObjectKey};
 
 /// All stored objects at one moment. Cloning shares everything.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     form: Form,
-    map: HashTrieMapSync<ObjectKey, Stored>,
+    map: OrdMap<ObjectKey, Stored>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ enum Form {
 #[derive(Clone, Debug)]
 enum Stored {
     Whole(Arc<Object>),
-    Packed(Arc<[u8]>),
+    Packed(Packed),
 }
 
 impl Objects {
@@ -36,21 +36,19 @@ impl Objects {
     pub fn packed() -> Self {
         Self {
             form: Form::Packed,
-            map: HashTrieMapSync::default(),
+            map: OrdMap::new(),
         }
     }
 
-    /// Takes over one change of the store.
-    pub fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Applied(object) => {
-                let stored = self.stored(object);
-                self.map.insert_mut(object.key(), stored);
-            }
-            Change::Deleted(key) => {
-                self.map.remove_mut(key);
-            }
-        }
+    /// Stores an object under its key.
+    pub fn insert(&mut self, key: ObjectKey, object: &Object) {
+        let stored = self.stored(object);
+        self.map.insert(key, stored);
+    }
+
+    /// Forgets an object.
+    pub fn remove(&mut self, key: &ObjectKey) {
+        self.map.remove(key);
     }
 
     /// Whether there is an object of that key.
@@ -63,7 +61,7 @@ impl Objects {
         match self.map.get(&object.key()) {
             None => false,
             Some(Stored::Whole(known)) => **known == *object,
-            Some(Stored::Packed(known)) => pack(object).is_some_and(|given| *given == **known),
+            Some(Stored::Packed(known)) => Packed::of(object).is_some_and(|given| given == *known),
         }
     }
 
@@ -74,9 +72,13 @@ impl Objects {
 
     /// The keys of a kind, by namespace and name.
     pub fn keys(&self, kind: Kind) -> Vec<&ObjectKey> {
-        let mut keys: Vec<_> = self.map.keys().filter(|key| key.kind == kind).collect();
-        keys.sort_unstable();
-        keys
+        let first = ObjectKey {
+            kind,
+            namespace: "".into(),
+            name: "".into(),
+        };
+        let rest = self.map.range(first..).map(|(key, _)| key);
+        rest.take_while(|key| key.kind == kind).collect()
     }
 
     /// All objects of a kind, by namespace and name.
@@ -90,40 +92,16 @@ impl Objects {
         match self.form {
             Form::Whole => whole(),
             // What cannot be packed is no less worth keeping.
-            Form::Packed => pack(object).map_or_else(whole, |bytes| Stored::Packed(bytes.into())),
+            Form::Packed => Packed::of(object).map_or_else(whole, Stored::Packed),
         }
     }
 }
 
-fn pack(object: &Object) -> Option<Vec<u8>> {
-    let packed = match object {
-        Object::Namespace(object) => serde_json::to_vec(object),
-        Object::Node(object) => serde_json::to_vec(object),
-        Object::Service(object) => serde_json::to_vec(object),
-        Object::Pod(object) => serde_json::to_vec(object),
-        Object::EndpointSlice(object) => serde_json::to_vec(object),
-        Object::Endpoints(object) => serde_json::to_vec(object),
-    };
-    packed.ok()
-}
-
 fn read(kind: Kind, stored: &Stored) -> Option<Arc<Object>> {
-    fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Option<Box<T>> {
-        serde_json::from_slice(bytes).ok().map(Box::new)
+    match stored {
+        Stored::Whole(object) => Some(Arc::clone(object)),
+        Stored::Packed(packed) => packed.read(kind).map(Arc::new),
     }
-    let bytes = match stored {
-        Stored::Whole(object) => return Some(Arc::clone(object)),
-        Stored::Packed(bytes) => bytes,
-    };
-    let object = match kind {
-        Kind::Namespace => Object::Namespace(unpack(bytes)?),
-        Kind::Node => Object::Node(unpack(bytes)?),
-        Kind::Service => Object::Service(unpack(bytes)?),
-        Kind::Pod => Object::Pod(unpack(bytes)?),
-        Kind::EndpointSlice => Object::EndpointSlice(unpack(bytes)?),
-        Kind::Endpoints => Object::Endpoints(unpack(bytes)?),
-    };
-    Some(Arc::new(object))
 }
 
 /// The place where the newest objects are found. Cheap to clone; readers never wait.
@@ -191,14 +169,14 @@ mod tests {
             for given in one_of_each() {
                 let key = given.key();
                 assert!(!objects.contains(&key) && !objects.holds(&given));
-                objects.apply(&Change::Applied(given.clone()));
+                objects.insert(given.key(), &given);
                 assert!(objects.holds(&given), "{key}");
                 assert_eq!(*objects.get(&key).unwrap(), given);
                 assert_eq!(objects.list(key.kind).count(), 1);
                 let mut other = given.clone();
                 other.metadata_mut().resource_version = Some("2".to_owned());
                 assert!(!objects.holds(&other));
-                objects.apply(&Change::Deleted(key.clone()));
+                objects.remove(&key);
                 assert!(!objects.contains(&key));
             }
         }

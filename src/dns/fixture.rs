@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::model::{
-    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Hints, Knobs, Pod, Port, Protocol,
+    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Knobs, Pod, Port, Protocol,
     Service, ServiceKind, ServiceName, ServicePort, SliceKey, SlicePort, TrafficPolicy,
 };
 use crate::routing::{Balancer, BalancerFactory, Choice, Published, RoutingTable, TableBuilder};
@@ -224,7 +224,7 @@ pub(super) fn slice(
 /// A ready endpoint.
 pub(super) fn ready(address: &str, hostname: Option<&str>) -> Endpoint {
     Endpoint {
-        addresses: vec![ip(address)],
+        addresses: [ip(address)].into(),
         ready: true,
         serving: true,
         terminating: false,
@@ -232,7 +232,7 @@ pub(super) fn ready(address: &str, hostname: Option<&str>) -> Endpoint {
         zone: None,
         hostname: hostname.map(Into::into),
         pod: None,
-        hints: Hints::default(),
+        hints: None,
     }
 }
 

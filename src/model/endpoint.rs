@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use smallvec::SmallVec;
 
-use super::{Family, NodeName, Protocol, SctpPort, ServiceName};
+use super::{Family, Names, NodeName, Protocol, SctpPort, ServiceName};
 
 /// A slice by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +45,26 @@ pub struct EndpointSlice {
     pub triggered: Option<Timestamp>,
 }
 
+impl EndpointSlice {
+    /// Has what it says in common with other facts only once.
+    pub fn share(&mut self, names: &mut Names) {
+        names.share(&mut self.key.namespace);
+        names.share(&mut self.key.name);
+        self.service.share(names);
+        for port in &mut self.ports {
+            names.share(&mut port.name);
+        }
+        for endpoint in &mut self.endpoints {
+            if let Some(node) = &mut endpoint.node {
+                node.share(names);
+            }
+            if let Some(zone) = &mut endpoint.zone {
+                names.share(zone);
+            }
+        }
+    }
+}
+
 /// One entry of a slice's `ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
@@ -59,7 +80,7 @@ pub struct SlicePort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Its addresses; routing uses the first. Never empty.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: SmallVec<[IpAddr; 1]>,
     /// May receive traffic.
     pub ready: bool,
     /// Still answers; matters while terminating.
@@ -74,8 +95,20 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// The Pod behind it, where one is named.
     pub pod: Option<Arc<str>>,
-    /// Where its traffic should come from.
-    pub hints: Hints,
+    /// Where its traffic should come from, if that is said.
+    pub hints: Option<Box<Hints>>,
+}
+
+impl Endpoint {
+    /// The zones it is meant for; empty is no hint.
+    pub fn hinted_zones(&self) -> &[Arc<str>] {
+        self.hints.as_deref().map_or(&[], |hints| &hints.zones)
+    }
+
+    /// The nodes it is meant for; empty is no hint.
+    pub fn hinted_nodes(&self) -> &[Arc<str>] {
+        self.hints.as_deref().map_or(&[], |hints| &hints.nodes)
+    }
 }
 
 /// Topology hints of an endpoint; empty lists are no hint.

@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use super::Names;
+
 /// A port as written in a Service or EndpointSlice. Never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Port(NonZeroU16);
@@ -134,6 +136,10 @@ impl NodeName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    pub(super) fn share(&mut self, names: &mut Names) {
+        names.share(&mut self.0);
+    }
 }
 
 impl fmt::Display for NodeName {
@@ -158,6 +164,11 @@ impl ServiceName {
             namespace: namespace.into(),
             name: name.into(),
         }
+    }
+
+    pub(super) fn share(&mut self, names: &mut Names) {
+        names.share(&mut self.namespace);
+        names.share(&mut self.name);
     }
 }
 

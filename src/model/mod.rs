@@ -7,6 +7,7 @@ mod endpoint;
 mod event;
 mod go_duration;
 mod ids;
+mod names;
 mod node;
 mod pod;
 mod service;
@@ -17,6 +18,7 @@ pub use go_duration::{ParseDurationError, parse_go_duration};
 pub use ids::{
     Family, Frontend, InvalidPort, NodeName, Port, Protocol, ServiceName, ServicePortKey,
 };
+pub use names::Names;
 pub use node::Node;
 pub use pod::Pod;
 pub use service::{

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Family, Port, Protocol, ServiceName};
+use super::{Family, Names, Port, Protocol, ServiceName};
 
 /// A Service as stored: defaulted, validated, its addresses allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,16 @@ pub struct Service {
     pub foreign_proxy: bool,
     /// What our annotations ask for.
     pub knobs: Knobs,
+}
+
+impl Service {
+    /// Has what it says in common with other facts only once.
+    pub fn share(&mut self, names: &mut Names) {
+        self.name.share(names);
+        for port in &mut self.ports {
+            names.share(&mut port.name);
+        }
+    }
 }
 
 /// The kinds of Service that differ in what is served.

@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
 use nix::libc;
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::message_addresses::{Control, LocalAddress, Name, fitting};
 
@@ -95,6 +96,15 @@ impl Runs {
 }
 
 impl Slot {
+    fn address_to_peer(&mut self) {
+        self.name.clear();
+        self.control.clear();
+    }
+
+    fn goes_to_peer(&self) -> bool {
+        self.name.is_none() && self.control.len() == 0
+    }
+
     fn goes_where(&self, other: &Self) -> bool {
         self.name.is(&other.name) && self.control == other.control
     }
@@ -146,6 +156,13 @@ impl Headers {
     }
 }
 
+/// What the kernel is asked to tell of each datagram.
+#[derive(Clone, Copy)]
+enum Asked {
+    Everything,
+    Payload,
+}
+
 fn refuses_to_cut(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -188,7 +205,28 @@ impl Batch {
     /// # Errors
     /// `WouldBlock` if nothing is there; an error the socket had pending, such as `ConnectionRefused`.
     pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
-        self.receive_with(socket, slots, libc::MSG_DONTWAIT)
+        self.receive_with(socket, slots, libc::MSG_DONTWAIT, Asked::Everything)
+    }
+
+    /// The same from a connected socket, whose datagrams all come from its peer: no addresses are asked for, and one slot
+    /// costs a plain `recv`, about half of what a batch of one does.
+    ///
+    /// # Errors
+    /// As [`Batch::receive`].
+    pub fn receive_from_peer(
+        &mut self,
+        socket: impl AsFd,
+        slots: Range<usize>,
+    ) -> io::Result<usize> {
+        if slots.len() != 1 {
+            return self.receive_with(socket, slots, libc::MSG_DONTWAIT, Asked::Payload);
+        }
+        let slot = slots.start;
+        self.slots[slot].address_to_peer();
+        let fd = socket.as_fd().as_raw_fd();
+        let len = recv(fd, self.room(slot), MsgFlags::MSG_DONTWAIT)?;
+        self.set_len(slot, len);
+        Ok(1)
     }
 
     /// The same, after waiting for the first of them as long as a blocking socket waits. A socket that is shut down for
@@ -197,7 +235,7 @@ impl Batch {
     /// # Errors
     /// As [`Batch::receive`]; `WouldBlock` when the socket's time-out is over, `Interrupted` by a signal.
     pub fn wait(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
-        self.receive_with(socket, slots, libc::MSG_WAITFORONE)
+        self.receive_with(socket, slots, libc::MSG_WAITFORONE, Asked::Everything)
     }
 
     fn receive_with(
@@ -205,6 +243,7 @@ impl Batch {
         socket: impl AsFd,
         slots: Range<usize>,
         flags: libc::c_int,
+        asked: Asked,
     ) -> io::Result<usize> {
         let fd = socket.as_fd().as_raw_fd();
         let slot_bytes = self.slot_bytes;
@@ -212,8 +251,13 @@ impl Batch {
         let mut n = 0;
         for at in slots.clone() {
             let slot = &mut self.slots[at];
-            slot.name.make_room();
-            slot.control.make_room();
+            match asked {
+                Asked::Everything => {
+                    slot.name.make_room();
+                    slot.control.make_room();
+                }
+                Asked::Payload => slot.address_to_peer(),
+            }
             let bytes = &mut self.bytes[at * slot_bytes..(at + 1) * slot_bytes];
             headers.part(n, bytes);
             headers.message(n, n, 1, slot);
@@ -248,6 +292,12 @@ impl Batch {
     /// # Errors
     /// What the first of them met; an error that comes later shows only by the number.
     pub fn send(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
+        if slots.len() == 1 && self.slots[slots.start].goes_to_peer() {
+            // Most flows send one by one, and the headers of a batch are a tenth of what sending one costs.
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            send(socket.as_fd().as_raw_fd(), self.bytes(slots.start), flags)?;
+            return Ok(1);
+        }
         let runs = if self.cuts {
             Runs::of(&self.slots[..], slots.clone())
         } else {
@@ -339,9 +389,7 @@ impl Batch {
 
     /// The datagram in `slot` goes to the peer of a connected socket.
     pub fn address_to_peer(&mut self, slot: usize) {
-        let slot = &mut self.slots[slot];
-        slot.name = Name::none();
-        slot.control = Control::none();
+        self.slots[slot].address_to_peer();
     }
 
     /// The datagram in `slot` goes to `to`, and leaves from the local address if one is given.
@@ -350,7 +398,7 @@ impl Batch {
         slot.name.set(to);
         match from {
             Some(from) => slot.control.set(from),
-            None => slot.control = Control::none(),
+            None => slot.control.clear(),
         }
     }
 }

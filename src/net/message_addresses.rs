@@ -43,6 +43,16 @@ impl Name {
         }
     }
 
+    /// Forgets the address.
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Whether there is no address.
+    pub(super) fn is_none(&self) -> bool {
+        self.len == 0
+    }
+
     /// Offers the kernel all room there is.
     pub(super) fn make_room(&mut self) {
         self.len = socklen(size_of::<RawName>());
@@ -116,11 +126,18 @@ impl Name {
 
 /// Control messages: a local address, and how to cut the payload or how many were lost. Starts where `cmsghdr` may; 64
 /// bytes hold either family's address (40) and one figure (24).
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub(super) struct Control {
     bytes: [u8; 64],
     len: usize,
+}
+
+// Bytes past the length are what earlier messages have left.
+impl PartialEq for Control {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes[..self.len] == other.bytes[..other.len]
+    }
 }
 
 impl Control {
@@ -130,6 +147,11 @@ impl Control {
             bytes: [0; 64],
             len: 0,
         }
+    }
+
+    /// Forgets all messages.
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
     }
 
     /// Offers the kernel all room there is.

@@ -1,13 +1,14 @@
 //! The kernel's network interface, as far as std and tokio do not wrap it: socket options, shared binds, batches of
 //! datagrams, pipes, descriptor limits. A leaf: knows nothing of Services.
 //!
-//! The only place of `unsafe` (in `batches`, `message_addresses`, `readable` and `streams`) and of `setsockopt`. Nothing here decides; callers do.
+//! The only place of `unsafe` (in `batches`, `heap`, `message_addresses`, `readable` and `streams`) and of `setsockopt`. Nothing here decides; callers do.
 
 pub mod batches;
 pub mod connections;
 pub mod conntrack;
 pub mod descriptors;
 pub mod established;
+pub mod heap;
 pub mod http_connector;
 pub mod local_addresses;
 pub mod local_routes;

@@ -47,6 +47,12 @@ impl Interest {
 pub struct Readiness(EpollFlags);
 
 impl Readiness {
+    /// What `epoll_wait(2)` would have reported with these bits; unknown ones mean nothing.
+    #[cfg(test)]
+    pub(crate) fn from_bits(bits: i32) -> Self {
+        Self(EpollFlags::from_bits_truncate(bits))
+    }
+
     /// A read finds bytes, an end or an error.
     pub fn readable(self) -> bool {
         self.0

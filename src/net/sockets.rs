@@ -263,8 +263,8 @@ pub fn dialling_from(origin: SocketAddr, addr: SocketAddr) -> io::Result<TcpSock
 /// # Errors
 /// Those of `socket(2)` and `connect(2)`.
 pub fn connected_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
+    let kind = Type::DGRAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::UDP))?;
     socket.connect(&addr.into())?;
     enlarge_buffers(&socket, UDP_FLOW_BUFFER);
     Ok(socket.into())

@@ -47,7 +47,7 @@ const MAX_REPORTS: usize = 1024;
 /// The source with the state behind it.
 pub(super) enum Facts {
     Manifests(Box<Heard>),
-    Cluster(Cluster, mpsc::Receiver<Vec<kube::Update>>),
+    Cluster(Box<Cluster>, mpsc::Receiver<Vec<kube::Update>>),
 }
 
 /// Manifests, and the probes of their Pods.
@@ -71,7 +71,7 @@ impl Facts {
                     probes: given.probes,
                 }))
             }
-            Source::Cluster(updates) => Self::Cluster(Cluster::new(node_name), updates),
+            Source::Cluster(updates) => Self::Cluster(Box::new(Cluster::new(node_name)), updates),
         }
     }
 

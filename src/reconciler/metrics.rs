@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts,
-    Registry, exponential_buckets,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
 use crate::model::{Event, Family, ServiceKind, ServiceName, TrafficPolicy};
@@ -35,6 +35,8 @@ pub struct Metrics {
     endpoints: Changes,
     services: Changes,
     no_local: IntGaugeVec,
+    failures: IntCounterVec,
+    failing: IntGaugeVec,
     started: Timestamp,
     waiting: BTreeMap<Family, Vec<Timestamp>>,
     unpublished: Vec<(ServiceName, Timestamp)>,
@@ -86,6 +88,20 @@ impl Metrics {
             ),
             &["ip_family", "traffic_policy"],
         )?;
+        let failures = IntCounterVec::new(
+            Opts::new(
+                "viaduct_rules_failures_total",
+                "Attempts to write or check the kernel's rules that failed.",
+            ),
+            &["ip_family"],
+        )?;
+        let failing = IntGaugeVec::new(
+            Opts::new(
+                "viaduct_rules_failing",
+                "1 while the kernel's rules cannot be written or checked.",
+            ),
+            &["ip_family"],
+        )?;
         Ok(Self {
             sync: histogram(
                 "kubeproxy_sync_proxy_rules_duration_seconds",
@@ -123,6 +139,8 @@ impl Metrics {
             endpoints: Changes::new(registry, "endpoint")?,
             services: Changes::new(registry, "service")?,
             no_local: registered(registry, no_local)?,
+            failures: registered(registry, failures)?,
+            failing: registered(registry, failing)?,
             started: Timestamp::now(),
             waiting: BTreeMap::new(),
             unpublished: Vec::new(),
@@ -204,6 +222,17 @@ impl Metrics {
                 .observe(took.as_secs_f64());
         }
         set_now(&self.last, family);
+    }
+
+    /// The family's rules could not be written or checked.
+    pub(super) fn failed(&self, family: Family) {
+        self.failures.with_label_values(&[family.as_str()]).inc();
+        self.failing.with_label_values(&[family.as_str()]).set(1);
+    }
+
+    /// They could again.
+    pub(super) fn recovered(&self, family: Family) {
+        self.failing.with_label_values(&[family.as_str()]).set(0);
     }
 
     /// A Service's figures are `after` in place of `before`.
@@ -324,6 +353,9 @@ mod tests {
         metrics.written(Family::V4, Duration::from_millis(3), Extent::Full);
         metrics.recount(Family::V4, NoLocal([0, 0]), NoLocal([2, 1]));
         metrics.recount(Family::V4, NoLocal([2, 1]), NoLocal([1, 1]));
+        metrics.failed(Family::V6);
+        metrics.failed(Family::V6);
+        metrics.recovered(Family::V6);
         let text = crate::telemetry::render(&registry);
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.002\"} 0",
@@ -332,6 +364,8 @@ mod tests {
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_sync_proxy_rules_service_changes_total 0",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
+            "viaduct_rules_failures_total{ip_family=\"IPv6\"} 2",
+            "viaduct_rules_failing{ip_family=\"IPv6\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -45,6 +45,7 @@ use crate::control::PublishedObjects;
 use crate::dataplane::Dataplane;
 use crate::health_checks::HealthCheckPorts;
 use crate::model::{Event, Node, NodeName};
+use crate::net::heap;
 use crate::readiness::Blocker;
 use crate::routing::{NodePortAddresses, NodeView, Published, TableBuilder};
 use crate::sources::kube::Notices;
@@ -246,8 +247,10 @@ impl Reconciler {
                 self.program().await;
             }
             next = self.programmer.write(Instant::now()).await;
-            if self.programmer.has_written() && self.builder.is_synced() {
-                synced.take();
+            if self.programmer.has_written() && self.builder.is_synced() && synced.take().is_some()
+            {
+                // What came in as text is in the table now.
+                heap::give_back();
             }
         }
         self.prober.shutdown().await;

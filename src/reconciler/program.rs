@@ -201,9 +201,7 @@ impl<E: Effects> Programmer<E> {
         if self.node.is_some() {
             self.rules.note_effects();
         }
-        if self.has_written() {
-            self.close_unused().await;
-        }
+        self.close_unused().await;
         if self.sweep_at <= now {
             self.sweep_at = now + SWEEP;
             self.services
@@ -465,8 +463,14 @@ impl<E: Effects> Programmer<E> {
         }
     }
 
+    // Of families that something waits to be written for, rules may still lead there.
     async fn close_unused(&mut self) {
-        for id in std::mem::take(&mut self.closing) {
+        let (unused, waiting) = std::mem::take(&mut self.closing)
+            .into_iter()
+            .partition(|id: &ListenerId| self.rules.is_written(id.route.family));
+        self.closing = waiting;
+        let unused: Vec<ListenerId> = unused;
+        for id in unused {
             if self
                 .services
                 .get(&id.route.service)

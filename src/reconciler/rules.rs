@@ -65,8 +65,7 @@ impl KernelRules {
     /// What has changed is in effect where nothing waits to be written: the table is published already.
     pub(super) fn note_effects(&mut self) {
         for family in Family::BOTH {
-            let state = self.families.get(&family);
-            if state.is_none_or(|state| !state.pace.is_waiting()) {
+            if self.is_written(family) {
                 self.metrics.in_effect(family, Timestamp::now());
             }
         }
@@ -141,6 +140,12 @@ impl KernelRules {
         self.families.values().all(|state| !state.pace.is_waiting())
     }
 
+    /// Whether nothing waits to be written for that family.
+    pub(super) fn is_written(&self, family: Family) -> bool {
+        let state = self.families.get(&family);
+        state.is_none_or(|state| !state.pace.is_waiting())
+    }
+
     /// Writes `rules`, unless the kernel holds them already.
     pub(super) async fn write(&mut self, rules: Rules, effects: &mut impl Effects, now: Instant) {
         let family = rules.family;
@@ -155,6 +160,8 @@ impl KernelRules {
                 .map_or(Extent::Full, |_| Extent::Partial);
             if let Err(error) = effects.write_rules(&rules).await {
                 error!(%family, %error, "rules could not be written; they are tried again");
+                self.metrics.failed(family);
+                self.health.failed(family.as_str(), error.to_string());
                 return state.failed(now);
             }
             self.metrics.written(family, begun.elapsed(), extent);
@@ -162,6 +169,7 @@ impl KernelRules {
         }
         if std::mem::take(&mut state.failing) {
             info!(%family, "rules can be written again");
+            self.metrics.recovered(family);
         }
         state.written = Some(rules);
         state.pace.written(now, true);
@@ -183,6 +191,8 @@ impl KernelRules {
             Err(error) => {
                 error!(%family, %error, "rules could not be checked; they are written anew");
                 self.health.queued(family.as_str(), now);
+                self.metrics.failed(family);
+                self.health.failed(family.as_str(), error.to_string());
                 state.failed(now);
             }
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::control::{Change, Kind, Object, ObjectKey, Objects, ProbeChange};
-use crate::model::{Event, NodeName, ServiceName, SliceKey};
+use crate::model::{Event, Names, NodeName, ServiceName, SliceKey};
 use crate::sources::convert::{self, Note};
 use crate::workload::SimulatedPod;
 
@@ -19,6 +19,7 @@ pub(super) struct Store {
     node_name: NodeName,
     loopback: LoopbackEndpoints,
     objects: Objects,
+    names: Names,
     per_namespace: HashMap<Arc<str>, usize>,
 }
 
@@ -58,6 +59,7 @@ impl Store {
             node_name,
             loopback,
             objects,
+            names: Names::default(),
             per_namespace: HashMap::new(),
         }
     }
@@ -75,10 +77,12 @@ impl Store {
         outcome: &mut Outcome,
     ) {
         for change in changes {
-            let (key, object) = match change {
+            let (mut key, object) = match change {
                 Change::Applied(object) => (object.key(), Some(object)),
                 Change::Deleted(key) => (key.clone(), None),
             };
+            self.names.share(&mut key.namespace);
+            self.names.share(&mut key.name);
             let existed = self.objects.contains(&key);
             let was_simulated = || self.objects.get(&key).is_some_and(|o| is_simulated(&o));
             if (key.kind == Kind::Pod && was_simulated()) || object.is_some_and(is_simulated) {
@@ -93,7 +97,10 @@ impl Store {
                     .extend(self.gone(&key, &mut outcome.node_eligible)),
                 None => {}
             }
-            self.objects.apply(change);
+            match object {
+                Some(object) => self.objects.insert(key, object),
+                None => self.objects.remove(&key),
+            }
         }
         if outcome.simulated.is_some() {
             let pods = self.objects.list(Kind::Pod);
@@ -103,7 +110,7 @@ impl Store {
 
     // `None` where the object says nothing to routing or DNS.
     fn event_of(
-        &self,
+        &mut self,
         object: &Object,
         remark: &dyn Fn(&ObjectKey, &Note) -> Remark,
         outcome: &mut Outcome,
@@ -115,8 +122,9 @@ impl Store {
         };
         match object {
             Object::Service(service) => {
-                let converted = convert::service(service);
+                let mut converted = convert::service(service);
                 tell(&converted.notes);
+                converted.value.share(&mut self.names);
                 Some(Event::ServiceApplied(Arc::new(converted.value)))
             }
             Object::EndpointSlice(slice) => {
@@ -125,6 +133,7 @@ impl Store {
                     converted = convert::without_loopback(converted);
                 }
                 tell(&converted.notes);
+                converted.value.share(&mut self.names);
                 Some(Event::SliceApplied(Arc::new(converted.value)))
             }
             Object::Pod(pod) => {

@@ -1,6 +1,6 @@
 //! The endpoints of a service port, as backends: joined from its slices, with the figures that outlive a table.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
@@ -10,9 +10,55 @@ use crate::model::{Endpoint, EndpointSlice, Family, ServicePort, ServicePortKey}
 
 use super::{Backend, HeldBack, Live, NodeView};
 
-/// The live figures of every endpoint of a service port, eligible or not: an endpoint that is unready for a moment
-/// still has its flows.
-pub(super) type Figures = HashMap<SocketAddr, Arc<Live>>;
+/// Every endpoint of a service port, eligible or not, by address: one that is unready for a moment still has its flows.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Box<[KnownEndpoint]>);
+
+#[derive(Debug)]
+struct KnownEndpoint {
+    addr: SocketAddr,
+    live: Arc<Live>,
+    serves: bool,
+}
+
+impl Known {
+    /// `endpoints`, with the figures that they had before.
+    pub(super) fn of(endpoints: &[(SocketAddr, &Endpoint)], before: Option<&Self>) -> Self {
+        let mut serves = BTreeMap::new();
+        for (addr, endpoint) in endpoints {
+            *serves.entry(*addr).or_default() |= serves_existing_flows(endpoint);
+        }
+        let known = serves.into_iter().map(|(addr, serves)| KnownEndpoint {
+            addr,
+            live: before
+                .and_then(|before| before.at(addr))
+                .map_or_else(Arc::default, |before| before.live.clone()),
+            serves,
+        });
+        Self(known.collect())
+    }
+
+    /// Addresses to which an existing flow may go on.
+    pub(super) fn serving(&self) -> impl Iterator<Item = SocketAddr> {
+        let serving = self.0.iter().filter(|known| known.serves);
+        serving.map(|known| known.addr)
+    }
+
+    /// Whether an existing flow to that address may go on.
+    pub(super) fn serves(&self, addr: SocketAddr) -> bool {
+        self.at(addr).is_some_and(|known| known.serves)
+    }
+
+    fn at(&self, addr: SocketAddr) -> Option<&KnownEndpoint> {
+        let place = self.0.binary_search_by_key(&addr, |known| known.addr);
+        place.ok().map(|place| &self.0[place])
+    }
+}
+
+// Whatever some policy could choose on some node.
+fn serves_existing_flows(endpoint: &Endpoint) -> bool {
+    endpoint.ready || (endpoint.serving && endpoint.terminating)
+}
 
 /// Every endpoint of a service port with its address there: slice ports match by name and protocol, and the number is
 /// the slice's. Slices with the headless label are for DNS only.
@@ -42,30 +88,6 @@ pub(super) fn endpoints_of<'a>(
     found
 }
 
-/// Addresses to which an existing flow may go on, sorted: whatever some policy could choose on some node.
-pub(super) fn serving(endpoints: &[(SocketAddr, &Endpoint)]) -> Vec<SocketAddr> {
-    let mut serving: Vec<SocketAddr> = endpoints
-        .iter()
-        .filter(|(_, e)| e.ready || (e.serving && e.terminating))
-        .map(|(addr, _)| *addr)
-        .collect();
-    serving.sort_unstable();
-    serving.dedup();
-    serving
-}
-
-/// The figures of `endpoints`: those that were there before, and new ones for the rest.
-pub(super) fn carry_figures(
-    endpoints: &[(SocketAddr, &Endpoint)],
-    before: Option<&Figures>,
-) -> Figures {
-    let known = |addr: &SocketAddr| before.and_then(|figures| figures.get(addr)).cloned();
-    endpoints
-        .iter()
-        .map(|(addr, _)| (*addr, known(addr).unwrap_or_default()))
-        .collect()
-}
-
 /// One candidate set as backends, in an order that depends on nothing but the set, the service port and the node: the
 /// same set again has the same order, Services over the same Pods do not all begin with the same one, and neither do
 /// the proxies of all nodes.
@@ -73,7 +95,7 @@ pub(super) fn shuffled_backends(
     key: &ServicePortKey,
     node: &NodeView,
     candidates: &[(SocketAddr, &Endpoint)],
-    figures: &Figures,
+    known: &Known,
     held_back: &Arc<HeldBack>,
 ) -> Vec<Arc<Backend>> {
     let mut backends: Vec<Arc<Backend>> = candidates
@@ -83,7 +105,9 @@ pub(super) fn shuffled_backends(
                 addr: *addr,
                 node: endpoint.node.clone(),
                 pod: endpoint.pod.clone(),
-                live: figures.get(addr).cloned().unwrap_or_default(),
+                live: known
+                    .at(*addr)
+                    .map_or_else(Arc::default, |known| known.live.clone()),
                 held_back: held_back.clone(),
             })
         })

@@ -13,7 +13,7 @@ use crate::model::{
     ServiceName, ServicePort, ServicePortKey, SliceKey,
 };
 
-use super::backends::{Figures, carry_figures, endpoints_of, serving, shuffled_backends};
+use super::backends::{Known, endpoints_of, shuffled_backends};
 use super::claims::{Claim, Claims};
 use super::eligible::eligible;
 use super::frontends::{is_proxied, source_ranges, wanted_frontends};
@@ -30,13 +30,13 @@ pub struct TableBuilder {
     default_ejection: OutlierEjection,
     services: HashMap<ServiceName, Arc<Service>>,
     slices: HashMap<SliceKey, Arc<EndpointSlice>>,
-    slices_of: HashMap<ServiceName, BTreeSet<SliceKey>>,
+    // In order; a list because nearly all have one, and the first node of a tree has room for eleven.
+    slices_of: HashMap<ServiceName, Vec<SliceKey>>,
     pods: HashMap<(Arc<str>, Arc<str>), Arc<Pod>>,
     // The order in which Services appeared; one that went and came back is young again.
     ages: HashMap<ServiceName, u64>,
     next_age: u64,
     claims: Claims,
-    figures: HashMap<ServicePortKey, Figures>,
     dirty: BTreeSet<ServiceName>,
     // Served by this process itself.
     reserved: BTreeSet<SocketAddr>,
@@ -68,7 +68,6 @@ impl TableBuilder {
             ages: HashMap::new(),
             next_age: 0,
             claims: Claims::default(),
-            figures: HashMap::new(),
             dirty: BTreeSet::new(),
             reserved: BTreeSet::new(),
         }
@@ -107,10 +106,10 @@ impl TableBuilder {
             }
             Event::SliceApplied(slice) => {
                 self.forget_slice(&slice.key);
-                self.slices_of
-                    .entry(slice.service.clone())
-                    .or_default()
-                    .insert(slice.key.clone());
+                let keys = self.slices_of.entry(slice.service.clone()).or_default();
+                let place = keys.partition_point(|other| *other < slice.key);
+                keys.reserve_exact(1);
+                keys.insert(place, slice.key.clone());
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice);
             }
@@ -189,7 +188,7 @@ impl TableBuilder {
         };
         self.dirty.insert(slice.service.clone());
         if let Some(keys) = self.slices_of.get_mut(&slice.service) {
-            keys.remove(key);
+            keys.retain(|other| other != key);
             if keys.is_empty() {
                 self.slices_of.remove(&slice.service);
             }
@@ -226,7 +225,6 @@ impl TableBuilder {
         for route in old_routes {
             if ports.iter().all(|(key, _)| *key != route.key) {
                 self.claim(&route.key, BTreeSet::new());
-                self.figures.remove(&route.key);
             }
         }
         let mut routes = Vec::new();
@@ -266,10 +264,11 @@ impl TableBuilder {
         let node = &self.table.node;
         let endpoints = endpoints_of(port, key.family, slices);
         let candidates = eligible(&endpoints, node);
-        let figures = carry_figures(&endpoints, self.figures.get(&key));
+        let before = self.table.routes.get(&key);
+        let known = Known::of(&endpoints, before.map(|before| &before.known));
 
         let algorithm = service.knobs.algorithm.unwrap_or(self.default_algorithm);
-        let balancer = match self.table.routes.get(&key) {
+        let balancer = match before {
             Some(before)
                 if before.algorithm == algorithm && before.affinity == service.affinity =>
             {
@@ -277,7 +276,7 @@ impl TableBuilder {
             }
             Some(_) | None => self.balancers.make(algorithm, service.affinity),
         };
-        let held_back = match self.table.routes.get(&key) {
+        let held_back = match before {
             Some(before) => before.held_back.clone(),
             None => Arc::default(),
         };
@@ -288,14 +287,14 @@ impl TableBuilder {
                 .unwrap_or(self.default_ejection),
         );
         let sets = [&candidates.cluster, &candidates.local]
-            .map(|candidates| shuffled_backends(&key, node, candidates, &figures, &held_back));
+            .map(|candidates| shuffled_backends(&key, node, candidates, &known, &held_back));
         let [cluster, local] = sets;
-        match (self.table.routes.get(&key), service.knobs.slow_start) {
+        match (before, service.knobs.slow_start) {
             (Some(before), Some(_)) => warm_up(before, &cluster, &local, &held_back),
             (None, _) | (_, None) => held_back.count_warming([].into_iter()),
         }
         let holds = |claim| self.claims.holds(&key, claim);
-        let frontends = wanted_frontends(service, port, key.family)
+        let mut frontends: Vec<_> = wanted_frontends(service, port, key.family)
             .into_iter()
             .filter(|(frontend, _)| holds(Claim::Frontend(*frontend)))
             .filter(|(frontend, _)| {
@@ -303,6 +302,7 @@ impl TableBuilder {
                 !self.reserved.contains(&address)
             })
             .collect();
+        frontends.shrink_to_fit();
         let node_port = port
             .node_port
             .map(Port::number)
@@ -311,7 +311,7 @@ impl TableBuilder {
             port: port.port.number(),
             cluster,
             local,
-            serving: serving(&endpoints),
+            known,
             any_endpoints: candidates.any,
             internal_policy: service.internal_policy,
             external_policy: service.external_policy,
@@ -324,9 +324,8 @@ impl TableBuilder {
             balancer,
             held_back,
             load: load.clone(),
-            key: key.clone(),
+            key,
         };
-        self.figures.insert(key, figures);
         Arc::new(route)
     }
 }

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use crate::model::{Family, Frontend, Protocol, TrafficPolicy};
 
-use super::backends::endpoints_of;
 use super::explanation::{
     ExplainedConnections, ExplainedEndpoint, ExplainedFlow, ExplainedFrontend, ExplainedPort,
     Explanation, Outcome,
@@ -214,13 +213,11 @@ impl RoutingTable {
             frontends,
         } = asked;
         let key = &route.key;
-        let mut ports = entry.service.ports.iter();
-        let port = ports.find(|p| p.name == key.port && p.protocol == key.protocol);
-        let found = port.map(|port| endpoints_of(port, key.family, &entry.slices));
+        let port = entry.port(key);
         let Judged {
             mut endpoints,
             topology,
-        } = judge(&found.unwrap_or_default(), &self.node);
+        } = judge(&entry.endpoints_of(key), &self.node);
         let mut remarks = self.remarks_on(entry, route, port, topology, &endpoints);
         remarks.extend(about_held_back(route, now));
         endpoints.sort_by_key(|judgement| judgement.addr);

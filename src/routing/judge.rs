@@ -175,17 +175,18 @@ fn topology_mode(ready: &[(SocketAddr, &Endpoint)], node: &NodeView) -> Topology
     if ready.is_empty() {
         return Topology::None;
     }
-    let names_node =
-        |name: &NodeName, e: &Endpoint| e.hints.nodes.iter().any(|hint| **hint == *name.as_str());
+    let names_node = |name: &NodeName, e: &Endpoint| {
+        e.hinted_nodes().iter().any(|hint| **hint == *name.as_str())
+    };
     if let Some(name) = &node.name
-        && ready.iter().all(|(_, e)| !e.hints.nodes.is_empty())
+        && ready.iter().all(|(_, e)| !e.hinted_nodes().is_empty())
         && ready.iter().any(|(_, e)| names_node(name, e))
     {
         return Topology::SameNode;
     }
     if let Some(zone) = &node.zone
-        && ready.iter().all(|(_, e)| !e.hints.zones.is_empty())
-        && ready.iter().any(|(_, e)| e.hints.zones.contains(zone))
+        && ready.iter().all(|(_, e)| !e.hinted_zones().is_empty())
+        && ready.iter().any(|(_, e)| e.hinted_zones().contains(zone))
     {
         return Topology::SameZone;
     }
@@ -197,15 +198,14 @@ fn admits(topology: Topology, endpoint: &Endpoint, node: &NodeView) -> bool {
         Topology::None => true,
         Topology::SameNode => node.name.as_ref().is_some_and(|name| {
             endpoint
-                .hints
-                .nodes
+                .hinted_nodes()
                 .iter()
                 .any(|hint| **hint == *name.as_str())
         }),
         Topology::SameZone => node
             .zone
             .as_ref()
-            .is_some_and(|zone| endpoint.hints.zones.contains(zone)),
+            .is_some_and(|zone| endpoint.hinted_zones().contains(zone)),
     }
 }
 

@@ -94,10 +94,11 @@ impl RoutingTable {
         let old = before.map_or_else(BTreeSet::new, addresses_of);
         let new = after.map_or_else(BTreeSet::new, addresses_of);
         for ip in old.difference(&new) {
-            self.owners.remove(*ip, |owner| owner == name);
+            self.owners.remove(*ip, |owner| **owner == *name);
         }
+        let name = Arc::new(name.clone());
         for ip in new.difference(&old) {
-            self.owners.add(*ip, name.clone());
+            self.owners.add(*ip, Arc::clone(&name));
         }
     }
 }

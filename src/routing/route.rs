@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::model::{Algorithm, Frontend, Knobs, NodeName, ServicePortKey, TrafficPolicy};
 
+use super::backends::Known;
 use super::{Balancer, Choice, FrontendKind, HeldBack, Live, Origin, ServiceLoad, Warming};
 
 /// An endpoint judged eligible.
@@ -36,9 +37,8 @@ pub struct Route {
     pub cluster: Vec<Arc<Backend>>,
     /// Candidates on this node, in shuffled order, whether or not a policy asks for them.
     pub local: Vec<Arc<Backend>>,
-    /// Addresses that still serve an existing flow, sorted: ready endpoints and those that serve while terminating,
-    /// whatever the policies. A UDP flow to anything else ends.
-    pub serving: Vec<SocketAddr>,
+    /// All endpoints, whatever the policies.
+    pub(crate) known: Known,
     /// Some endpoint could serve somewhere: tells silence from refusal.
     pub any_endpoints: bool,
     /// `spec.internalTrafficPolicy`.
@@ -144,9 +144,15 @@ impl Route {
         }
     }
 
-    /// Whether an existing flow to that backend may go on.
+    /// Whether an existing flow to that backend may go on: to ready endpoints and those that serve while terminating,
+    /// whatever the policies. A UDP flow to anything else ends.
     pub fn still_serves(&self, backend: SocketAddr) -> bool {
-        self.serving.binary_search(&backend).is_ok()
+        self.known.serves(backend)
+    }
+
+    /// The addresses of which that is true, in order.
+    pub fn serving(&self) -> impl Iterator<Item = SocketAddr> {
+        self.known.serving()
     }
 }
 

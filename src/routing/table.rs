@@ -1,16 +1,19 @@
 //! The routing table: every lookup that flows, DNS and the admin views make. Immutable; owned by whoever holds the
 //! pointer, made by `TableBuilder`, published through [`Published`].
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use rpds::HashTrieMapSync;
 
 use crate::model::{
-    EndpointSlice, Family, Frontend, Pod, Protocol, Service, ServiceName, ServicePortKey,
+    Endpoint, EndpointSlice, Family, Frontend, Pod, Protocol, Service, ServiceName, ServicePort,
+    ServicePortKey,
 };
 
+use super::backends::endpoints_of;
 use super::by_address::ByAddress;
 use super::{FrontendKind, NodeView, Route, ServiceLoad};
 
@@ -27,7 +30,7 @@ pub struct RoutingTable {
     pub(super) routes: HashTrieMapSync<ServicePortKey, Arc<Route>>,
     pub(super) frontends: HashTrieMapSync<Frontend, (FrontendKind, Arc<Route>)>,
     pub(super) node_ports: HashTrieMapSync<(Family, Protocol, u16), Arc<Route>>,
-    pub(super) owners: ByAddress<ServiceName>,
+    pub(super) owners: ByAddress<Arc<ServiceName>>,
     pub(super) namespaces: HashTrieMapSync<Arc<str>, ()>,
     pub(super) pods: ByAddress<Arc<Pod>>,
     pub(super) moved: HashTrieMapSync<Frontend, u16>,
@@ -44,6 +47,41 @@ pub struct ServiceEntry {
     pub routes: Vec<Arc<Route>>,
     /// Its TCP connections; the same object as long as the Service exists.
     pub load: Arc<ServiceLoad>,
+}
+
+impl ServiceEntry {
+    /// Its endpoints that count, ready or not, by address: those that some service port has, or all that DNS could name
+    /// where nothing is proxied. True for those that are ready.
+    pub fn endpoints(&self) -> BTreeMap<IpAddr, bool> {
+        let mut found = BTreeMap::new();
+        let mut add = |endpoint: &Endpoint| {
+            if let Some(ip) = endpoint.addresses.first() {
+                *found.entry(*ip).or_default() |= endpoint.ready;
+            }
+        };
+        if self.routes.is_empty() {
+            let endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
+            endpoints.for_each(add);
+            return found;
+        }
+        for route in &self.routes {
+            let endpoints = self.endpoints_of(&route.key);
+            endpoints.iter().for_each(|(_, endpoint)| add(endpoint));
+        }
+        found
+    }
+
+    /// The port that a key names.
+    pub(super) fn port(&self, key: &ServicePortKey) -> Option<&ServicePort> {
+        let mut ports = self.service.ports.iter();
+        ports.find(|port| port.name == key.port && port.protocol == key.protocol)
+    }
+
+    /// Every endpoint of one of its service ports, with its address there.
+    pub(super) fn endpoints_of(&self, key: &ServicePortKey) -> Vec<(SocketAddr, &Endpoint)> {
+        let endpoints = |port| endpoints_of(port, key.family, &self.slices);
+        self.port(key).map(endpoints).unwrap_or_default()
+    }
 }
 
 /// Where a captured flow wanted to go.
@@ -96,7 +134,7 @@ impl RoutingTable {
     }
 
     /// Services that own the address, as cluster IP or by one of their endpoints (ready or not).
-    pub fn owners_of(&self, ip: IpAddr) -> &[ServiceName] {
+    pub fn owners_of(&self, ip: IpAddr) -> &[Arc<ServiceName>] {
         self.owners.at(ip)
     }
 

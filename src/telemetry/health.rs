@@ -17,10 +17,11 @@ struct State {
     node_eligible: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct FamilyState {
     updated: Option<SystemTime>,
     waiting_since: Option<Instant>,
+    failure: Option<String>,
 }
 
 /// What the server reports.
@@ -30,8 +31,19 @@ pub struct Report {
     pub healthy: bool,
     /// The node exists and is not about to be deleted.
     pub node_eligible: bool,
-    /// By family: when it was last brought up to date, and whether it keeps up.
-    pub families: BTreeMap<&'static str, (Option<SystemTime>, bool)>,
+    /// By family.
+    pub families: BTreeMap<&'static str, FamilyReport>,
+}
+
+/// How one family does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyReport {
+    /// When it was last brought up to date.
+    pub updated: Option<SystemTime>,
+    /// Whether it keeps up.
+    pub healthy: bool,
+    /// Why the last attempt failed, if it did.
+    pub failure: Option<String>,
 }
 
 impl Health {
@@ -47,6 +59,11 @@ impl Health {
         });
     }
 
+    /// What waits for that family could not be put into effect, or what is in effect could not be checked, and why.
+    pub fn failed(&self, family: &'static str, failure: String) {
+        self.with(|state| state.families.entry(family).or_default().failure = Some(failure));
+    }
+
     /// Everything for that family is in effect.
     pub fn updated(&self, family: &'static str, at: SystemTime) {
         self.with(|state| {
@@ -55,6 +72,7 @@ impl Health {
                 FamilyState {
                     updated: Some(at),
                     waiting_since: None,
+                    failure: None,
                 },
             );
         });
@@ -75,9 +93,16 @@ impl Health {
             let families: BTreeMap<_, _> = state
                 .families
                 .iter()
-                .map(|(name, f)| (*name, (f.updated, keeps_up(f))))
+                .map(|(name, f)| {
+                    let report = FamilyReport {
+                        updated: f.updated,
+                        healthy: keeps_up(f),
+                        failure: f.failure.clone(),
+                    };
+                    (*name, report)
+                })
                 .collect();
-            let healthy = families.values().all(|(_, healthy)| *healthy);
+            let healthy = families.values().all(|family| family.healthy);
             Report {
                 healthy,
                 node_eligible: state.node_eligible,
@@ -118,13 +143,19 @@ mod tests {
                 .healthy,
             "one past it"
         );
+        health.failed("IPv4", "no permission".to_owned());
         health.updated("IPv6", SystemTime::now());
+        let report = health.report(start + 2 * TIMEOUT, TIMEOUT);
+        let failure = report.families["IPv4"].failure.as_deref();
+        assert_eq!(failure, Some("no permission"));
+        assert_eq!(report.families["IPv6"].failure, None);
         assert!(
             !health.report(start + 2 * TIMEOUT, TIMEOUT).healthy,
             "the other family does not heal it"
         );
         health.updated("IPv4", SystemTime::now());
-        assert!(health.report(start + 9 * TIMEOUT, TIMEOUT).healthy);
+        let report = health.report(start + 9 * TIMEOUT, TIMEOUT);
+        assert!(report.healthy && report.families["IPv4"].failure.is_none());
     }
 
     #[test]

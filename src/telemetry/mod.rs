@@ -5,6 +5,6 @@ mod logging;
 mod process;
 mod registry;
 
-pub use health::{Health, Report};
+pub use health::{FamilyReport, Health, Report};
 pub use logging::{Format, init};
 pub use registry::{registry, render};

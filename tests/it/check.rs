@@ -164,6 +164,45 @@ fn two_services_that_ask_for_one_address_or_port_are_told_about() {
 }
 
 #[test]
+fn an_object_without_a_name_is_told_so_and_not_that_it_is_there_twice() {
+    let nameless = |metadata: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {metadata}\nspec:\n  ports:\n  - port: 80\n"
+        )
+    };
+    let files = [
+        ("a.yaml", nameless("{}")),
+        ("b.yaml", nameless("{}")),
+        ("c.yaml", nameless("{namespace: other, generateName: web-}")),
+    ];
+    let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
+    let (list, _) = findings(&files);
+    assert_eq!(list.len(), 3, "{list:#?}");
+    for finding in &list {
+        assert_eq!(finding["field"], "metadata.name");
+        assert_eq!(finding["reason"], "FieldValueRequired");
+    }
+    let said = |i: usize| list[i]["message"].as_str().unwrap();
+    assert_eq!(said(0), "Required value: name or generateName is required");
+    assert_eq!(said(0), said(1));
+    assert!(said(2).starts_with("Required value: generateName cannot be used here"));
+}
+
+#[test]
+fn a_range_that_is_wrong_is_found_at_its_line() {
+    let bad = with_spec(
+        "web",
+        "  type: LoadBalancer\n  ports:\n  - port: 80\n  loadBalancerSourceRanges:\n  - 10.0.0.0/8\n  - nonsense\n",
+    );
+    let (list, _) = findings(&[("web.yaml", &bad)]);
+    let (field, line) = (&list[0]["field"], &list[0]["line"]);
+    assert_eq!(
+        (field, line),
+        (&"spec.LoadBalancerSourceRanges[1]".into(), &10.into())
+    );
+}
+
+#[test]
 fn warnings_are_marked_and_cost_nothing() {
     let files = [
         (

@@ -44,6 +44,42 @@ fn services_are_objects_as_kubernetes_spells_them() {
 }
 
 #[test]
+fn the_services_table_counts_what_may_serve_and_names_every_ingress() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: lb}\nspec:\n  type: LoadBalancer\n  externalIPs: [192.0.2.9]\n  ports:\n  - {name: http, port: 80, targetPort: 8080}\nstatus:\n  loadBalancer:\n    ingress:\n    - {ip: 192.0.2.1}\n    - {ip: 192.0.2.2, ipMode: Proxy}\n    - {hostname: lb.example}\n";
+    let slice = |name: &str, family: &str, port: &str, endpoints: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}\n  labels: {{kubernetes.io/service-name: lb}}\naddressType: {family}\nports: [{{name: {port}, port: 8080, protocol: TCP}}]\nendpoints:\n{endpoints}"
+        )
+    };
+    let used = "- {addresses: [10.0.0.1]}\n- {addresses: [10.0.0.2], conditions: {ready: false}}\n";
+    let cluster = Cluster::start(&[
+        ("lb.yaml", service),
+        ("used.yaml", &slice("lb-a", "IPv4", "http", used)),
+        (
+            "family.yaml",
+            &slice("lb-b", "IPv6", "http", "- {addresses: ['fd00::1']}\n"),
+        ),
+        (
+            "port.yaml",
+            &slice("lb-c", "IPv4", "other", "- {addresses: [10.0.0.3]}\n"),
+        ),
+    ]);
+    let row = eventually("the endpoints", || {
+        let table = text(&cluster.get(&["services"]));
+        let row = table.lines().nth(1).unwrap_or_default().to_owned();
+        if row.contains("1/2") {
+            Ok(row)
+        } else {
+            Err(table)
+        }
+    });
+    assert!(
+        row.contains("192.0.2.1,192.0.2.2,lb.example,192.0.2.9"),
+        "{row}"
+    );
+}
+
+#[test]
 fn yaml_says_the_same_as_json() {
     let cluster = start();
     let yaml = text(&cluster.get(&["services", "-o", "yaml"]));

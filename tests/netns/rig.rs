@@ -172,7 +172,7 @@ pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Every rule and local route of every program on the node, without counters. Tables of iptables are listed by iptables only: over
+/// Every rule, route and address of every program on the node, without counters. Tables of iptables are listed by iptables only: over
 /// nf_tables it makes built-in chains when they are first named, and lets them stand.
 pub(crate) fn all_rules(world: &World) -> String {
     let line =
@@ -180,6 +180,6 @@ pub(crate) fn all_rules(world: &World) -> String {
                     nft -s list table $family $name; done
                 for table in nat mangle filter raw; do for tool in iptables ip6tables; do \
                     $tool-save -t $table 2>/dev/null | grep -v '^#' | sed 's/\\[.*//'; done; done
-                for v in 4 6; do ip -$v rule; ip -$v route show table local | sed '/ proto kernel /d'; ip -$v route show table 8600 2>/dev/null || true; done";
+                for v in 4 6; do ip -$v -br addr; ip -$v rule; ip -$v route show table all | sed '/ proto kernel /d'; done";
     world.shell(Place::Node, line)
 }

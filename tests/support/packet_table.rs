@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use viaduct::balancers::Algorithms;
 use viaduct::model::{
-    Algorithm, Endpoint, EndpointSlice, Event, Family, Hints, Knobs, Port, Protocol, Service,
-    ServiceKind, ServiceName, ServicePort, SliceKey, SlicePort, TrafficPolicy,
+    Algorithm, Endpoint, EndpointSlice, Event, Family, Knobs, Port, Protocol, Service, ServiceKind,
+    ServiceName, ServicePort, SliceKey, SlicePort, TrafficPolicy,
 };
 use viaduct::routing::{RoutingTable, TableBuilder};
 
@@ -53,7 +53,7 @@ fn service(name: &str, kind: ServiceKind, cluster_ip: Option<[u8; 4]>) -> Event 
 
 fn crowd() -> Event {
     let endpoint = |n: u8| Endpoint {
-        addresses: vec![IpAddr::from([10, 2, 0, n])],
+        addresses: [IpAddr::from([10, 2, 0, n])].into(),
         ready: true,
         serving: true,
         terminating: false,
@@ -61,7 +61,7 @@ fn crowd() -> Event {
         zone: None,
         hostname: n.is_multiple_of(2).then(|| format!("crowd-{n}").into()),
         pod: None,
-        hints: Hints::default(),
+        hints: None,
     };
     Event::SliceApplied(Arc::new(EndpointSlice {
         key: SliceKey {

@@ -1,8 +1,5 @@
 //! Objects as rows, in kubectl's manner.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -48,12 +45,12 @@ impl Snapshot {
             .flatten()
             .map(|(k, v)| format!("{k}={v}"));
         let selector = pairs.collect::<Vec<_>>().join(",");
-        let mut cells = self.service_cells(entry).to_vec();
+        let mut cells = self.service_cells(entry, service).to_vec();
         cells.extend([age, or_none(selector), connections_cell(entry)]);
         cells
     }
 
-    fn service_cells(&self, entry: &ServiceEntry) -> [String; 5] {
+    fn service_cells(&self, entry: &ServiceEntry, object: &core::Service) -> [String; 5] {
         let service = &entry.service;
         let cluster_ip = match &service.kind {
             ServiceKind::Headless => "None".to_owned(),
@@ -74,7 +71,7 @@ impl Snapshot {
         [
             service.kind.as_str().to_owned(),
             cluster_ip,
-            external_ip(service),
+            external_ip(service, object.status.as_ref()),
             or_none(ports.join(",")),
             ready_cell(entry),
         ]
@@ -201,28 +198,24 @@ fn ready_cell(entry: &ServiceEntry) -> String {
     if matches!(entry.service.kind, ServiceKind::ExternalName(_)) {
         return "-".to_owned();
     }
-    let mut all: BTreeSet<IpAddr> = BTreeSet::new();
-    let mut ready: BTreeSet<IpAddr> = BTreeSet::new();
-    for endpoint in entry.slices.iter().flat_map(|slice| &slice.endpoints) {
-        let Some(address) = endpoint.addresses.first() else {
-            continue;
-        };
-        all.insert(*address);
-        if endpoint.ready {
-            ready.insert(*address);
-        }
-    }
-    format!("{}/{}", ready.len(), all.len())
+    let endpoints = entry.endpoints();
+    let ready = endpoints.values().filter(|is_ready| **is_ready).count();
+    format!("{ready}/{}", endpoints.len())
 }
 
-fn external_ip(service: &Service) -> String {
+// As kubectl has it: all that the status names, whoever answers there, then the external IPs.
+fn external_ip(service: &Service, status: Option<&core::ServiceStatus>) -> String {
     if let ServiceKind::ExternalName(name) = &service.kind {
         return name.to_string();
     }
-    let balancer = service.load_balancer_ips.iter().map(|lb| lb.ip);
+    let balancer = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref());
+    let balancer = balancer
+        .filter(|_| service.kind == ServiceKind::LoadBalancer)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|ingress| ingress.ip.clone().or_else(|| ingress.hostname.clone()));
     let ips: Vec<String> = balancer
-        .chain(service.external_ips.iter().copied())
-        .map(|ip| ip.to_string())
+        .chain(service.external_ips.iter().map(ToString::to_string))
         .collect();
     match (&service.kind, ips.is_empty()) {
         (ServiceKind::LoadBalancer, true) => "<pending>".to_owned(),

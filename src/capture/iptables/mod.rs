@@ -1,16 +1,17 @@
-//! Capture by x_tables: chains of our own, driven by `iptables-save` and `iptables-restore`, whichever variant of them
-//! the system prefers.
+//! Capture by x_tables: chains of our own, driven by `iptables-save` and `iptables-restore`, in the variant of them that
+//! works here.
 //!
-//! `render` says what the chains contain, and what leads from one state to another; here that is run, and what was
-//! applied is remembered. Rules of others are read, never written.
+//! `render` says what the chains contain, and what leads from one state to another; `variant` which tools there are. Here
+//! they are run, and what was applied is remembered. Rules of others are read, never written.
 
 mod render;
+mod variant;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use crate::model::Family;
 
@@ -21,10 +22,12 @@ use super::tool::run;
 use super::{Capture, CaptureError, Metrics, Mode};
 
 use render::{Chains, Table, parse_saved, plan_chains, render_restore};
+use variant::Variant;
 
 /// One family's chains. Owns what it believes to be in the kernel.
 pub(super) struct Iptables {
     family: Family,
+    variant: Variant,
     /// What the kernel holds, of the tables where that is known.
     applied: BTreeMap<Table, Chains>,
     /// Where captured traffic is led; `None` = the address of the interface it came in by.
@@ -35,23 +38,41 @@ pub(super) struct Iptables {
 }
 
 impl Iptables {
-    pub(super) fn new(family: Family, metrics: Metrics) -> Self {
+    /// By the tools that work here. What those that are not used may have left is removed.
+    ///
+    /// # Errors
+    /// None works.
+    pub(super) async fn open(family: Family, metrics: Metrics) -> Result<Self, CaptureError> {
+        let variant = Variant::find(family).await?;
+        for other in Variant::candidates(family).await {
+            if other == variant {
+                continue;
+            }
+            // Tools that do not work here cannot have left anything that works.
+            if let Err(error) = remove_by(other, family).await {
+                debug!(%family, tool = other.restore(family), %error, "nothing of other tools could be removed");
+            }
+        }
+        if variant != Variant::Preferred {
+            info!(%family, tool = variant.restore(family), "the iptables that the system prefers does not work");
+        }
         metrics.forgets(family);
         metrics.has_chains(family);
-        Self {
+        Ok(Self {
             family,
+            variant,
             applied: BTreeMap::new(),
             landing: None,
             captured: Rules::none(family),
             metrics,
-        }
+        })
     }
 
     // True if anything had to be changed.
     async fn change(&mut self, table: Table, wanted: Chains) -> Result<bool, CaptureError> {
         let written = match self.write_difference(table, &wanted).await {
             Some(written) => written,
-            None => replace(self.family, table, &wanted)
+            None => replace(self.variant, self.family, table, &wanted)
                 .await
                 .inspect_err(|_| self.metrics.chains_refused(self.family, Extent::Full))?,
         };
@@ -69,7 +90,7 @@ impl Iptables {
         let Some(text) = render_restore(table, &applied, wanted) else {
             return Some(None);
         };
-        match restore(self.family, &text).await {
+        match restore(self.variant, self.family, &text).await {
             Ok(()) => Some(Some(text)),
             Err(error) => {
                 warn!(family = %self.family, %error, "chains are not as they were left; they are replaced");
@@ -142,7 +163,7 @@ impl Capture for Iptables {
 
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied.clear();
-        remove(self.family).await?;
+        remove_by(self.variant, self.family).await?;
         for table in Table::ALL {
             self.metrics.wrote_chains(self.family, table.as_str(), 0, 0);
         }
@@ -154,62 +175,68 @@ impl Capture for Iptables {
     }
 }
 
-/// Checks that rules like ours load.
-pub(super) async fn probe(family: Family) -> Result<(), CaptureError> {
-    restore(family, &render::render_probe()).await
+/// Checks that rules like ours load. Returns what by, in the tool's own words.
+pub(super) async fn probe(family: Family) -> Result<String, CaptureError> {
+    let variant = Variant::find(family).await?;
+    variant.version(family).await
 }
 
-/// Removes our chains of that family, and what leads to them.
+/// Removes our chains of that family, and what leads to them, whichever tools made them.
 pub(super) async fn remove(family: Family) -> Result<(), CaptureError> {
     let mut outcome = Ok(());
+    for variant in Variant::candidates(family).await {
+        outcome = outcome.and(remove_by(variant, family).await);
+    }
+    outcome
+}
+
+async fn remove_by(variant: Variant, family: Family) -> Result<(), CaptureError> {
+    let mut outcome = Ok(());
     for table in Table::ALL {
-        let removed = replace(family, table, &Chains::default()).await;
-        outcome = outcome.and(removed.map(drop));
+        if variant.may_hold(family, table) {
+            let removed = replace(variant, family, table, &Chains::default()).await;
+            outcome = outcome.and(removed.map(drop));
+        }
     }
     outcome
 }
 
 // Whatever is there becomes `wanted`. What was written for it; `None` if it was so already.
 async fn replace(
+    variant: Variant,
     family: Family,
     table: Table,
     wanted: &Chains,
 ) -> Result<Option<String>, CaptureError> {
-    let there = match saved(family, table).await {
+    let there = match saved(variant, family, table).await {
         Ok(there) => there,
         // A table that the kernel does not have holds nothing of ours.
         Err(error) if error.says_impossible() && wanted.chains.is_empty() => return Ok(None),
         Err(error) => return Err(error),
     };
     match render_restore(table, &there, wanted) {
-        Some(text) => restore(family, &text).await.map(|()| Some(text)),
+        Some(text) => restore(variant, family, &text).await.map(|()| Some(text)),
         None => Ok(None),
     }
 }
 
-async fn saved(family: Family, table: Table) -> Result<Chains, CaptureError> {
-    let tool = match family {
-        Family::V4 => "iptables-save",
-        Family::V6 => "ip6tables-save",
-    };
-    let text = run(tool, &["-t", table.as_str()], "").await?;
+async fn saved(variant: Variant, family: Family, table: Table) -> Result<Chains, CaptureError> {
+    let text = run(variant.save(family), &["-t", table.as_str()], "").await?;
     Ok(parse_saved(&text))
 }
 
-async fn restore(family: Family, text: &str) -> Result<(), CaptureError> {
-    let tool = match family {
-        Family::V4 => "iptables-restore",
-        Family::V6 => "ip6tables-restore",
-    };
-    // Five seconds for the lock that all users of iptables share.
-    let arguments = ["--noflush", "-w", "5"];
-    match run(tool, &arguments, text).await {
+async fn restore(variant: Variant, family: Family, text: &str) -> Result<(), CaptureError> {
+    let tool = variant.restore(family);
+    match run(tool, &RESTORE, text).await {
         Err(error) if error.says_too_long() => {
             for piece in render::pieces(text) {
-                run(tool, &arguments, &piece).await?;
+                run(tool, &RESTORE, &piece).await?;
             }
             Ok(())
         }
         outcome => outcome.map(drop),
     }
 }
+
+/// Five seconds for the lock that all users of iptables share.
+const RESTORE: [&str; 3] = ["--noflush", "-w", "5"];

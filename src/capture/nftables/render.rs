@@ -37,7 +37,7 @@ const COMMON: [Set; 9] = [
     ),
     ("cluster_ips", "ADDR", Shape::Set),
     ("node_addresses", "ADDR", Shape::Intervals),
-    SILENT,
+    ("silent", FRONTENDS, Shape::Set),
     ("silent_outside", FRONTENDS, Shape::Set),
     ("restricted", FRONTENDS, Shape::Set),
     (
@@ -47,9 +47,6 @@ const COMMON: [Set; 9] = [
     ),
     ("pods", "ADDR", Shape::Intervals),
 ];
-
-/// What gives no answer to anybody.
-const SILENT: Set = ("silent", FRONTENDS, Shape::Set);
 
 /// UDP proxy ports, which take only what was translated.
 const GUARDED: Set = ("guarded", "inet_service", Shape::Set);
@@ -135,7 +132,7 @@ impl Table {
         }
         for (frontend, silence) in rules.silenced() {
             let set = match silence {
-                Silence::Everyone => SILENT.0,
+                Silence::Everyone => "silent",
                 Silence::Outside => "silent_outside",
             };
             add(set, frontend_key(&frontend), String::new());
@@ -193,14 +190,20 @@ impl Table {
                     .iter()
                     .map(|(key, value)| ((*key).clone(), (*value).clone()));
                 let some = Elements::from([(*set, some.collect())]);
-                pieces.extend(self.render_change(&empty, &some));
+                pieces.extend(self.render_difference(&empty, &some));
             }
         }
         pieces
     }
 
-    /// The elements to change from `before` to `after`, in one transaction; `None` if they are the same.
-    pub(super) fn render_change(self, before: &Elements, after: &Elements) -> Option<String> {
+    /// The elements to change from `before` to `after`, in one transaction; `None` if they are the same. What both have
+    /// is compared as it is and never written out: 20,000 elements as text take longer than the kernel with one of them.
+    pub(super) fn render_change(self, before: &Rules, after: &Rules) -> Option<String> {
+        let elements = |rules: &Rules, other: &Rules| self.plan_elements(&apart_from(rules, other));
+        self.render_difference(&elements(before, after), &elements(after, before))
+    }
+
+    fn render_difference(self, before: &Elements, after: &Elements) -> Option<String> {
         let mut text = String::new();
         let nothing = BTreeMap::new();
         for (name, _, shape) in self.sets() {
@@ -301,13 +304,6 @@ impl Table {
     }
 }
 
-/// Adds the TCP frontends among these to those that give no answer.
-pub(super) fn silence<'a>(elements: &mut Elements, frontends: impl Iterator<Item = &'a Frontend>) {
-    let silent = elements.entry(SILENT.0).or_default();
-    let connections = frontends.filter(|frontend| frontend.protocol == Protocol::Tcp);
-    silent.extend(connections.map(|frontend| (frontend_key(frontend), String::new())));
-}
-
 fn push_elements(text: &mut String, verb: &str, set: &str, elements: impl Iterator<Item = String>) {
     let all: Vec<String> = elements.collect();
     if !all.is_empty() {
@@ -328,6 +324,37 @@ fn frontend_key(frontend: &Frontend) -> String {
     format!("{ip} . {} . {port}", protocol.lower())
 }
 
+// `rules` without the frontends and cluster IPs that `other` has as well, but for those that decide about other elements:
+// at the node's addresses, and those that `guarded` looks for.
+fn apart_from(rules: &Rules, other: &Rules) -> Rules {
+    let at_node = |ip| rules.node_addresses.contains(&ip) || other.node_addresses.contains(&ip);
+    let mut theirs = other.redirects.iter().peekable();
+    let redirects = rules.redirects.iter().filter(|(frontend, port)| {
+        while theirs.next_if(|(theirs, _)| theirs < frontend).is_some() {}
+        let common = theirs.peek() == Some(&(*frontend, *port));
+        !common || at_node(frontend.ip) || is_unmoved(frontend.protocol, frontend.port, **port)
+    });
+    Rules {
+        redirects: redirects
+            .map(|(frontend, port)| (*frontend, *port))
+            .collect(),
+        cluster_ips: rules
+            .cluster_ips
+            .difference(&other.cluster_ips)
+            .copied()
+            .collect(),
+        family: rules.family,
+        node_ports: rules.node_ports.clone(),
+        node_addresses: rules.node_addresses.clone(),
+        silent: rules.silent.clone(),
+        silent_node_ports: rules.silent_node_ports.clone(),
+        source_ranges: rules.source_ranges.clone(),
+        guarded_udp_ports: rules.guarded_udp_ports.clone(),
+        local_addresses: rules.local_addresses.clone(),
+        pod_cidrs: rules.pod_cidrs.clone(),
+    }
+}
+
 // A listener may be given the very port that is redirected to it. Such a redirect changes nothing, so the kernel does
 // not mark the flow as translated, and it must not be taken for one that was never captured.
 fn guarded(rules: &Rules) -> BTreeSet<u16> {
@@ -337,7 +364,7 @@ fn guarded(rules: &Rules) -> BTreeSet<u16> {
     let node_ports = node_ports.map(|((protocol, port), target)| (*protocol, *port, *target));
     let unmoved: BTreeSet<u16> = frontends
         .chain(node_ports)
-        .filter(|(protocol, port, target)| *protocol == Protocol::Udp && port == target)
+        .filter(|(protocol, port, target)| is_unmoved(*protocol, *port, *target))
         .map(|(_, port, _)| port)
         .collect();
     rules
@@ -345,6 +372,10 @@ fn guarded(rules: &Rules) -> BTreeSet<u16> {
         .difference(&unmoved)
         .copied()
         .collect()
+}
+
+fn is_unmoved(protocol: Protocol, port: u16, target: u16) -> bool {
+    protocol == Protocol::Udp && port == target
 }
 
 // Sets of intervals refuse those that overlap.

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use tracing::warn;
 
 use crate::capture::CaptureError;
-use crate::capture::plan::Rules;
+use crate::capture::plan::{Rules, Silence};
 use crate::capture::tool::run;
-use crate::model::{Family, Frontend};
+use crate::model::{Family, Frontend, Protocol};
 
 use super::listing::{Listing, parse_listing};
-use super::render::{Elements, Layout, Table, silence};
+use super::render::{Elements, Layout, Table};
 
 const NFT: &str = "nft";
 
@@ -48,7 +48,7 @@ pub(in crate::capture) struct Loaded {
 
 struct Applied {
     table: Table,
-    elements: Elements,
+    rules: Rules,
     skeleton: String,
     /// This `nft` lists elements as they are written here, so that they can be compared.
     comparable: bool,
@@ -73,17 +73,16 @@ impl Loaded {
         let before = self.applied.as_ref().map(|applied| applied.table.layout);
         let landed = before.and_then(Layout::landing);
         let table = self.purpose.landing_at(self.family, rules.landing(landed));
-        let elements = table.plan_elements(rules);
         if let Some(applied) = &mut self.applied
             && applied.table == table
         {
-            let outcome = match table.render_change(&applied.elements, &elements) {
+            let outcome = match table.render_change(&applied.rules, rules) {
                 Some(change) => load(&change).await,
                 None => Ok(()),
             };
             match outcome {
                 Ok(()) => {
-                    applied.elements = elements;
+                    applied.rules.clone_from(rules);
                     return Ok(());
                 }
                 Err(error) => {
@@ -91,7 +90,7 @@ impl Loaded {
                 }
             }
         }
-        self.replace(table, elements).await
+        self.replace(table, rules.clone()).await
     }
 
     /// Gives no answer to new connections at these from now on, until [`Self::change`]; everything else stays. Without a
@@ -103,12 +102,15 @@ impl Loaded {
         let Some(applied) = &mut self.applied else {
             return Ok(());
         };
-        let mut elements = applied.elements.clone();
-        silence(&mut elements, frontends);
-        if let Some(change) = applied.table.render_change(&applied.elements, &elements) {
+        let mut rules = applied.rules.clone();
+        let connections = frontends.filter(|frontend| frontend.protocol == Protocol::Tcp);
+        rules
+            .silent
+            .extend(connections.map(|frontend| (*frontend, Silence::Everyone)));
+        if let Some(change) = applied.table.render_change(&applied.rules, &rules) {
             load(&change).await?;
         }
-        applied.elements = elements;
+        applied.rules = rules;
         Ok(())
     }
 
@@ -123,8 +125,8 @@ impl Loaded {
             Err(error) if error.says_absent() => {}
             Err(error) => return Err(error),
         }
-        let (table, elements) = (applied.table, applied.elements.clone());
-        self.replace(table, elements).await?;
+        let (table, rules) = (applied.table, applied.rules.clone());
+        self.replace(table, rules).await?;
         Ok(true)
     }
 
@@ -134,8 +136,9 @@ impl Loaded {
         remove(self.purpose.table(self.family)).await
     }
 
-    async fn replace(&mut self, table: Table, elements: Elements) -> Result<(), CaptureError> {
+    async fn replace(&mut self, table: Table, rules: Rules) -> Result<(), CaptureError> {
         self.applied = None;
+        let elements = table.plan_elements(&rules);
         match load(&table.render_replacement(&elements)).await {
             Err(error) if error.says_too_long() => {
                 for piece in table.render_pieces(&elements) {
@@ -151,7 +154,7 @@ impl Loaded {
         }
         self.applied = Some(Applied {
             table,
-            elements,
+            rules,
             skeleton: listing.skeleton,
             comparable,
         });
@@ -161,8 +164,9 @@ impl Loaded {
 
 impl Applied {
     fn is_listed(&self, listing: &Listing) -> bool {
-        let elements = !self.comparable || same_elements(&self.elements, listing);
-        self.skeleton == listing.skeleton && elements
+        let elements = || self.table.plan_elements(&self.rules);
+        self.skeleton == listing.skeleton
+            && (!self.comparable || same_elements(&elements(), listing))
     }
 }
 

@@ -11,14 +11,22 @@ use crate::control::rejection::Cause;
 /// All annotations of an object together, in bytes of keys and values.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
+/// What is said of an object without a name.
+pub(crate) const NAMELESS: &str = "name or generateName is required";
+
 /// Judges what every object has.
 pub(in crate::control) fn judge_metadata(metadata: &ObjectMeta, kind: Kind) -> Vec<Cause> {
     let mut wrong = Vec::new();
     match metadata.name.as_deref().unwrap_or_default() {
-        "" => wrong.push(Cause::required(
-            "metadata.name",
-            "name or generateName is required",
-        )),
+        "" => {
+            let is_generated = metadata.generate_name.is_some();
+            let message = if is_generated {
+                "generateName cannot be used here: the name would be another one each time the manifest is read"
+            } else {
+                NAMELESS
+            };
+            wrong.push(Cause::required("metadata.name", message));
+        }
         name => {
             let faults = match kind {
                 Kind::Service | Kind::Namespace => names::dns_label(name),

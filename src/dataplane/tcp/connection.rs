@@ -4,34 +4,33 @@
 //! what memory limits, so what only dialling needs is kept apart and goes when a backend is reached.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::capture::plan::Entry;
 use crate::model::{Frontend, Protocol, ServicePortKey};
-use crate::net::poller::{Interest, Readiness};
-use crate::net::sockets::original_destination;
-use crate::net::streams::limit_rate;
+use crate::net::poller::Readiness;
 use crate::routing::{CountedConnection, Destination, RoutingTable};
 
 use super::super::Listener;
 use super::super::accounts::{BackendAccount, Fault};
 use super::super::admission::Admitted;
 use super::super::backend::InUse;
-use super::super::engine::{Key, Reactor, Token};
+use super::super::engine::{Key, Token};
 use super::super::flow_log::Closed;
 use super::super::observer::OpenFlow;
 use super::dial::{Dial, DialError, Impaired, Progress, Wanted};
 use super::exchange::{Outcome, Side};
+use super::kernel::{Kernel, Socket};
 use super::proxy_header::proxy_header;
 use super::relay::Relay;
 use super::stream::Stream;
 
 /// A connection. Dropped before its end, it resets both sides.
 #[derive(Debug)]
-pub(super) struct Connection {
-    stage: Stage,
+pub(super) struct Connection<S: Socket> {
+    stage: Stage<S>,
     flow: Admitted,
     _counted: CountedConnection,
     peer: SocketAddr,
@@ -39,10 +38,10 @@ pub(super) struct Connection {
 }
 
 #[derive(Debug)]
-enum Stage {
-    Dialling(Box<Dialling>),
+enum Stage<S: Socket> {
+    Dialling(Box<Dialling<S>>),
     Relaying {
-        relay: Relay,
+        relay: Relay<S>,
         backend: InUse,
         account: Arc<BackendAccount>,
         // Its answer is to be cut short, on purpose.
@@ -52,9 +51,9 @@ enum Stage {
 }
 
 #[derive(Debug)]
-struct Dialling {
-    client: Unserved,
-    dial: Dial,
+struct Dialling<S: Socket> {
+    client: Unserved<S>,
+    dial: Dial<S>,
     // It is no longer young, but has no socket yet whose options could be set.
     settled: bool,
 }
@@ -70,18 +69,18 @@ pub(super) enum Fate {
     Over,
 }
 
-impl Connection {
+impl<S: Socket> Connection<S> {
     /// Finds where `client` wanted to go and begins to dial; `None` if it is refused, which has been counted by then.
     pub(super) fn begin(
-        client: TcpStream,
+        client: S,
         peer: SocketAddr,
         flow: Admitted,
         key: Key,
-        reactor: &mut Reactor,
+        kernel: &mut impl Kernel<Socket = S>,
     ) -> Option<Self> {
-        let opened = reactor.now();
+        let opened = kernel.now();
         let client = Unserved(Some(Stream::accepted(client)));
-        match Dialling::begin(client, peer, &flow.listener, key, reactor) {
+        match Dialling::begin(client, peer, &flow.listener, key, kernel) {
             Ok((dialling, counted)) => Some(Self {
                 stage: Stage::Dialling(Box::new(dialling)),
                 flow,
@@ -141,12 +140,12 @@ impl Connection {
         ready: Readiness,
         key: Key,
         buffer: &mut [u8],
-        reactor: &mut Reactor,
+        kernel: &mut impl Kernel<Socket = S>,
     ) -> Fate {
         match &mut self.stage {
             Stage::Dialling(dialling) => {
                 let listener = &self.flow.listener;
-                let progress = dialling.dial.ready(ready, key, listener, reactor);
+                let progress = dialling.dial.ready(ready, key, listener, kernel);
                 self.take(progress, buffer)
             }
             Stage::Relaying { relay, .. } => {
@@ -158,11 +157,16 @@ impl Connection {
     }
 
     /// A dial attempt may have lasted too long.
-    pub(super) fn dial_due(&mut self, key: Key, buffer: &mut [u8], reactor: &mut Reactor) -> Fate {
+    pub(super) fn dial_due(
+        &mut self,
+        key: Key,
+        buffer: &mut [u8],
+        kernel: &mut impl Kernel<Socket = S>,
+    ) -> Fate {
         match &mut self.stage {
             Stage::Dialling(dialling) => {
                 let listener = &self.flow.listener;
-                let progress = dialling.dial.due(key, listener, reactor);
+                let progress = dialling.dial.due(key, listener, kernel);
                 self.take(progress, buffer)
             }
             Stage::Relaying { .. } => Fate::GoesOn,
@@ -172,7 +176,11 @@ impl Connection {
 
     /// Goes on after others had their turn.
     pub(super) fn go_on(&mut self, buffer: &mut [u8]) -> Fate {
-        self.pump(buffer)
+        let fate = self.pump(buffer);
+        if let Stage::Relaying { relay, .. } = &mut self.stage {
+            relay.backend.acknowledge();
+        }
+        fate
     }
 
     /// It is no longer young: the backend side gets the options of a long life.
@@ -186,18 +194,25 @@ impl Connection {
         }
     }
 
-    fn take(&mut self, progress: Progress, buffer: &mut [u8]) -> Fate {
+    fn take(&mut self, progress: Progress<S>, buffer: &mut [u8]) -> Fate {
         match progress {
             Progress::Waiting => Fate::GoesOn,
             Progress::Failed(error) => self.refuse(error),
             Progress::Reached(stream, backend, account) => {
                 self.reached(stream, backend, account);
-                self.pump(buffer)
+                match (self.pump(buffer), &self.stage) {
+                    // What the client says may be among the events of this round: it completes the handshake. Else, and
+                    // the backend may be the one to speak first, the next turn does.
+                    (Fate::GoesOn, Stage::Relaying { relay, .. }) if relay.backend.owes_ack() => {
+                        Fate::Yields
+                    }
+                    (fate, _) => fate,
+                }
             }
         }
     }
 
-    fn reached(&mut self, mut stream: Stream, backend: InUse, account: Arc<BackendAccount>) {
+    fn reached(&mut self, mut stream: Stream<S>, backend: InUse, account: Arc<BackendAccount>) {
         if let Stage::Dialling(mut dialling) = std::mem::replace(&mut self.stage, Stage::Over)
             && let Some(client) = dialling.client.0.take()
         {
@@ -207,8 +222,7 @@ impl Connection {
             let Impaired { cut, rate } = dialling.dial.impaired();
             if let Some(rate) = rate {
                 for side in [&client, &stream] {
-                    // A kernel without pacing leaves it as fast as it is.
-                    let _as_fast_as_it_is = limit_rate(side.socket(), rate);
+                    side.socket().limit_rate(rate);
                 }
             }
             let relay = Relay::new(client, stream);
@@ -279,9 +293,9 @@ impl Connection {
 
 // A client without a backend. Dropped (refusal, abort, panic), it is reset.
 #[derive(Debug)]
-struct Unserved(Option<Stream>);
+struct Unserved<S: Socket>(Option<Stream<S>>);
 
-impl Unserved {
+impl<S: Socket> Unserved<S> {
     // Notes what the reactor says; true if the client is gone.
     fn note(&mut self, ready: Readiness) -> bool {
         let Some(stream) = &mut self.0 else {
@@ -292,7 +306,7 @@ impl Unserved {
     }
 }
 
-impl Drop for Unserved {
+impl<S: Socket> Drop for Unserved<S> {
     fn drop(&mut self) {
         if let Some(stream) = &self.0 {
             stream.reset_on_close();
@@ -300,23 +314,23 @@ impl Drop for Unserved {
     }
 }
 
-impl Dialling {
+impl<S: Socket> Dialling<S> {
     fn begin(
-        client: Unserved,
+        client: Unserved<S>,
         peer: SocketAddr,
         listener: &Listener,
         key: Key,
-        reactor: &mut Reactor,
+        kernel: &mut impl Kernel<Socket = S>,
     ) -> Result<(Self, CountedConnection), Refusal> {
         let Some(stream) = &client.0 else {
             return Err(DialError::ClientGone.into());
         };
         let socket = stream.socket();
         let (wanted, counted) = wanted(socket, peer, listener)?;
-        let dial = Dial::begin(wanted, key, listener, reactor)?;
+        let dial = Dial::begin(wanted, key, listener, kernel)?;
         // Watched from here on, so that what it says or that it goes is known when the backend answers.
-        reactor
-            .watch(socket, Interest::Stream, Token::Client(key))
+        kernel
+            .watch(socket, Token::Client(key))
             .map_err(DialError::Shortage)?;
         let dialling = Self {
             client,
@@ -374,7 +388,7 @@ impl Refusal {
 
 // Finds the route, and what its Service allows and asks for.
 fn wanted(
-    client: &TcpStream,
+    client: &impl Socket,
     peer: SocketAddr,
     listener: &Listener,
 ) -> Result<(Wanted, CountedConnection), Refusal> {
@@ -403,7 +417,7 @@ fn wanted(
 // What the client wanted, and the address that it used where that is not the socket's own. A redirected connection must
 // have been going to the service port of this listener; that it arrived proves nothing.
 fn destination(
-    client: &TcpStream,
+    client: &impl Socket,
     peer: SocketAddr,
     listener: &Listener,
     table: &RoutingTable,
@@ -415,7 +429,7 @@ fn destination(
             Ok((Destination { kind, route }, None))
         }
         Entry::All | Entry::ClusterIp | Entry::External => {
-            captured(original_destination(client, &peer), listener, table)
+            captured(client.original_destination(&peer), listener, table)
         }
         Entry::Diverted => captured(client.local_addr(), listener, table),
     }
@@ -437,15 +451,17 @@ fn captured(
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     #[test]
     fn a_connection_takes_little_memory() {
         // All that an idle one has on the heap, beside 16 bytes for its place.
         assert!(
-            size_of::<Connection>() <= 272,
+            size_of::<Connection<TcpStream>>() <= 272,
             "{}",
-            size_of::<Connection>()
+            size_of::<Connection<TcpStream>>()
         );
     }
 }

@@ -10,16 +10,15 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use crate::faults::{Carrier, FaultKind, Injection};
-use crate::net::poller::{Interest, Readiness};
-use crate::net::sockets::send;
-use crate::net::streams::{dial, error_of};
+use crate::net::poller::Readiness;
 use crate::routing::{FrontendKind, Origin, Route, Verdict};
 
 use super::super::Listener;
 use super::super::accounts::{BackendAccount, Fault};
 use super::super::backend::InUse;
-use super::super::engine::{Key, Reactor, Token};
+use super::super::engine::{Key, Token};
 use super::attempts::{Attempts, Failure};
+use super::kernel::{Kernel, Socket};
 use super::stream::Stream;
 
 /// A connection that needs a backend.
@@ -80,11 +79,11 @@ impl DialError {
 
 /// The way to a backend. One socket at a time.
 #[derive(Debug)]
-pub(super) struct Dial {
+pub(super) struct Dial<S> {
     wanted: Wanted,
     attempts: Attempts,
     last: DialError,
-    current: Option<Attempt>,
+    current: Option<Attempt<S>>,
     held: Option<Held>,
     impaired: Impaired,
 }
@@ -111,30 +110,30 @@ pub(super) struct Impaired {
 const BLACK_HOLE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
-struct Attempt {
-    stream: Stream,
+struct Attempt<S> {
+    stream: Stream<S>,
     backend: InUse,
     since: Instant,
     until: Instant,
 }
 
 /// How a dial stands.
-pub(super) enum Progress {
+pub(super) enum Progress<S> {
     /// Waiting for the present attempt.
     Waiting,
     /// Connected, and told the header.
-    Reached(Stream, InUse, Arc<BackendAccount>),
+    Reached(Stream<S>, InUse, Arc<BackendAccount>),
     /// No backend could be reached.
     Failed(DialError),
 }
 
-impl Dial {
+impl<S: Socket> Dial<S> {
     /// Makes the first attempt.
     pub(super) fn begin(
         wanted: Wanted,
         key: Key,
         listener: &Listener,
-        reactor: &mut Reactor,
+        kernel: &mut impl Kernel<Socket = S>,
     ) -> Result<Self, DialError> {
         let attempts = Attempts::new(listener.shared.effort.asked_by(&wanted.route.knobs));
         let mut dial = Self {
@@ -145,7 +144,7 @@ impl Dial {
             held: None,
             impaired: Impaired::default(),
         };
-        dial.next(key, listener, reactor)?;
+        dial.next(key, listener, kernel)?;
         Ok(dial)
     }
 
@@ -155,8 +154,8 @@ impl Dial {
         ready: Readiness,
         key: Key,
         listener: &Listener,
-        reactor: &mut Reactor,
-    ) -> Progress {
+        kernel: &mut impl Kernel<Socket = S>,
+    ) -> Progress<S> {
         let Some(mut attempt) = self.current.take() else {
             return Progress::Waiting;
         };
@@ -168,11 +167,11 @@ impl Dial {
         match self.greet(&attempt.stream) {
             Ok(()) => {
                 let account = listener.account().backend(attempt.backend.addr());
-                account.reached(reactor.now().saturating_duration_since(attempt.since));
+                account.reached(kernel.now().saturating_duration_since(attempt.since));
                 attempt.backend.succeeded();
                 Progress::Reached(attempt.stream, attempt.backend, account)
             }
-            Err(error) => self.go_on(attempt, error, key, listener, reactor),
+            Err(error) => self.go_on(attempt, error, key, listener, kernel),
         }
     }
 
@@ -182,29 +181,37 @@ impl Dial {
     }
 
     /// The present attempt may have lasted too long, or what holds it up may be over.
-    pub(super) fn due(&mut self, key: Key, listener: &Listener, reactor: &mut Reactor) -> Progress {
-        if let Some(held) = self.held.take_if(|held| held.until <= reactor.now()) {
-            return self.release(held, key, listener, reactor);
+    pub(super) fn due(
+        &mut self,
+        key: Key,
+        listener: &Listener,
+        kernel: &mut impl Kernel<Socket = S>,
+    ) -> Progress<S> {
+        if let Some(held) = self.held.take_if(|held| held.until <= kernel.now()) {
+            return self.release(held, key, listener, kernel);
         }
         match self
             .current
-            .take_if(|attempt| attempt.until <= reactor.now())
+            .take_if(|attempt| attempt.until <= kernel.now())
         {
             Some(attempt) => {
                 let error = io::ErrorKind::TimedOut.into();
-                self.go_on(attempt, error, key, listener, reactor)
+                self.go_on(attempt, error, key, listener, kernel)
             }
             None => Progress::Waiting,
         }
     }
 
     // It is connected if it is not broken; then it is told the header, which a fresh socket takes whole.
-    fn greet(&self, stream: &Stream) -> io::Result<()> {
+    fn greet(&self, stream: &Stream<S>) -> io::Result<()> {
         if stream.is_broken() {
-            return Err(error_of(stream.socket()).unwrap_or(io::ErrorKind::ConnectionReset.into()));
+            return Err(stream
+                .socket()
+                .error()
+                .unwrap_or(io::ErrorKind::ConnectionReset.into()));
         }
         let header = &self.wanted.header;
-        if !header.is_empty() && send(stream.socket(), header)? < header.len() {
+        if !header.is_empty() && stream.socket().send(header)? < header.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
         Ok(())
@@ -212,15 +219,15 @@ impl Dial {
 
     fn go_on(
         &mut self,
-        failed: Attempt,
+        failed: Attempt<S>,
         error: io::Error,
         key: Key,
         listener: &Listener,
-        reactor: &mut Reactor,
-    ) -> Progress {
+        kernel: &mut impl Kernel<Socket = S>,
+    ) -> Progress<S> {
         self.note(&failed.backend, error, listener);
         drop(failed);
-        match self.next(key, listener, reactor) {
+        match self.next(key, listener, kernel) {
             Ok(()) => Progress::Waiting,
             Err(error) => Progress::Failed(error),
         }
@@ -232,9 +239,9 @@ impl Dial {
         &mut self,
         key: Key,
         listener: &Listener,
-        reactor: &mut Reactor,
+        kernel: &mut impl Kernel<Socket = S>,
     ) -> Result<(), DialError> {
-        let now = reactor.now();
+        let now = kernel.now();
         loop {
             if self.attempts.made() > 0
                 && let Some(newest) = listener.shared.table.load().route(&self.wanted.route.key)
@@ -250,7 +257,7 @@ impl Dial {
             self.impaired = Impaired::default();
             match backend.injection(faults, &route.key, route.port) {
                 None => {
-                    if self.attempt(backend, patience, key, listener, reactor) {
+                    if self.attempt(backend, patience, key, listener, kernel) {
                         return Ok(());
                     }
                 }
@@ -261,7 +268,7 @@ impl Dial {
                 }
                 Some(injection) => {
                     let held = self.impair(&injection, backend, patience, now)?;
-                    reactor.call_at(held.until, Token::Client(key));
+                    kernel.call_at(held.until, Token::Client(key));
                     self.held = Some(held);
                     return Ok(());
                 }
@@ -308,15 +315,15 @@ impl Dial {
         held: Held,
         key: Key,
         listener: &Listener,
-        reactor: &mut Reactor,
-    ) -> Progress {
+        kernel: &mut impl Kernel<Socket = S>,
+    ) -> Progress<S> {
         let Some(patience) = held.patience else {
             return Progress::Failed(DialError::Injected);
         };
-        if self.attempt(held.backend, patience, key, listener, reactor) {
+        if self.attempt(held.backend, patience, key, listener, kernel) {
             return Progress::Waiting;
         }
-        match self.next(key, listener, reactor) {
+        match self.next(key, listener, kernel) {
             Ok(()) => Progress::Waiting,
             Err(error) => Progress::Failed(error),
         }
@@ -329,13 +336,13 @@ impl Dial {
         patience: Duration,
         key: Key,
         listener: &Listener,
-        reactor: &mut Reactor,
+        kernel: &mut impl Kernel<Socket = S>,
     ) -> bool {
-        let now = reactor.now();
+        let now = kernel.now();
         let until = now + patience;
-        match connect(backend.addr(), key, reactor) {
+        match connect(backend.addr(), key, kernel) {
             Ok(stream) => {
-                reactor.call_at(until, Token::Client(key));
+                kernel.call_at(until, Token::Client(key));
                 self.current = Some(Attempt {
                     stream,
                     backend,
@@ -393,8 +400,12 @@ impl Dial {
     }
 }
 
-fn connect(addr: SocketAddr, key: Key, reactor: &Reactor) -> io::Result<Stream> {
-    let socket = dial(addr)?;
-    reactor.watch(&socket, Interest::Stream, Token::Backend(key))?;
+fn connect<S: Socket>(
+    addr: SocketAddr,
+    key: Key,
+    kernel: &mut impl Kernel<Socket = S>,
+) -> io::Result<Stream<S>> {
+    let socket = kernel.dial(addr)?;
+    kernel.watch(&socket, Token::Backend(key))?;
     Ok(Stream::dialled(socket))
 }

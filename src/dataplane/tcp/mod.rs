@@ -14,6 +14,9 @@ mod connection;
 mod dial;
 mod direction;
 mod exchange;
+mod kernel;
+#[cfg(test)]
+mod lifetime_tests;
 mod pipe_pool;
 mod proxy_header;
 mod relay;
@@ -47,7 +50,7 @@ const BUFFER: usize = 64 * 1024;
 pub(super) struct Tcp {
     acceptors: Slab<Acceptor>,
     // Boxed: a place that is free costs next to nothing.
-    connections: Slab<Box<Connection>>,
+    connections: Slab<Box<Connection<TcpStream>>>,
     settling: Settling,
     // Scratch space of all flows: nothing stays in it from one event to the next.
     buffer: Box<[u8]>,
@@ -209,7 +212,7 @@ impl Tcp {
         &mut self,
         key: Key,
         reactor: &mut Reactor,
-        step: impl FnOnce(&mut Connection, &mut [u8], &mut Reactor) -> Fate,
+        step: impl FnOnce(&mut Connection<TcpStream>, &mut [u8], &mut Reactor) -> Fate,
     ) {
         // It may have ended in this very round.
         let Some(connection) = self.connections.get_mut(key) else {

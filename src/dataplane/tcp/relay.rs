@@ -9,20 +9,20 @@ use crate::net::streams::Liveness;
 
 use super::direction::Path;
 use super::exchange::{EndOfStream, Ends, Exchange, Outcome, Side};
-use super::pipe_pool::PooledPipe;
+use super::kernel::Socket;
 use super::stream::Stream;
 
 /// A connection being relayed.
 #[derive(Debug)]
-pub(super) struct Relay {
-    pub(super) client: Stream,
-    pub(super) backend: Stream,
-    exchange: Exchange<PooledPipe>,
+pub(super) struct Relay<S: Socket> {
+    pub(super) client: Stream<S>,
+    pub(super) backend: Stream<S>,
+    exchange: Exchange<S::Pipe>,
     finished: bool,
 }
 
-impl Relay {
-    pub(super) fn new(client: Stream, backend: Stream) -> Self {
+impl<S: Socket> Relay<S> {
+    pub(super) fn new(client: Stream<S>, backend: Stream<S>) -> Self {
         Self {
             client,
             backend,
@@ -73,7 +73,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl<S: Socket> Drop for Relay<S> {
     fn drop(&mut self) {
         if !self.finished {
             self.client.reset_on_close();
@@ -83,20 +83,20 @@ impl Drop for Relay {
 }
 
 // Both sockets, while the relay pumps.
-struct Streams<'a> {
-    client: &'a mut Stream,
-    backend: &'a mut Stream,
+struct Streams<'a, S> {
+    client: &'a mut Stream<S>,
+    backend: &'a mut Stream<S>,
     liveness: Liveness,
 }
 
-impl Ends for Streams<'_> {
-    type Pipe = PooledPipe;
+impl<S: Socket> Ends for Streams<'_, S> {
+    type Pipe = S::Pipe;
     type Path<'a>
-        = OneWay<'a>
+        = OneWay<'a, S>
     where
         Self: 'a;
 
-    fn path(&mut self, source: Side, end: EndOfStream) -> OneWay<'_> {
+    fn path(&mut self, source: Side, end: EndOfStream) -> OneWay<'_, S> {
         let (source, sink) = match source {
             Side::Client => (&mut *self.client, &mut *self.backend),
             Side::Backend => (&mut *self.backend, &mut *self.client),
@@ -111,15 +111,15 @@ impl Ends for Streams<'_> {
 }
 
 // One direction's use of them.
-struct OneWay<'a> {
-    source: &'a mut Stream,
-    sink: &'a mut Stream,
+struct OneWay<'a, S> {
+    source: &'a mut Stream<S>,
+    sink: &'a mut Stream<S>,
     end: EndOfStream,
     liveness: Liveness,
 }
 
-impl Path for OneWay<'_> {
-    type Pipe = PooledPipe;
+impl<S: Socket> Path for OneWay<'_, S> {
+    type Pipe = S::Pipe;
 
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.source.read(into)
@@ -136,25 +136,24 @@ impl Path for OneWay<'_> {
         }
     }
 
-    fn take_pipe(&mut self) -> Option<PooledPipe> {
-        PooledPipe::take()
+    fn take_pipe(&mut self) -> Option<S::Pipe> {
+        self.source.socket().take_pipe()
     }
 
-    fn return_pipe(&mut self, pipe: PooledPipe) {
-        pipe.give_back();
+    fn return_pipe(&mut self, pipe: S::Pipe) {
+        self.source.socket().return_pipe(pipe);
     }
 
-    fn fill(&mut self, pipe: &PooledPipe) -> io::Result<usize> {
+    fn fill(&mut self, pipe: &S::Pipe) -> io::Result<usize> {
         self.source.fill(pipe)
     }
 
-    fn drain(&mut self, pipe: &PooledPipe, len: usize) -> io::Result<usize> {
+    fn drain(&mut self, pipe: &S::Pipe, len: usize) -> io::Result<usize> {
         self.sink.drain(pipe, len, self.liveness)
     }
 
-    fn read_back(&mut self, pipe: &PooledPipe, len: usize) -> io::Result<Vec<u8>> {
-        let pipe = pipe.pipe().ok_or(io::ErrorKind::NotFound)?;
-        pipe.read_back(len)
+    fn read_back(&mut self, pipe: &S::Pipe, len: usize) -> io::Result<Vec<u8>> {
+        self.sink.socket().read_back(pipe, len)
     }
 }
 
@@ -177,7 +176,7 @@ mod tests {
     }
 
     // A relay between a client and a backend.
-    fn relay() -> (TcpStream, Relay, TcpStream) {
+    fn relay() -> (TcpStream, Relay<TcpStream>, TcpStream) {
         let ((client, near), (far, backend)) = (pair(), pair());
         for socket in [&near, &far] {
             socket.set_nonblocking(true).unwrap();
@@ -187,7 +186,7 @@ mod tests {
     }
 
     // Pumps until the end; the two sides are other threads.
-    fn run(relay: &mut Relay) -> Outcome {
+    fn run(relay: &mut Relay<TcpStream>) -> Outcome {
         let poller = Poller::new().unwrap();
         for (token, stream) in [(0, &relay.client), (1, &relay.backend)] {
             poller

@@ -2,23 +2,23 @@
 //! known to fail is not tried, which is most of what an event loop can save.
 
 use std::io;
-use std::net::TcpStream;
 
 use crate::net::poller::Readiness;
-use crate::net::sockets::{end_of_stream, reset_on_close, send};
-use crate::net::streams::{Liveness, receive, send_at_once};
+use crate::net::streams::Liveness;
 
-use super::pipe_pool::PooledPipe;
+use super::kernel::Socket;
 
 /// A nonblocking socket and its readiness.
 #[derive(Debug)]
-pub(super) struct Stream {
-    socket: TcpStream,
+pub(super) struct Stream<S> {
+    socket: S,
     readable: bool,
     writable: bool,
     // After what is there comes the end: a short read does not mean that nothing follows.
     ending: bool,
     broken: bool,
+    // The packet that completes the handshake waits for something to carry.
+    owes_ack: bool,
     tuning: Tuning,
 }
 
@@ -31,33 +31,35 @@ enum Tuning {
     Done,
 }
 
-impl Stream {
+impl<S: Socket> Stream<S> {
     /// An accepted connection: its options are those of its listener.
-    pub(super) fn accepted(socket: TcpStream) -> Self {
+    pub(super) fn accepted(socket: S) -> Self {
         Self {
             socket,
             readable: false,
             writable: true,
             ending: false,
             broken: false,
+            owes_ack: false,
             tuning: Tuning::Done,
         }
     }
 
     /// A connection that is being made.
-    pub(super) fn dialled(socket: TcpStream) -> Self {
+    pub(super) fn dialled(socket: S) -> Self {
         Self {
             socket,
             readable: false,
             writable: false,
             ending: false,
             broken: false,
+            owes_ack: true,
             tuning: Tuning::Fresh,
         }
     }
 
     /// The socket itself.
-    pub(super) fn socket(&self) -> &TcpStream {
+    pub(super) fn socket(&self) -> &S {
         &self.socket
     }
 
@@ -78,13 +80,24 @@ impl Stream {
     pub(super) fn tune(&mut self, liveness: Liveness) {
         if self.tuning != Tuning::Done {
             self.tuning = Tuning::Done;
-            send_at_once(&self.socket);
-            liveness.apply(&self.socket);
+            self.socket.settle(liveness);
+        }
+    }
+
+    /// Whether nothing has been sent since it was dialled, so that its peer may not know yet that it is connected.
+    pub(super) fn owes_ack(&self) -> bool {
+        self.owes_ack
+    }
+
+    /// Completes the handshake, if nothing that was sent has.
+    pub(super) fn acknowledge(&mut self) {
+        if std::mem::take(&mut self.owes_ack) {
+            self.socket.acknowledge();
         }
     }
 
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.take(|socket| receive(socket, into))?;
+        let n = self.take(|socket| socket.receive(into))?;
         // Short means dry, unless the end is there to be read too; dry again is an event.
         if n < into.len() && !self.ending {
             self.readable = false;
@@ -92,9 +105,8 @@ impl Stream {
         Ok(n)
     }
 
-    pub(super) fn fill(&mut self, pipe: &PooledPipe) -> io::Result<usize> {
-        let pipe = pipe.pipe().ok_or(io::ErrorKind::NotFound)?;
-        self.take(|socket| pipe.fill(socket))
+    pub(super) fn fill(&mut self, pipe: &S::Pipe) -> io::Result<usize> {
+        self.take(|socket| socket.fill(pipe))
     }
 
     pub(super) fn write(&mut self, bytes: &[u8], liveness: Liveness) -> io::Result<usize> {
@@ -103,7 +115,7 @@ impl Stream {
             Tuning::Spoke => self.tune(liveness),
             Tuning::Done => {}
         }
-        let n = self.give(|socket| send(socket, bytes))?;
+        let n = self.give(|socket| socket.send(bytes))?;
         if n < bytes.len() {
             self.writable = false;
         }
@@ -112,26 +124,26 @@ impl Stream {
 
     pub(super) fn drain(
         &mut self,
-        pipe: &PooledPipe,
+        pipe: &S::Pipe,
         len: usize,
         liveness: Liveness,
     ) -> io::Result<usize> {
         self.tune(liveness);
-        let pipe = pipe.pipe().ok_or(io::ErrorKind::NotFound)?;
-        self.give(|socket| pipe.drain(socket, len))
+        self.give(|socket| socket.drain(pipe, len))
     }
 
     /// Tells the peer that nothing more comes.
-    pub(super) fn finish(&self) -> io::Result<()> {
-        end_of_stream(&self.socket)
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        self.owes_ack = false;
+        self.socket.end()
     }
 
     /// Makes the coming close a reset.
     pub(super) fn reset_on_close(&self) {
-        reset_on_close(&self.socket);
+        self.socket.reset_on_close();
     }
 
-    fn take(&mut self, read: impl FnOnce(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
+    fn take(&mut self, read: impl FnOnce(&S) -> io::Result<usize>) -> io::Result<usize> {
         if !self.readable {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -147,18 +159,16 @@ impl Stream {
         outcome
     }
 
-    fn give(&mut self, write: impl FnOnce(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
+    fn give(&mut self, write: impl FnOnce(&S) -> io::Result<usize>) -> io::Result<usize> {
         if !self.writable {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let outcome = write(&self.socket);
-        if let Err(error) = &outcome {
-            if error.kind() == io::ErrorKind::WouldBlock {
-                self.writable = false;
-            } else {
-                // The call has reported what was wrong.
-                self.broken = false;
-            }
+        match &outcome {
+            Ok(_) => self.owes_ack = false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+            // The call has reported what was wrong.
+            Err(_) => self.broken = false,
         }
         outcome
     }

@@ -19,6 +19,7 @@ use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::engine::{Key as ListenerKey, Reactor, Token};
 use super::super::observer::OpenFlows;
+use super::appetite::Appetite;
 use super::delayed::Delayed;
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
@@ -40,6 +41,7 @@ pub(super) struct Forwarder {
     flows: FlowTable<Key, Session>,
     // Clients have sent something that has not been read.
     readable: bool,
+    appetite: Appetite,
     // Flows whose backends have.
     ready: VecDeque<FlowId>,
     has_asked_for_a_turn: bool,
@@ -79,6 +81,7 @@ impl Forwarder {
             key,
             flows,
             readable: false,
+            appetite: Appetite::of_two(),
             ready: VecDeque::new(),
             has_asked_for_a_turn: false,
             lost: 0,
@@ -120,7 +123,12 @@ impl Forwarder {
 
     /// A backend has sent something.
     pub(super) fn backend_ready(&mut self, flow: FlowId, reactor: &mut Reactor) {
-        self.ready.push_back(flow);
+        // Level-triggered: it is told again in each round until it has been read.
+        if let Some(session) = self.flows.session(flow)
+            && !std::mem::replace(&mut session.is_queued, true)
+        {
+            self.ready.push_back(flow);
+        }
         self.ask_for_a_turn(reactor);
     }
 
@@ -149,7 +157,7 @@ impl Forwarder {
                 self.take_from_clients(batch, reactor);
             }
             if !self.ready.is_empty() {
-                self.take_from_backends(batch, reactor.now());
+                self.take_from_backends(batch, reactor.now(), reactor.round());
             }
         }
         self.has_asked_for_a_turn = true;
@@ -158,7 +166,8 @@ impl Forwarder {
 
     // One batch from clients to backends.
     fn take_from_clients(&mut self, batch: &mut Batch, reactor: &mut Reactor) {
-        let received = match batch.receive(&self.socket, 0..SLOTS) {
+        let most = self.appetite.datagrams();
+        let received = match batch.receive(&self.socket, 0..most) {
             Ok(received) => received,
             Err(error) => {
                 // Any other error was pending, such as the ICMP answer to a reply, and is gone with this report.
@@ -171,7 +180,8 @@ impl Forwarder {
             }
         };
         // Less than asked for has emptied it; the next arrival is a new event.
-        self.readable = received == SLOTS;
+        self.readable = received == most;
+        self.appetite.had(received, most, reactor.round());
         // The last one knows of all.
         if let Some(lost) = received.checked_sub(1).and_then(|last| batch.lost(last)) {
             let more = lost.wrapping_sub(self.lost);
@@ -213,7 +223,7 @@ impl Forwarder {
             batch,
             slots,
             now,
-            &mut |socket| reactor.watch(socket, Interest::Read, token),
+            &mut |socket| reactor.watch(socket, Interest::Level, token),
             &mut |reason, n| drops.with_label_values(&[reason.reason()]).inc_by(n as u64),
             &mut |until, datagram| delayed.keep(until, id, datagram),
         );
@@ -257,7 +267,7 @@ impl Forwarder {
     }
 
     // One batch from backends to clients, gathered from as many flows as fit.
-    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant) {
+    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant, round: u64) {
         let mut filled = 0;
         while filled < SLOTS
             && let Some(id) = self.ready.pop_front()
@@ -265,13 +275,14 @@ impl Forwarder {
             let Some((key, session)) = self.flows.on_backend_datagram(id, now) else {
                 continue;
             };
+            session.is_queued = false;
             let Some(socket) = session.socket() else {
                 continue;
             };
-            let most = session.expected().min(SLOTS - filled);
-            match batch.receive(socket, filled..filled + most) {
+            let most = session.appetite.datagrams().min(SLOTS - filled);
+            match batch.receive_from_peer(socket, filled..filled + most) {
                 Ok(n) => {
-                    session.received(n, most);
+                    session.appetite.had(n, most, round);
                     let slots = filled..filled + n;
                     let returned = slots.clone().map(|slot| batch.len(slot) as u64).sum();
                     for slot in slots {
@@ -279,17 +290,20 @@ impl Forwarder {
                     }
                     session.returned(returned);
                     filled += n;
-                    if n == most {
-                        // As much as it was asked for: there may be more. Others first.
-                        self.ready.push_back(id);
-                    } else {
+                    if n < most {
                         session.drained();
+                    } else if most > 1 || session.is_refused() {
+                        // As much as it was asked for: there may be more. Others first. After one alone, the next round
+                        // tells.
+                        session.is_queued = true;
+                        self.ready.push_back(id);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => session.drained(),
                 // Reported once, and ahead of what had arrived before it.
                 Err(error) => {
                     session.receive_failed(&error);
+                    session.is_queued = true;
                     self.ready.push_front(id);
                 }
             }

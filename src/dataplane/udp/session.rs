@@ -19,15 +19,10 @@ use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::flow_log::Closed;
 use super::super::observer::OpenFlow;
+use super::appetite::Appetite;
 
 /// How many backends one datagram is offered at most.
 const ATTEMPTS: usize = 4;
-
-/// Datagrams that a backend's socket is asked for at least: one more than one, so that one alone is known to be all.
-const FEWEST: u8 = 2;
-
-/// And at most: a batch.
-const MOST: u8 = 64;
 
 /// A flow's state beyond its place in the table.
 #[derive(Debug)]
@@ -41,7 +36,10 @@ pub(super) struct Session {
     opened: Instant,
     bytes_to_backend: u64,
     bytes_to_client: u64,
-    expected: u8,
+    /// How many datagrams its backend is asked for.
+    pub(super) appetite: Appetite,
+    /// It is among those whose backends have sent something.
+    pub(super) is_queued: bool,
     // Until when those before occupy the rate that a fault allows.
     busy_until: Option<Instant>,
 }
@@ -123,23 +121,9 @@ impl Session {
             opened: now,
             bytes_to_backend: 0,
             bytes_to_client: 0,
-            expected: FEWEST,
+            appetite: Appetite::of_one(),
+            is_queued: false,
             busy_until: None,
-        }
-    }
-
-    /// How many datagrams to ask the backend's socket for: few, because most flows answer one by one and each place
-    /// that is offered to the kernel costs, and more after they were taken.
-    pub(super) fn expected(&self) -> usize {
-        usize::from(self.expected)
-    }
-
-    /// The socket was asked for `most` and had `n`.
-    pub(super) fn received(&mut self, n: usize, most: usize) {
-        if n == most {
-            self.expected = self.expected.saturating_mul(2).min(MOST);
-        } else if n <= most / 4 {
-            self.expected = (self.expected / 2).max(FEWEST);
         }
     }
 
@@ -331,6 +315,11 @@ impl Session {
         if let Some(link) = &mut self.link {
             link.refused |= is_refusal(error);
         }
+    }
+
+    /// The backend refused, but what it had sent before may not be read yet.
+    pub(super) fn is_refused(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.refused)
     }
 
     /// Everything the backend sent has been read.

@@ -253,7 +253,12 @@ fn visible(table: &RoutingTable) -> Vec<String> {
                 backends(&r.cluster),
                 backends(&r.local),
             ),
-            (r.serving.clone(), r.any_endpoints, r.algorithm, r.affinity),
+            (
+                r.serving().collect::<Vec<_>>(),
+                r.any_endpoints,
+                r.algorithm,
+                r.affinity,
+            ),
             (r.internal_policy, r.external_policy),
             (r.frontends.clone(), r.node_port),
         )

@@ -41,7 +41,10 @@ fn a_slice_that_moves_to_another_service_leaves_the_first() {
     );
     assert_eq!(web_backends(&table), [""; 0]);
     assert_eq!(backends_of(&table, &port_key("api")), ["10.1.0.1:8080"]);
-    assert_eq!(table.owners_of(ip("10.1.0.1")), [service_name("api")]);
+    assert_eq!(
+        table.owners_of(ip("10.1.0.1")),
+        [service_name("api").into()]
+    );
 }
 
 #[test]
@@ -116,13 +119,19 @@ fn ports_pair_by_name_and_protocol_and_take_the_number_of_the_slice() {
 #[test]
 fn only_the_first_address_of_an_endpoint_is_a_backend_and_all_are_owned() {
     let two = Endpoint {
-        addresses: vec![ip("10.1.0.1"), ip("10.1.0.2")],
+        addresses: [ip("10.1.0.1"), ip("10.1.0.2")].into_iter().collect(),
         ..ep("10.1.0.1")
     };
     let (_, table) = built([put(web()), put_slice(slice("web-1", "web", [two]))]);
     assert_eq!(web_backends(&table), ["10.1.0.1:8080"]);
-    assert_eq!(table.owners_of(ip("10.1.0.2")), [service_name("web")]);
-    assert_eq!(table.owners_of(ip("10.96.0.10")), [service_name("web")]);
+    assert_eq!(
+        table.owners_of(ip("10.1.0.2")),
+        [service_name("web").into()]
+    );
+    assert_eq!(
+        table.owners_of(ip("10.96.0.10")),
+        [service_name("web").into()]
+    );
 }
 
 #[test]

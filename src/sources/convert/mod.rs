@@ -66,6 +66,13 @@ fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(key).map(String::as_str)
 }
 
+/// Without room to grow: there are as many of these lists as objects, and they stay as they are.
+fn exactly<T>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = values.collect();
+    list.shrink_to_fit();
+    list
+}
+
 /// The protocol whose ports are kept for DNS alone.
 const SCTP: &str = "SCTP";
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as k8s;
 
-use super::{Converted, Note, SCTP, annotations, identity, label, parse_ip, parse_net, protocol};
+use super::{
+    Converted, Note, SCTP, annotations, exactly, identity, label, parse_ip, parse_net, protocol,
+};
 use crate::model::{
     LoadBalancerAddress, Port, SctpPort, Service, ServiceKind, ServiceName, ServicePort,
     TrafficPolicy,
@@ -111,7 +113,7 @@ fn cluster_ips(spec: &k8s::ServiceSpec, kind: &ServiceKind, notes: &mut Vec<Note
         ip
     };
     let filled = listed.iter().filter(|text| !text.is_empty());
-    filled.enumerate().filter_map(narrow).collect()
+    exactly(filled.enumerate().filter_map(narrow))
 }
 
 fn sctp_ports(spec: &k8s::ServiceSpec) -> Vec<SctpPort> {
@@ -156,7 +158,7 @@ fn ports(spec: &k8s::ServiceSpec, kind: &ServiceKind, notes: &mut Vec<Note>) -> 
             node_port,
         })
     };
-    raw.iter().enumerate().filter_map(narrow).collect()
+    exactly(raw.iter().enumerate().filter_map(narrow))
 }
 
 fn external_ips(spec: &k8s::ServiceSpec, notes: &mut Vec<Note>) -> Vec<IpAddr> {
@@ -168,7 +170,7 @@ fn external_ips(spec: &k8s::ServiceSpec, notes: &mut Vec<Note>) -> Vec<IpAddr> {
         }
         ip
     };
-    raw.iter().enumerate().filter_map(narrow).collect()
+    exactly(raw.iter().enumerate().filter_map(narrow))
 }
 
 /// Addresses of mode `Proxy` are left out: traffic to them has to travel to the real load balancer. Source: KEP-1860.
@@ -191,7 +193,7 @@ fn load_balancer_ips(
         }
         ip.map(|ip| LoadBalancerAddress { ip })
     };
-    ingress.iter().enumerate().filter_map(narrow).collect()
+    exactly(ingress.iter().enumerate().filter_map(narrow))
 }
 
 fn source_ranges(spec: &k8s::ServiceSpec, notes: &mut Vec<Note>) -> Vec<IpNet> {
@@ -210,7 +212,7 @@ fn source_ranges(spec: &k8s::ServiceSpec, notes: &mut Vec<Note>) -> Vec<IpNet> {
         }
         net
     };
-    raw.iter().enumerate().filter_map(narrow).collect()
+    exactly(raw.iter().enumerate().filter_map(narrow))
 }
 
 fn policy(field: &str, raw: Option<&str>, notes: &mut Vec<Note>) -> TrafficPolicy {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as k8s;
+use smallvec::SmallVec;
 
-use super::{Converted, Note, SCTP, identity, label, parse_ip, protocol};
+use super::{Converted, Note, SCTP, exactly, identity, label, parse_ip, protocol};
 use crate::model::{
     Endpoint, EndpointSlice, Family, Hints, NodeName, Port, SctpPort, ServiceName, SliceKey,
     SlicePort,
@@ -105,7 +106,7 @@ fn ports(object: &k8s::EndpointSlice, notes: &mut Vec<Note>) -> Vec<SlicePort> {
             port: port.number(),
         })
     };
-    raw.iter().enumerate().filter_map(narrow).collect()
+    exactly(raw.iter().enumerate().filter_map(narrow))
 }
 
 fn endpoints(object: &k8s::EndpointSlice, family: Family, notes: &mut Vec<Note>) -> Vec<Endpoint> {
@@ -114,7 +115,7 @@ fn endpoints(object: &k8s::EndpointSlice, family: Family, notes: &mut Vec<Note>)
         let addresses = addresses(index, raw, family, notes);
         (!addresses.is_empty()).then(|| endpoint(addresses, raw))
     };
-    raw.iter().enumerate().filter_map(narrow).collect()
+    exactly(raw.iter().enumerate().filter_map(narrow))
 }
 
 fn addresses(
@@ -122,7 +123,7 @@ fn addresses(
     raw: &k8s::Endpoint,
     family: Family,
     notes: &mut Vec<Note>,
-) -> Vec<IpAddr> {
+) -> SmallVec<[IpAddr; 1]> {
     let narrow = |(index, text): (usize, &String)| {
         let ip = parse_ip(text).filter(|ip| Family::of(*ip) == family);
         if ip.is_none() {
@@ -140,7 +141,7 @@ fn addresses(
 }
 
 /// Missing conditions count in favour of the endpoint. Source: the API documentation of `EndpointConditions`.
-fn endpoint(addresses: Vec<IpAddr>, raw: &k8s::Endpoint) -> Endpoint {
+fn endpoint(addresses: SmallVec<[IpAddr; 1]>, raw: &k8s::Endpoint) -> Endpoint {
     let conditions = raw.conditions.clone().unwrap_or_default();
     let target = raw.target_ref.as_ref();
     let pod = target.filter(|target| target.kind.as_deref() == Some("Pod"));
@@ -157,16 +158,15 @@ fn endpoint(addresses: Vec<IpAddr>, raw: &k8s::Endpoint) -> Endpoint {
     }
 }
 
-fn hints(raw: Option<&k8s::EndpointHints>) -> Hints {
-    let Some(raw) = raw else {
-        return Hints::default();
-    };
+fn hints(raw: Option<&k8s::EndpointHints>) -> Option<Box<Hints>> {
+    let raw = raw?;
     let zones = raw.for_zones.as_deref().unwrap_or_default();
     let nodes = raw.for_nodes.as_deref().unwrap_or_default();
-    Hints {
+    let hints = Hints {
         zones: zones.iter().map(|zone| zone.name.as_str().into()).collect(),
         nodes: nodes.iter().map(|node| node.name.as_str().into()).collect(),
-    }
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
 }
 
 fn non_empty(text: Option<&str>) -> Option<Arc<str>> {
@@ -288,7 +288,10 @@ mod tests {
         );
         assert_eq!(notes, []);
         let expected = Endpoint {
-            addresses: vec!["10.1.0.1".parse().unwrap(), "10.1.0.2".parse().unwrap()],
+            addresses: ["10.1.0.1", "10.1.0.2"]
+                .iter()
+                .map(|ip| ip.parse().unwrap())
+                .collect(),
             ready: true,
             serving: true,
             terminating: false,
@@ -296,10 +299,10 @@ mod tests {
             zone: Some("z1".into()),
             hostname: Some("web-0".into()),
             pod: Some("web-0-pod".into()),
-            hints: Hints {
+            hints: Some(Box::new(Hints {
                 zones: vec!["z1".into(), "z2".into()],
                 nodes: vec!["node-a".into()],
-            },
+            })),
         };
         assert_eq!(value.endpoints, [expected]);
     }
@@ -334,7 +337,7 @@ mod tests {
         );
         assert_eq!(value.endpoints.len(), 1);
         assert_eq!(
-            value.endpoints[0].addresses,
+            value.endpoints[0].addresses[..],
             ["10.1.0.1".parse::<IpAddr>().unwrap()]
         );
         assert_eq!(

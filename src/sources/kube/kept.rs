@@ -214,7 +214,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::control::Change;
 
     fn owner(servers: &[&str]) -> Owner {
         Owner {
@@ -231,7 +230,7 @@ mod tests {
                 "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
             });
             let (object, _) = decode(document, UnknownFields::Refuse).unwrap();
-            objects.apply(&Change::Applied(object));
+            objects.insert(object.key(), &object);
         }
         objects
     }

@@ -242,7 +242,7 @@ fn behind(url: &Uri, table: &RoutingTable) -> Option<Vec<SocketAddr>> {
     let port = url.port_u16().unwrap_or(default);
     let frontend = Frontend::new(SocketAddr::new(ip, port), Protocol::Tcp);
     let destination = table.destination(&frontend)?;
-    Some(destination.route.serving.clone())
+    Some(destination.route.serving().collect())
 }
 
 fn directly(server: &Config, endpoint: SocketAddr) -> Option<Config> {

@@ -16,6 +16,8 @@ pub(super) mod reason {
     pub(crate) const SYNTAX: &str = "SyntaxError";
     /// A value of the wrong type or an unknown field; what the API server answers to these.
     pub(crate) const BAD_REQUEST: &str = "BadRequest";
+    /// A value that must be there is not.
+    pub(crate) const REQUIRED: &str = "FieldValueRequired";
     /// A kind under an API version that does not have it.
     pub(crate) const NO_MATCH: &str = "NoMatch";
     /// A second manifest of one object.

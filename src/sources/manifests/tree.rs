@@ -91,9 +91,17 @@ impl Node {
         if let Value::List(items) = &self.value {
             items.get(segment.parse::<usize>().ok()?)
         } else {
+            // The API server itself writes `spec.LoadBalancerSourceRanges`.
             self.get(segment)
+                .or_else(|| self.get(&decapitalised(segment)))
         }
     }
+}
+
+fn decapitalised(segment: &str) -> String {
+    let mut letters = segment.chars();
+    let first = letters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
 }
 
 /// The first segment of a path, without its punctuation, and the rest. `None` at the end.
@@ -174,6 +182,7 @@ pub(super) mod tests {
         let tree = service();
         assert_eq!(tree.line_of("spec.ports[1].nodePort"), 10);
         assert_eq!(tree.line_of("spec.ports[0]"), 8);
+        assert_eq!(tree.line_of("spec.Ports[1].nodePort"), 10);
         assert_eq!(tree.line_of("spec"), 6);
         assert_eq!(tree.line_of("metadata.labels[app.kubernetes.io/name]"), 5);
     }

@@ -13,9 +13,8 @@ use tokio::net::TcpStream;
 use viaduct::capture::plan::{Callers, Entry, ListenerId, ListenerSpec, ListenerState, Tenure};
 use viaduct::dataplane::{Config, Dataplane, Metrics};
 use viaduct::model::{
-    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Hints, Knobs, Port, Protocol,
-    Service, ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort,
-    TrafficPolicy,
+    Algorithm, Endpoint, EndpointSlice, Event, Family, Frontend, Knobs, Port, Protocol, Service,
+    ServiceKind, ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort, TrafficPolicy,
 };
 use viaduct::routing::{
     Balancer, BalancerFactory, Choice, FrontendKind, NodeView, Published, TableBuilder,
@@ -159,7 +158,7 @@ impl Rig {
         self.slices = endpoints.len();
         for (index, (backend, state)) in endpoints.iter().enumerate() {
             let endpoint = Endpoint {
-                addresses: vec![backend.ip()],
+                addresses: [backend.ip()].into(),
                 ready: *state == State::Ready,
                 serving: *state != State::Unready,
                 terminating: *state == State::Draining,
@@ -167,7 +166,7 @@ impl Rig {
                 zone: None,
                 hostname: None,
                 pod: None,
-                hints: Hints::default(),
+                hints: None,
             };
             let slice = EndpointSlice {
                 key: key(index),

@@ -14,10 +14,17 @@ use crate::trials::Trials;
 /// A name and what is done in a fresh world under one mode and family.
 type Case = (&'static str, fn(Rig));
 
-/// Adds every case for every mode that writes rules, in both families.
+/// Adds every case for every mode that leads traffic to stand-ins, and those of the kernel for every mode that changes
+/// it, in both families.
 pub(crate) fn add_to(trials: &mut Trials) {
-    let cases = [reach::CASES, silence::CASES, ownership::CASES, flows::CASES].concat();
-    for mode in [Mode::Nftables, Mode::Iptables] {
+    let led = [reach::CASES, silence::CASES, ownership::CASES, flows::CASES].concat();
+    for mode in [Mode::Nftables, Mode::Iptables, Mode::Tproxy, Mode::Local] {
+        let cases = match mode {
+            Mode::Nftables | Mode::Iptables => [ownership::KERNEL_CASES, &led].concat(),
+            Mode::Tproxy | Mode::Local | Mode::Loopback | Mode::None => {
+                ownership::KERNEL_CASES.to_vec()
+            }
+        };
         for family in Family::BOTH {
             for (name, case) in cases.clone() {
                 let name = format!("{}::{name}", family.as_str().to_lowercase());

@@ -10,7 +10,8 @@ use super::Case;
 use crate::rig::{PORT, Rig, open, runtime};
 use crate::world::Place;
 
-pub(super) const CASES: &[Case] = &[
+/// Those in which nobody is served.
+pub(super) const KERNEL_CASES: &[Case] = &[
     (
         "rules_of_others_stay_as_they_are",
         rules_of_others_stay_as_they_are,
@@ -20,21 +21,12 @@ pub(super) const CASES: &[Case] = &[
         what_is_intact_is_not_restored,
     ),
     (
-        "rules_come_back_after_a_foreign_flush",
-        rules_come_back_after_a_foreign_flush,
-    ),
-    (
         "rules_come_back_after_a_part_is_removed",
         rules_come_back_after_a_part_is_removed,
     ),
     (
-        "a_change_after_a_foreign_flush_brings_everything_back",
-        a_change_after_a_foreign_flush_brings_everything_back,
-    ),
-    ("release_leaves_nothing", release_leaves_nothing),
-    (
-        "a_new_start_replaces_what_a_crash_left",
-        a_new_start_replaces_what_a_crash_left,
+        "a_new_start_keeps_what_it_needs_and_removes_the_rest",
+        a_new_start_keeps_what_it_needs_and_removes_the_rest,
     ),
     (
         "another_mode_removes_what_this_one_left",
@@ -46,7 +38,27 @@ pub(super) const CASES: &[Case] = &[
     ),
 ];
 
+/// Those in which callers meet stand-ins that traffic is led to.
+pub(super) const CASES: &[Case] = &[
+    (
+        "rules_come_back_after_a_foreign_flush",
+        rules_come_back_after_a_foreign_flush,
+    ),
+    (
+        "a_change_after_a_foreign_flush_brings_everything_back",
+        a_change_after_a_foreign_flush_brings_everything_back,
+    ),
+    ("release_leaves_nothing", release_leaves_nothing),
+    (
+        "a_new_start_replaces_what_a_crash_left",
+        a_new_start_replaces_what_a_crash_left,
+    ),
+];
+
 const FOREIGN: &str = "
+ip addr add 10.98.0.1/32 dev lo; ip -6 addr add fd00:10:98::1/128 dev lo nodad
+ip route add local 10.99.0.1 dev lo; ip -6 route add local fd00:10:99::1 dev lo
+for v in 4 6; do ip -$v rule add fwmark 0x7 lookup 77; ip -$v route add local default dev lo table 77; done
 nft 'add table ip foreign; add chain ip foreign in { type nat hook prerouting priority -100; }; \
      add rule ip foreign in tcp dport 7 redirect to :8; add set ip foreign viaduct { type ipv4_addr; }; \
      add table inet viaduct; add chain inet viaduct c; add table ip6 foreign; add chain ip6 foreign c'
@@ -117,22 +129,33 @@ fn rules_come_back_after_a_part_is_removed(mut rig: Rig) {
     rig.apply();
     let (service, family) = (rig.service(1), if rig.v6() { "ip6" } else { "ip" });
     let tool = if rig.v6() { "ip6tables" } else { "iptables" };
+    let flag = if rig.v6() { "-6" } else { "-4" };
     let removals = match rig.mode {
-        Mode::Nftables => [
+        Mode::Nftables => vec![
             format!(
                 "nft delete element {family} viaduct redirects '{{ {service} . tcp . {PORT} }}'"
             ),
             format!("nft flush chain {family} viaduct capture_in"),
             format!("nft add element {family} viaduct guarded '{{ 1 }}'"),
         ],
-        Mode::Iptables => [
+        Mode::Iptables => vec![
             format!("{tool} -t nat -D PREROUTING -j VIADUCT-CAPTURE"),
             format!("{tool} -t nat -F VIADUCT-CAPTURE"),
             format!("{tool} -t nat -A VIADUCT-GUARD -p udp --dport 1 -j RETURN"),
         ],
-        Mode::Tproxy | Mode::Local | Mode::Loopback | Mode::None => {
-            unreachable!("these write no rules")
-        }
+        Mode::Tproxy => vec![
+            format!(
+                "nft delete element {family} viaduct_tproxy redirects '{{ {service} . tcp . {PORT} }}'"
+            ),
+            format!("nft delete table {family} viaduct_tproxy"),
+            format!("ip {flag} rule del fwmark 0x1000/0x1000"),
+            format!("ip {flag} route flush table 8600"),
+            format!("ip {flag} route del local {service} dev lo table local"),
+        ],
+        Mode::Local => vec![format!(
+            "ip {flag} route del local {service} dev lo table local"
+        )],
+        Mode::Loopback | Mode::None => unreachable!("these write no rules"),
     };
     let whole = rig.all_rules();
     for removal in removals {
@@ -203,6 +226,25 @@ fn a_new_start_replaces_what_a_crash_left(mut rig: Rig) {
     rig.release();
     rig.apply();
     assert_eq!(rig.all_rules(), replaced);
+}
+
+fn a_new_start_keeps_what_it_needs_and_removes_the_rest(mut rig: Rig) {
+    rig.world.shell(Place::Node, FOREIGN);
+    let stand_in = rig.stand_in("here");
+    rig.lead(1, &stand_in);
+    silence_something(&mut rig);
+    rig.apply();
+    let wanted = rig.all_rules();
+    rig.lead(2, &stand_in);
+    rig.apply();
+    assert_ne!(rig.all_rules(), wanted);
+    rig.restart();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        rig.rules.redirects.remove(&rig.frontend(2, protocol));
+    }
+    rig.apply();
+    assert_eq!(rig.all_rules(), wanted);
+    assert!(!rig.reassert());
 }
 
 fn another_mode_removes_what_this_one_left(mut rig: Rig) {

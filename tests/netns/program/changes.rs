@@ -2,13 +2,15 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
+use viaduct::model::Protocol;
 
 use super::BALANCER;
 use super::node::{NODE_PORT, Node, SERVICE, Web};
 use super::pods::{HELLO, Pod, State, slice};
+use crate::rig::all_rules;
 use crate::world::{Answer, Place, QUIET, ask_again, eventually, patience};
 
 /// External addresses of the Service, one of each family.
@@ -16,6 +18,58 @@ const EXTERNAL: [&str; 2] = ["198.51.100.7", "2001:db8:5::7"];
 
 /// The largest payload of a UDP datagram over IPv4.
 const LARGEST: usize = 65_507;
+
+/// Addresses of the node that come and go, one of each family.
+const COMING: [&str; 2] = ["192.0.2.77", "2001:db8::77"];
+
+/// The kernel announces a change of addresses; it is in effect soon after.
+const FOLLOWED: Duration = Duration::from_secs(2);
+
+pub(super) fn node_ports_follow_addresses_that_come_and_go(mut node: Node) {
+    // Among those that answer node ports, and one that never does.
+    node.flags = vec!["--nodeport-addresses=192.0.2.64/26,2001:db8::/120".to_owned()];
+    node.apply(&Web::default());
+    node.start();
+    for ip in SERVICE {
+        node.await_served(SocketAddr::new(ip.parse().unwrap(), 80));
+    }
+    let first = SocketAddr::new(Place::Node.ip(false), NODE_PORT);
+    let answer = node.ask(Place::Outside, Protocol::Tcp, first, patience());
+    assert_eq!(answer, Answer::Refused, "{first}");
+    for round in 0..2 {
+        for ip in COMING {
+            let to = SocketAddr::new(ip.parse().unwrap(), NODE_PORT);
+            let (flag, more) = if to.is_ipv6() {
+                ("-6", "/128 nodad")
+            } else {
+                ("-4", "/32")
+            };
+            let change = |verb: &str, more: &str| {
+                let line = format!("ip {flag} addr {verb} {ip}{more} dev to-outside");
+                node.world.shell(Place::Node, &line);
+                Instant::now()
+            };
+            let came = change("add", more);
+            node.await_served(to);
+            assert!(came.elapsed() < FOLLOWED, "{:?}", came.elapsed());
+            for from in [Place::Pod, Place::Node] {
+                node.assert_backends(from, Protocol::Tcp, to, &["local", "remote"]);
+                node.assert_backends(from, Protocol::Udp, to, &["local", "remote"]);
+            }
+            // From here on it is not the node's, and no port of it leads here.
+            let more = more.split_whitespace().next().unwrap_or(more);
+            change("del", more);
+            eventually(|| match node.ask(Place::Pod, Protocol::Tcp, to, QUIET) {
+                Answer::Words(words) => Err(format!("round {round}: {to} still answers {words}")),
+                Answer::Refused | Answer::Silence | Answer::Other(_) => Ok(()),
+            });
+            eventually(|| match all_rules(&node.world) {
+                rules if rules.contains(&format!("{ip} ")) => Err(rules),
+                _gone => Ok(()),
+            });
+        }
+    }
+}
 
 pub(super) fn udp_clients_of_every_address_move_with_the_endpoints(mut node: Node) {
     let web = |endpoints| Web {

@@ -1,8 +1,9 @@
 //! Each rung made impossible in turn: the next is taken and said so, and where none is left the end is an explanation.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
+use super::BALANCER;
 use super::node::{Node, SERVICE, Web};
 use crate::rig::all_rules;
 use crate::world::{Place, eventually};
@@ -11,11 +12,19 @@ pub(super) fn the_next_rung_is_taken_where_one_is_impossible(mut node: Node) {
     let before = all_rules(&node.world);
     node.capture = Some("auto");
     node.apply(&Web::default());
-    let rungs: [(&[&str], &str); 4] = [
+    // The tools of each variant of iptables are one program.
+    let rungs: [(&[&str], &str); 5] = [
         (&[], "nftables"),
         (&["nft"], "iptables"),
-        (&["nat", "iptables-restore", "ip6tables-restore"], "tproxy"),
-        (&["nft", "iptables-restore", "ip6tables-restore"], "local"),
+        (
+            &["nat", "iptables-restore", "iptables-legacy-restore"],
+            "tproxy",
+        ),
+        (
+            &["nft", "iptables-restore", "iptables-legacy-restore"],
+            "local",
+        ),
+        (&["netfilter", "iptables-legacy-restore"], "local"),
     ];
     for (hidden, rung) in rungs {
         node.hidden = hidden.to_vec();
@@ -39,6 +48,48 @@ pub(super) fn the_next_rung_is_taken_where_one_is_impossible(mut node: Node) {
     }
 }
 
+pub(super) fn a_family_that_fails_later_is_told_and_tried_again_and_stops_no_other(mut node: Node) {
+    node.capture = Some("nftables");
+    node.hidden = vec!["ip6-later"];
+    node.apply(&Web::default());
+    node.start();
+    for ip in SERVICE {
+        node.await_served(SocketAddr::new(ip.parse().unwrap(), 80));
+    }
+    node.break_ipv6();
+    node.apply(&Web {
+        kind: "LoadBalancer",
+        status: "{loadBalancer: {ingress: [{ip: 203.0.113.7}, {ip: '2001:db8:7::7'}]}}",
+        ..Web::default()
+    });
+    let ask = |port: u16, path: &str| {
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        node.http(Place::Node, to, path).unwrap()
+    };
+    let [v4, v6] = BALANCER.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80));
+    node.await_served(v4);
+    eventually(|| {
+        let told = ask(10256, "/readyz");
+        let names = told.contains(r#""failures":{"ipv6":"#) && told.contains("not permitted");
+        names.then_some(()).ok_or(told)
+    });
+    let figures = ask(10249, "/metrics");
+    for line in [
+        r#"viaduct_rules_failing{ip_family="ipv6"} 1"#,
+        r#"viaduct_rules_failures_total{ip_family="ipv6"} "#,
+    ] {
+        assert!(figures.contains(line), "{figures}");
+    }
+    assert!(node.log().contains("rules could not be"), "{}", node.log());
+    node.mend_ipv6();
+    node.await_served(v6);
+    eventually(|| {
+        let told = ask(10256, "/readyz");
+        (!told.contains("failures")).then_some(()).ok_or(told)
+    });
+    assert!(ask(10249, "/metrics").contains(r#"viaduct_rules_failing{ip_family="ipv6"} 0"#));
+}
+
 pub(super) fn doctor_tells_what_works_and_who_else_is_here(node: Node) {
     let ask = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
@@ -53,6 +104,10 @@ pub(super) fn doctor_tells_what_works_and_who_else_is_here(node: Node) {
     let (status, text) = ask();
     assert_eq!(status, Some(0), "{text}");
     for mode in ["nftables", "iptables", "tproxy", "local"] {
+        if mode == "iptables" {
+            let by = |line: &str| line.contains("works here, by ip") && line.contains("-restore v");
+            assert!(text.lines().any(by), "{text}");
+        }
         let works =
             |line: &&str| line.starts_with(&format!("capture {mode} ")) && line.contains(" ok ");
         assert_eq!(text.lines().filter(works).count(), 2, "{mode}: {text}");

@@ -1,10 +1,9 @@
-//! New connections at a steady rate while backends are replaced or dead, or other Services come and go: none may fail.
+//! New connections at a steady rate while backends are replaced or dead: none may fail.
 //!
 //! Small in the suite. At full size by hand: `VIADUCT_LOAD=1000x20 cargo test --test netns load` (connections a second,
-//! seconds at least), `VIADUCT_CHANGES=1000`; the figures are printed.
+//! seconds at least); the figures are printed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::node::{Node, SERVICE};
-use super::pods::{Pod, State, greet, slice, slice_of};
+use super::pods::{Pod, State, greet, slice};
 use crate::rig::runtime;
-use crate::world::{Place, QUIET, eventually, patience};
+use crate::world::{Place, QUIET, World, eventually, patience};
 
 /// The Pods of the Service.
 struct Pods {
@@ -95,7 +94,12 @@ spec:
 
 pub(super) fn a_rolling_update_fails_no_connection(mut node: Node) {
     let mut pods = Pods::start(&mut node, 5);
-    let (outcomes, new) = under_load(&node, || pods.replace_all(&node));
+    let (outcomes, new) = under_load(
+        &node.world,
+        &[Place::Outside],
+        |_| greet(address()),
+        || pods.replace_all(&node),
+    );
     assert_eq!(outcomes.failed, BTreeMap::new());
     // The load may end before the last one gets its share.
     let serves = |ip: &IpAddr| outcomes.served_by.contains_key(&ip.to_string());
@@ -105,65 +109,24 @@ pub(super) fn a_rolling_update_fails_no_connection(mut node: Node) {
 pub(super) fn a_dead_backend_is_not_noticed(mut node: Node) {
     let pods = Pods::start(&mut node, 3);
     pods.pods[1].deafen(&node.world);
-    let (outcomes, ()) = under_load(&node, || ());
+    let (outcomes, ()) = under_load(&node.world, &[Place::Outside], |_| greet(address()), || ());
     assert_eq!(outcomes.failed, BTreeMap::new());
     // One timeout of 250 ms, never the second one of 500 ms.
     let p99 = outcomes.per_mille(990);
     assert!(p99 < Duration::from_millis(700), "{p99:?}");
 }
 
-pub(super) fn changes_of_others_disturb_no_connection(mut node: Node) {
-    let mut pods = Pods::start(&mut node, 2);
-    let own = pods.pods.iter().map(|pod| pod.ip.to_string());
-    let own: BTreeSet<String> = own.collect();
-    pods.start_one(&node);
-    let other_pod = pods.pods.pop().unwrap();
-    let other = other_pod.ip;
-    let draft = node.manifests().join("other.tmp");
-    let file = node.manifests().join("other.yaml");
-    let (outcomes, ()) = under_load(&node, || {
-        // Created, given another port, deleted: each is seen before the next is made.
-        for round in 0..changes() / 3 {
-            let name = format!("other-{round}");
-            let ip: IpAddr = format!("10.96.{}.20", round % 200).parse().unwrap();
-            for port in [80, 81] {
-                fs::write(&draft, other_service(&name, ip, port, other)).unwrap();
-                fs::rename(&draft, &file).unwrap();
-                let to = SocketAddr::new(ip, port);
-                await_answer_at(&node, to, |pod| pod == other.to_string());
-            }
-            fs::remove_file(&file).unwrap();
-        }
-    });
-    assert_eq!(outcomes.failed, BTreeMap::new());
-    let served_by: BTreeSet<String> = outcomes.served_by.into_keys().collect();
-    assert_eq!(served_by, own, "nobody is led elsewhere");
-}
-
-fn other_service(name: &str, ip: IpAddr, port: u16, endpoint: IpAddr) -> String {
-    format!(
-        "apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: default}}
-spec:
-  clusterIP: '{ip}'
-  ports: [{{name: t, port: {port}, protocol: TCP}}, {{name: u, port: {port}, protocol: UDP}}]
-{}",
-        slice_of(name, &[(endpoint, State::Ready)])
-    )
-}
-
 // Changes of rules: a few in the suite.
-fn changes() -> u32 {
+pub(super) fn changes() -> u32 {
     let given = std::env::var("VIADUCT_CHANGES").ok();
     given.map_or(30, |given| given.parse().unwrap())
 }
 
 /// Connections that were made, by outcome.
 #[derive(Debug, Default)]
-struct Outcomes {
-    served_by: BTreeMap<String, usize>,
-    failed: BTreeMap<String, usize>,
+pub(super) struct Outcomes {
+    pub(super) served_by: BTreeMap<String, usize>,
+    pub(super) failed: BTreeMap<String, usize>,
     /// Sorted once all are there.
     until_answer: Vec<Duration>,
 }
@@ -179,31 +142,53 @@ impl Outcomes {
         }
     }
 
+    fn join(&mut self, other: Self) {
+        for (pod, served) in other.served_by {
+            *self.served_by.entry(pod).or_default() += served;
+        }
+        for (error, failed) in other.failed {
+            *self.failed.entry(error).or_default() += failed;
+        }
+        self.until_answer.extend(other.until_answer);
+        self.until_answer.sort_unstable();
+    }
+
     /// The time until the answer that so many of 1,000 connections do not exceed.
     fn per_mille(&self, n: usize) -> Duration {
         self.until_answer[(self.until_answer.len() - 1) * n / 1000]
     }
 }
 
-/// Connects from outside at the given rate until `during` is over; and for the given time at least.
-fn under_load<T>(node: &Node, during: impl FnOnce() -> T) -> (Outcomes, T) {
+/// Has everybody in `places` call until `during` is over, and for the given time at least; together they keep the given
+/// rate. `call` makes the call of that number.
+pub(super) fn under_load<T, F: Future<Output = io::Result<String>> + Send + 'static>(
+    world: &World,
+    places: &[Place],
+    call: fn(usize) -> F,
+    during: impl FnOnce() -> T,
+) -> (Outcomes, T) {
     let (rate, seconds) = size();
-    // Past 14,000 ports that wait after their end, the client's own search for a free one takes longer than any dial.
-    let reuse = "echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse";
-    node.world.shell(Place::Outside, reuse);
     let over = AtomicBool::new(false);
+    let share = rate / u32::try_from(places.len()).unwrap();
     thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            node.world.in_ns(Place::Outside, || {
-                runtime().block_on(connect(rate, seconds, &over))
-            })
-        });
+        let from = |place: &Place| {
+            let (place, over) = (*place, &over);
+            // Past 14,000 ports that wait after their end, the client's own search for a free one takes longer than any dial.
+            let reuse = "echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse";
+            world.shell(place, reuse);
+            let work = move || runtime().block_on(keep_calling(share, seconds, over, call));
+            scope.spawn(move || world.in_ns(place, work))
+        };
+        let loads: Vec<_> = places.iter().map(from).collect();
         let done = {
             // Even if it panics: the load must end.
             let _ends = Ends(&over);
             during()
         };
-        let outcomes = load.join().unwrap();
+        let mut outcomes = Outcomes::default();
+        for load in loads {
+            outcomes.join(load.join().unwrap());
+        }
         println!(
             "{} served at {rate}/s, {:?} failed, answered after {:?} (median), {:?} (p99), {:?} (all)",
             outcomes.until_answer.len(),
@@ -224,28 +209,35 @@ impl Drop for Ends<'_> {
     }
 }
 
-async fn connect(rate: u32, seconds: u64, over: &AtomicBool) -> Outcomes {
+async fn keep_calling<F: Future<Output = io::Result<String>> + Send + 'static>(
+    rate: u32,
+    seconds: u64,
+    over: &AtomicBool,
+    call: fn(usize) -> F,
+) -> Outcomes {
     let begun = Instant::now();
     let mut ticks = interval(Duration::from_secs(1) / rate);
     // Late ticks are made up for: what is slow here must not lighten the load.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut connections = JoinSet::new();
+    let mut calls = JoinSet::new();
     let mut outcomes = Outcomes::default();
+    let mut number = 0;
     while !over.load(Ordering::Relaxed) || begun.elapsed() < Duration::from_secs(seconds) {
         let due = ticks.tick().await;
-        connections.spawn(async move {
-            let answer = timeout(patience(), greet(address())).await;
+        let call = call(number);
+        number += 1;
+        calls.spawn(async move {
+            let answer = timeout(patience(), call).await;
             let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             (answer, due.elapsed())
         });
-        while let Some(done) = connections.try_join_next() {
+        while let Some(done) = calls.try_join_next() {
             outcomes.add(done.unwrap());
         }
     }
-    while let Some(done) = connections.join_next().await {
+    while let Some(done) = calls.join_next().await {
         outcomes.add(done.unwrap());
     }
-    outcomes.until_answer.sort_unstable();
     outcomes
 }
 
@@ -264,11 +256,7 @@ fn size() -> (u32, u64) {
 
 // Waits until somebody answers whom `wanted` accepts.
 fn await_answer(node: &Node, wanted: impl Fn(&str) -> bool) {
-    await_answer_at(node, address(), wanted);
-}
-
-fn await_answer_at(node: &Node, to: SocketAddr, wanted: impl Fn(&str) -> bool) {
-    let ask = || runtime().block_on(async { timeout(QUIET, greet(to)).await });
+    let ask = || runtime().block_on(async { timeout(QUIET, greet(address())).await });
     eventually(|| match node.world.in_ns(Place::Outside, ask) {
         Ok(Ok(pod)) if wanted(&pod) => Ok(()),
         other => Err(format!("{other:?}")),

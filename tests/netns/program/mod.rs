@@ -3,7 +3,9 @@
 mod changes;
 mod detect_local;
 mod figures;
+mod hammer;
 mod ladder;
+mod legacy;
 mod load;
 mod names;
 mod node;
@@ -11,6 +13,7 @@ mod order;
 mod pods;
 mod privileges;
 mod stickiness;
+mod streams;
 mod tracking;
 mod two_nodes;
 
@@ -72,8 +75,24 @@ const CASES: &[Case] = &[
         changes::udp_clients_of_every_address_move_with_the_endpoints,
     ),
     (
+        "node_ports_follow_addresses_that_come_and_go",
+        changes::node_ports_follow_addresses_that_come_and_go,
+    ),
+    (
         "established_connections_survive_every_change",
         changes::established_connections_survive_every_change,
+    ),
+    (
+        "streams::streams_end_as_their_peers_end_them",
+        streams::streams_end_as_their_peers_end_them,
+    ),
+    (
+        "streams::a_backend_that_speaks_first_is_heard_at_once",
+        streams::a_backend_that_speaks_first_is_heard_at_once,
+    ),
+    (
+        "streams::a_stalled_reader_costs_a_fast_one_nothing",
+        streams::a_stalled_reader_costs_a_fast_one_nothing,
     ),
     (
         "what_was_changed_before_is_in_effect_before",
@@ -92,8 +111,8 @@ const CASES: &[Case] = &[
         load::a_dead_backend_is_not_noticed,
     ),
     (
-        "load::changes_of_others_disturb_no_connection",
-        load::changes_of_others_disturb_no_connection,
+        "hammer::changes_and_handovers_disturb_nobody",
+        hammer::changes_and_handovers_disturb_nobody,
     ),
     (
         "a_pod_reaches_itself_through_its_service",
@@ -168,12 +187,28 @@ const LADDER: &[Case] = &[
         ladder::the_next_rung_is_taken_where_one_is_impossible,
     ),
     (
+        "a_family_that_fails_later_is_told_and_tried_again_and_stops_no_other",
+        ladder::a_family_that_fails_later_is_told_and_tried_again_and_stops_no_other,
+    ),
+    (
         "doctor_tells_what_works_and_who_else_is_here",
         ladder::doctor_tells_what_works_and_who_else_is_here,
     ),
     (
         "without_a_rung_the_end_is_an_explanation",
         ladder::without_a_rung_the_end_is_an_explanation,
+    ),
+];
+
+/// Those of the variants of iptables.
+const VARIANTS: &[Case] = &[
+    (
+        "the_older_tables_serve_where_the_newer_do_not_work",
+        legacy::the_older_tables_serve_where_the_newer_do_not_work,
+    ),
+    (
+        "what_the_older_tables_hold_goes_when_the_newer_are_used",
+        legacy::what_the_older_tables_hold_goes_when_the_newer_are_used,
     ),
 ];
 
@@ -199,6 +234,13 @@ pub(crate) fn add_to(trials: &mut Trials) {
             });
         }
     }
+    for (name, case) in VARIANTS {
+        let name = format!("program::legacy::{name}");
+        let tools = ["nft", "iptables", "iptables-legacy", "unshare"];
+        trials.add(Mode::Iptables, &name, &tools, move || {
+            case(Node::new(Mode::Iptables))
+        });
+    }
     for (name, case) in NAMES {
         let name = format!("program::names::{name}");
         let tools = ["unshare", "getent", "dig", "python3", "nft", "iptables"];
@@ -214,7 +256,7 @@ pub(crate) fn add_to(trials: &mut Trials) {
     );
     for (name, case) in LADDER {
         let name = format!("program::ladder::{name}");
-        let tools = ["nft", "iptables", "unshare", "setpriv"];
+        let tools = ["nft", "iptables", "unshare", "setpriv", "python3"];
         trials.add(Mode::Local, &name, &tools, move || {
             case(Node::new(Mode::Local))
         });

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -66,26 +67,28 @@ spec:
 status: {status}
 "
         );
-        for (family, v6) in [("IPv4", false), ("IPv6", true)] {
-            let endpoints: String = self
-                .endpoints
-                .iter()
-                .map(|name| endpoint(name, v6))
-                .collect();
-            let name = family.to_lowercase();
-            text += &format!(
-                "---
+        text += &slices("web", self.endpoints);
+        text
+    }
+}
+
+/// The slices of a Service, one per family.
+pub(super) fn slices(service: &str, endpoints: &[&str]) -> String {
+    let of = |(family, v6): (&str, bool)| {
+        let endpoints: String = endpoints.iter().map(|name| endpoint(name, v6)).collect();
+        let name = family.to_lowercase();
+        format!(
+            "---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {{name: web-{name}, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+metadata: {{name: {service}-{name}, namespace: default, labels: {{kubernetes.io/service-name: {service}}}}}
 addressType: {family}
 ports: [{{name: t, port: {PORT}, protocol: TCP}}, {{name: u, port: {PORT}, protocol: UDP}}]
 endpoints: [{endpoints}]
 "
-            );
-        }
-        text
-    }
+        )
+    };
+    [("IPv4", false), ("IPv6", true)].map(of).concat()
 }
 
 fn endpoint(name: &str, v6: bool) -> String {
@@ -99,11 +102,31 @@ fn endpoint(name: &str, v6: bool) -> String {
 }
 
 /// An `nft` on a kernel that has no NAT.
-const WITHOUT_NAT: &str = "#!/bin/sh
-input=$(cat)
-case $input in *\"type nat\"*) echo \"Error: Operation not supported\" >&2; exit 1;; esac
-printf \"%s\\n\" \"$input\" | \"$REAL\" \"$@\"
-";
+const WITHOUT_NAT: &str =
+    "case $input in *\"type nat\"*) echo \"Error: Operation not supported\" >&2; exit 1;; esac";
+
+/// An `nft` that may do nothing about IPv6 any more once it is told so.
+const WITHOUT_IPV6_LATER: &str = "test -e $REAL.later && case \"$* $input\" in *\" ip6 \"*) \
+    echo \"Error: Operation not permitted\" >&2; exit 1;; esac";
+
+/// A seccomp filter by which nobody opens a netlink socket of netfilter (`socket(AF_NETLINK, _, NETLINK_NETFILTER)`), which
+/// is how one talks to nf_tables; then the program. Source: seccomp(2), `linux/filter.h`.
+const WITHOUT_NETFILTER: &str = r#"
+import ctypes, os, struct, sys
+def step(code, right, wrong, value): return struct.pack("HBBI", code, right, wrong, value)
+load, is_equal, answer = 0x20, 0x15, 0x06
+call = {"x86_64": 41, "aarch64": 198}[os.uname().machine]
+steps = b"".join([
+    step(load, 0, 0, 0), step(is_equal, 0, 5, call),
+    step(load, 0, 0, 16), step(is_equal, 0, 3, 16),
+    step(load, 0, 0, 32), step(is_equal, 0, 1, 12),
+    step(answer, 0, 0, 0x00050001), step(answer, 0, 0, 0x7fff0000)])
+text = ctypes.create_string_buffer(steps)
+filter = struct.pack("HxxxxxxP", len(steps) // 8, ctypes.addressof(text))
+prctl = ctypes.CDLL(None).prctl
+assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, filter, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
 
 /// The node of a world with the program on it, and the backends `local` and `remote`.
 pub(super) struct Node {
@@ -113,11 +136,14 @@ pub(super) struct Node {
     pub(super) flags: Vec<String>,
     /// In place of the mode's name.
     pub(super) capture: Option<&'static str>,
-    /// Tools that the program finds unusable; `nat` = what nf_tables has of it.
+    /// Tools that the program finds unusable; `nat` = what nf_tables has of it, `ip6-later` = IPv6 in nf_tables from
+    /// [`Node::break_ipv6`] on, `netfilter` = netlink sockets of netfilter.
     pub(super) hidden: Vec<&'static str>,
     directory: TempDir,
     _backends: [Backend; 2],
-    pub(super) world: World,
+    pub(super) world: Arc<World>,
+    /// How often the program has been replaced by its like.
+    handovers: u16,
 }
 
 impl Node {
@@ -133,7 +159,8 @@ impl Node {
             hidden: Vec::new(),
             directory: tempfile::tempdir().unwrap(),
             _backends: backends.map(|(place, name)| Backend::new(&world, place, name)),
-            world,
+            world: Arc::new(world),
+            handovers: 0,
         };
         fs::create_dir(node.manifests()).unwrap();
         node
@@ -201,7 +228,11 @@ impl Node {
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--admin-socket")
-            .arg(directory.join(format!("{name}.sock")))
+            .arg(directory.join(self.admin_socket(name)))
+            .args([
+                "--healthz-bind-address",
+                &format!("0.0.0.0:{}", self.health_port()),
+            ])
             .arg("--data-dir")
             .arg(directory.join(format!("data-{name}")))
             .stdin(Stdio::null())
@@ -219,8 +250,10 @@ impl Node {
         let nft = self.directory.path().join("nft");
         let hide = format!(
             "for tool in {}; do \
-                if [ $tool = nat ]; then \
-                    cp $(command -v nft) {nft}.real; printf '%s' '{WITHOUT_NAT}' > {nft}; chmod +x {nft}; \
+                case $tool in nat) lack='{WITHOUT_NAT}';; ip6-later) lack='{WITHOUT_IPV6_LATER}';; *) lack=;; esac; \
+                if [ \"$lack\" ]; then \
+                    cp $(command -v nft) {nft}.real; \
+                    printf '#!/bin/sh\ninput=$(cat)\n%s\nprintf \"%%s\\n\" \"$input\" | \"$REAL\" \"$@\"\n' \"$lack\" > {nft}; chmod +x {nft}; \
                     mount --bind {nft} $(command -v nft) || exit 9; continue; \
                 fi; \
                 place=$(command -v $tool) || continue; mount --bind /dev/null $place || exit 9; \
@@ -229,8 +262,21 @@ impl Node {
             nft = nft.display(),
         );
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", &hide, "sh", program]);
+        command.args(["--mount", "sh", "-c", &hide, "sh"]);
+        if self.hidden.contains(&"netfilter") {
+            command.args(["python3", "-c", WITHOUT_NETFILTER]);
+        }
+        command.arg(program);
         command
+    }
+
+    /// From now on `nft` does nothing about IPv6 any more; until it is mended.
+    pub(super) fn break_ipv6(&self) {
+        fs::write(self.directory.path().join("nft.real.later"), "").unwrap();
+    }
+
+    pub(super) fn mend_ipv6(&self) {
+        fs::remove_file(self.directory.path().join("nft.real.later")).unwrap();
     }
 
     /// What it has said so far.
@@ -241,6 +287,34 @@ impl Node {
     /// As a crash would.
     pub(super) fn kill(&mut self) {
         drop(self.program.take());
+    }
+
+    /// Replaces it by its like, as an update does: the new process starts beside the old one, which ends once the new one
+    /// is ready.
+    pub(super) fn hand_over(&mut self) {
+        let old = self.program.take().expect("it was started");
+        self.handovers += 1;
+        self.start();
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.health_port());
+        eventually(|| match self.http(Place::Node, to, "/readyz") {
+            Ok(answer) if answer.starts_with("http/1.0 200") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        let new = self.program.replace(old);
+        assert!(self.end().success());
+        self.program = new;
+    }
+
+    // Two processes cannot share one.
+    fn admin_socket(&self, name: &str) -> String {
+        match self.handovers {
+            0 => format!("{name}.sock"),
+            n => format!("{name}-{n}.sock"),
+        }
+    }
+
+    fn health_port(&self) -> u16 {
+        10256 + self.handovers
     }
 
     /// Asks it to end, and waits.
@@ -285,15 +359,7 @@ impl Node {
 
     /// What the health-check node port tells: the status and the number of local endpoints.
     pub(super) fn health(&self, from: Place, to: SocketAddr) -> String {
-        let ask = || {
-            let mut stream = TcpStream::connect_timeout(&to, patience())?;
-            stream.set_read_timeout(Some(patience()))?;
-            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer.to_lowercase())
-        };
-        let answer: io::Result<String> = self.world.in_ns(from, ask);
+        let answer = self.http(from, to, "/healthz");
         match answer {
             Ok(answer) => {
                 let status = answer.split_whitespace().nth(1).unwrap_or_default();
@@ -305,6 +371,18 @@ impl Node {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
             Err(error) => error.to_string(),
         }
+    }
+
+    /// An answer over HTTP, in lower case.
+    pub(super) fn http(&self, from: Place, to: SocketAddr, path: &str) -> io::Result<String> {
+        self.world.in_ns(from, || {
+            let mut stream = TcpStream::connect_timeout(&to, patience())?;
+            stream.set_read_timeout(Some(patience()))?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer.to_lowercase())
+        })
     }
 
     pub(super) fn await_health(&self, from: Place, to: SocketAddr, wanted: &str) {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::control::ObjectKey;
+use crate::control::{NAMELESS, ObjectKey};
 use crate::sources::manifests::claims::{Claims, Place};
 use crate::sources::manifests::document::Document;
 use crate::sources::manifests::file::is_manifest;
@@ -386,6 +386,12 @@ fn conflict(claims: &Claims, key: &ObjectKey, place: &Place) -> Option<Finding> 
         return None;
     }
     let manifest = claims.at(key, place)?;
+    if key.name.is_empty() {
+        // Two documents without a name are not two of one object.
+        let message = format!("Required value: {NAMELESS}");
+        let origin = &manifest.origin;
+        return Some(origin.finding(key.clone(), "metadata.name", reason::REQUIRED, message));
+    }
     let origin = &speaker.origin;
     let message = format!(
         "also in {}:{}, which comes first; this one takes over when that one goes",
