@@ -31,6 +31,18 @@ fn await_answer(address: SocketAddr, status: u16, local_endpoints: usize) {
     });
 }
 
+/// Up to the brace that ends the body.
+fn next_answer(connection: &mut TcpStream) -> String {
+    let mut answer = String::new();
+    let mut piece = [0; 4096];
+    while !answer.ends_with("}") {
+        let length = connection.read(&mut piece).unwrap();
+        assert_ne!(length, 0, "it ends in the middle: {answer:?}");
+        answer.push_str(std::str::from_utf8(&piece[..length]).unwrap());
+    }
+    answer
+}
+
 #[test]
 fn a_health_check_node_port_follows_its_service() {
     let cluster = Cluster::start(&[
@@ -51,7 +63,23 @@ fn a_health_check_node_port_follows_its_service() {
     kept.set_read_timeout(Some(patience())).unwrap();
     kept.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();
-    assert_ne!(kept.read(&mut [0; 4096]).unwrap(), 0);
+    next_answer(&mut kept);
+    for request in ["POST /any/path?a=b", "DELETE /", "OPTIONS *"] {
+        write!(kept, "{request} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let answer = next_answer(&mut kept);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{request}: {answer}");
+        let answer = answer.to_ascii_lowercase();
+        for header in [
+            "content-type: application/json",
+            "x-content-type-options: nosniff",
+            "x-load-balancing-endpoint-weight: 0",
+        ] {
+            assert!(
+                answer.lines().any(|line| line == header),
+                "{request}: {answer}"
+            );
+        }
+    }
     cluster.write("web.yaml", &web("Cluster"));
     assert!(matches!(kept.read(&mut [0; 4096]), Ok(0) | Err(_)));
     assert!(TcpStream::connect(address).is_err());
