@@ -297,7 +297,9 @@ struct Node {
 impl Node {
     fn new(mode: Mode) -> Self {
         let world = World::new();
-        let open = async { capture::open(mode, Family::V4).await };
+        let metrics =
+            capture::Metrics::new(&prometheus::Registry::new()).expect("a registry of its own");
+        let open = async { capture::open(mode, Family::V4, &metrics).await };
         let capture = world.in_ns(Place::Node, || block_on(open)).unwrap();
         Self {
             world,

@@ -5,6 +5,7 @@
 //!  stop:  sources, reconciler (captures nothing new) ─ DNS ─ drain ─ rules, simulated Pods ─ admin, health, metrics
 //! ```
 
+mod kernel_settings;
 mod sources;
 
 use std::net::SocketAddr;
@@ -21,11 +22,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::admin::{self, AdminServer, HealthServer, MetricsServer, Sources};
 use crate::balancers::Algorithms;
-use crate::capture::{Capture, Climbed, Mode};
+use crate::capture::{self, Capture, Climbed, Mode};
 use crate::config::{self, Config};
 use crate::control::PublishedObjects;
 use crate::dataplane::{self, Dataplane};
@@ -42,6 +43,7 @@ use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
+use kernel_settings::{set_oom_score, set_tracking_limits};
 use sources::{SourceParts, local_pods, start_sources};
 
 pub use sources::control_plane;
@@ -124,7 +126,10 @@ impl App {
         let (notices, noticed) = kube::notices();
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
-        let captures = open_captures(&config, &health).await?;
+        let capture_metrics = capture::Metrics::new(&registry).context("registering metrics")?;
+        let captures = open_captures(&config, &capture_metrics, &health).await?;
+        // Only now: a kernel that loads connection tracking when it is needed has it after the first rule.
+        set_tracking_limits(&config);
         let mode = captures.first().map_or(Mode::None, |first| first.mode());
         let metrics = Arc::new(dataplane::Metrics::new(&registry).context("registering metrics")?);
         let dataplane = Dataplane::start(
@@ -249,6 +254,7 @@ impl App {
     /// Takes over a configuration that differs in nothing but keys of [`config::LIVE_KEYS`].
     pub fn take_over(&mut self, config: &Config) {
         set_oom_score(config);
+        set_tracking_limits(config);
         self.drain_timeout = config.drain_timeout;
         self.configz.store(Arc::new(config::configz(config)));
         self.tuning.send_replace(tuning_of(config));
@@ -312,25 +318,19 @@ fn tuning_of(config: &Config) -> Tuning {
     }
 }
 
-// Lowering it needs CAP_SYS_RESOURCE; without, the process runs as well, only less safely.
-fn set_oom_score(config: &Config) {
-    let Some(score) = config.oom_score_adj else {
-        return;
-    };
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        warn!(flag = "oom-score-adj", score, %error, "not set");
-    }
-}
-
 // One family that cannot be captured does not stop the other; none at all does.
-async fn open_captures(config: &Config, health: &Health) -> anyhow::Result<Vec<Box<dyn Capture>>> {
+async fn open_captures(
+    config: &Config,
+    metrics: &capture::Metrics,
+    health: &Health,
+) -> anyhow::Result<Vec<Box<dyn Capture>>> {
     let mut captures = Vec::new();
     if config.capture.is(Mode::None) {
         return Ok(captures);
     }
     let (mut chosen, mut refused) = (Vec::new(), Vec::new());
     for family in config.families() {
-        let refusals = match config.capture.climb(family).await {
+        let refusals = match config.capture.climb(family, metrics).await {
             Ok(Climbed { capture, refusals }) => {
                 chosen.push(format!("{family}: {}", capture.mode()));
                 captures.push(capture);

@@ -150,6 +150,7 @@ fn follow_cluster(
         access,
         node: parts.config.node_name.clone(),
         dns,
+        rate: parts.config.api_rate,
         patience: kube::Patience::default(),
         keep: Some(kube::Keep {
             file: parts.config.data_dir.join("cluster.json"),

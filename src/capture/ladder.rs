@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::model::Family;
 
-use super::{Capture, CaptureError, Mode, UnknownMode, open};
+use super::{Capture, CaptureError, Metrics, Mode, UnknownMode, open};
 
 /// The modes to try, in this order. Never empty; `loopback` and `none` stand alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +50,10 @@ impl Ladder {
     ///
     /// # Errors
     /// None works: why, for each.
-    pub async fn climb(&self, family: Family) -> Result<Climbed, Refusals> {
+    pub async fn climb(&self, family: Family, metrics: &Metrics) -> Result<Climbed, Refusals> {
         let mut refusals = Refusals::default();
         for mode in &self.0 {
-            match open(*mode, family).await {
+            match open(*mode, family, metrics).await {
                 Ok(capture) => return Ok(Climbed { capture, refusals }),
                 Err(error) => refusals.0.push((*mode, error)),
             }

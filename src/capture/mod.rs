@@ -9,6 +9,7 @@ mod conflicts;
 mod iptables;
 mod ladder;
 mod local;
+mod metrics;
 mod nftables;
 mod passive;
 pub mod plan;
@@ -34,6 +35,7 @@ use plan::{Arrival, Rules};
 
 pub use conflicts::conflicts;
 pub use ladder::{Climbed, Ladder, ParseLadderError, Refusals};
+pub use metrics::Metrics;
 
 /// How traffic gets to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +188,11 @@ pub enum CaptureError {
 ///
 /// # Errors
 /// The mode cannot work here: in the kernel's own words, with the remedy.
-pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, CaptureError> {
+pub async fn open(
+    mode: Mode,
+    family: Family,
+    metrics: &Metrics,
+) -> Result<Box<dyn Capture>, CaptureError> {
     probe(mode, family).await?;
     if !matches!(mode, Mode::Loopback | Mode::None) {
         for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
@@ -197,9 +203,9 @@ pub async fn open(mode: Mode, family: Family) -> Result<Box<dyn Capture>, Captur
         }
     }
     Ok(match mode {
-        Mode::Nftables => Box::new(nftables::Nftables::new(family)),
-        Mode::Iptables => Box::new(iptables::Iptables::open(family).await?),
-        Mode::Tproxy => Box::new(tproxy::Tproxy::new(family)),
+        Mode::Nftables => Box::new(nftables::Nftables::new(family, metrics.clone())),
+        Mode::Iptables => Box::new(iptables::Iptables::open(family, metrics.clone()).await?),
+        Mode::Tproxy => Box::new(tproxy::Tproxy::new(family, metrics.clone())),
         Mode::Local => Box::new(local::Local::new(family)),
         Mode::Loopback | Mode::None => Box::new(passive::Passive::new(mode, family)),
     })

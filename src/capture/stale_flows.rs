@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use tracing::{debug, warn};
@@ -14,6 +15,7 @@ use crate::model::{Family, Protocol};
 use crate::net::conntrack::{self, UdpFlow};
 use crate::net::netlink::IpVersion;
 
+use super::Metrics;
 use super::plan::{Rules, local_network};
 
 /// UDP destinations whose rules change, each with the proxy port that it is led to from then on; `None` = left alone.
@@ -132,7 +134,7 @@ fn changes<K: Ord + Copy>(
 
 /// Makes the kernel forget `stale`, so that their next datagram is looked at afresh. Best effort: without it such a
 /// client waits until the kernel's own timeout.
-pub(super) async fn forget(family: Family, stale: StaleFlows) {
+pub(super) async fn forget(family: Family, stale: StaleFlows, metrics: &Metrics) {
     if stale.is_empty() {
         return;
     }
@@ -140,9 +142,13 @@ pub(super) async fn forget(family: Family, stale: StaleFlows) {
         Family::V4 => IpVersion::V4,
         Family::V6 => IpVersion::V6,
     };
+    let begun = Instant::now();
     let work = move || conntrack::forget_udp(ip_version, |flow| stale.contains(flow));
     match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(flows)) => debug!(%family, flows, "stale UDP flows forgotten"),
+        Ok(Ok(flows)) => {
+            metrics.forgot(family, flows, begun.elapsed());
+            debug!(%family, flows, "stale UDP flows forgotten");
+        }
         Ok(Err(error)) => {
             warn!(%family, %error, "stale UDP flows could not be forgotten; clients that keep their port may wait for up to two minutes");
         }

@@ -17,7 +17,7 @@ use super::local::Local;
 use super::nftables::{self, Loaded, MARK, Purpose};
 use super::plan::{Arrival, Rules};
 use super::tool::refused_by_rtnetlink;
-use super::{Capture, CaptureError, Mode};
+use super::{Capture, CaptureError, Metrics, Mode};
 
 /// The routing table, and the rule's place: after the kernel's own and those of most network plugins, before `main`.
 const TABLE: u32 = 8600;
@@ -27,14 +27,17 @@ pub(super) struct Tproxy {
     family: Family,
     table: Loaded,
     local: Local,
+    metrics: Metrics,
 }
 
 impl Tproxy {
-    pub(super) fn new(family: Family) -> Self {
+    pub(super) fn new(family: Family, metrics: Metrics) -> Self {
+        metrics.has_table(family);
         Self {
             family,
             table: Loaded::new(family, Purpose::Divert),
             local: Local::new(family),
+            metrics,
         }
     }
 }
@@ -68,7 +71,8 @@ impl Capture for Tproxy {
         } else {
             on_route(self.family, PolicyRoute::add)?;
         }
-        self.table.change(rules).await?;
+        let changed = self.table.change(rules).await;
+        changed.inspect_err(|_| self.metrics.table_refused(self.family))?;
         self.local.apply(&datagrams).await
     }
 
@@ -80,7 +84,8 @@ impl Capture for Tproxy {
         if !routed {
             on_route(self.family, PolicyRoute::add)?;
         }
-        let tabled = self.table.reassert().await?;
+        let tabled = self.table.reassert().await;
+        let tabled = tabled.inspect_err(|_| self.metrics.table_refused(self.family))?;
         let local = self.local.reassert().await?;
         Ok(!routed || tabled || local)
     }

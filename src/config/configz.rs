@@ -18,12 +18,27 @@ pub fn configz(config: &Config) -> Value {
         "minSyncPeriod": seconds(config.min_sync_period),
         "syncPeriod": seconds(config.sync_period),
     });
+    let limits = &config.tracking_limits;
+    let conntrack = json!({
+        "maxPerCore": limits.max_per_core,
+        "min": limits.min,
+        "tcpBeLiberal": limits.tcp_be_liberal,
+        "tcpCloseWaitTimeout": limits.tcp_close_wait.map(seconds),
+        "tcpEstablishedTimeout": limits.tcp_established.map(seconds),
+        "udpStreamTimeout": limits.udp_stream.map(seconds),
+        "udpTimeout": limits.udp.map(seconds),
+    });
     json!({
         "kubeproxy.config.k8s.io": {
             "apiVersion": kube_proxy::API_VERSION,
             "kind": kube_proxy::KIND,
             "hostnameOverride": config.node_name.as_str(),
-            "clientConnection": { "kubeconfig": settings.kubeconfig },
+            "clientConnection": {
+                "kubeconfig": settings.kubeconfig,
+                "qps": config.api_rate.map_or(-1.0, |rate| rate.per_second),
+                "burst": config.api_rate.map_or(0, |rate| rate.burst),
+            },
+            "conntrack": conntrack,
             "mode": config.capture.to_string(),
             "clusterCIDR": cidrs.collect::<Vec<_>>().join(","),
             "detectLocalMode": settings.detect_local_mode,

@@ -5,18 +5,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::capture::{Ladder, Mode};
+use crate::capture::Ladder;
 use crate::dns::{Limit, PodMode, UpstreamOrder};
 use crate::model::OutlierEjection;
 use crate::sources::kube::Master;
 
+use super::DetectLocalMode;
 use super::values::{GoDuration, PortRange, Text, Upstream};
-use super::{DetectLocalMode, Profile, paths};
 
 /// What can be set, by flag, environment variable (`VIADUCT_` and the flag's name) or key of the file. A field that is
 /// absent leaves the choice to the next place in line.
@@ -46,6 +45,19 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub master: Option<Vec<Text<Master>>>,
+
+    /// Requests a second to the API server in the long run; below 0 there is no bound [default: 5]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VIADUCT_KUBE_API_QPS",
+        allow_hyphen_values = true
+    )]
+    pub kube_api_qps: Option<f64>,
+
+    /// Requests to the API server at once after a rest [default: 10]
+    #[arg(long, value_name = "N", env = "VIADUCT_KUBE_API_BURST")]
+    pub kube_api_burst: Option<u32>,
 
     /// How traffic is captured: auto, loopback, none, or the first that works of a list of nftables, iptables, tproxy and local [default: auto; dev: loopback]
     #[arg(long, value_name = "MODE", env = "VIADUCT_CAPTURE")]
@@ -151,6 +163,53 @@ pub struct Settings {
         env = "VIADUCT_IPTABLES_MIN_SYNC_PERIOD"
     )]
     pub iptables_min_sync_period: Option<Text<GoDuration>>,
+
+    /// Connections that the kernel may track, for each core; 0 leaves it as it is, and so is the default of every --conntrack flag
+    #[arg(long, value_name = "N", env = "VIADUCT_CONNTRACK_MAX_PER_CORE")]
+    pub conntrack_max_per_core: Option<u32>,
+
+    /// Connections that it may track at least, whatever --conntrack-max-per-core comes to
+    #[arg(long, value_name = "N", env = "VIADUCT_CONNTRACK_MIN")]
+    pub conntrack_min: Option<u32>,
+
+    /// Silence after which the kernel forgets an established TCP connection
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_CONNTRACK_TCP_TIMEOUT_ESTABLISHED"
+    )]
+    pub conntrack_tcp_timeout_established: Option<Text<GoDuration>>,
+
+    /// Silence after which it forgets one that a side has ended
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT"
+    )]
+    pub conntrack_tcp_timeout_close_wait: Option<Text<GoDuration>>,
+
+    /// Whether it takes TCP segments outside of the window for part of their connection [default: left as it is]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_CONNTRACK_TCP_BE_LIBERAL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+
+    /// Silence after which it forgets datagrams that nobody has answered
+    #[arg(long, value_name = "DURATION", env = "VIADUCT_CONNTRACK_UDP_TIMEOUT")]
+    pub conntrack_udp_timeout: Option<Text<GoDuration>>,
+
+    /// Silence after which it forgets datagrams that were answered
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "VIADUCT_CONNTRACK_UDP_TIMEOUT_STREAM"
+    )]
+    pub conntrack_udp_timeout_stream: Option<Text<GoDuration>>,
 
     /// How soon the kernel ends this process when memory runs out, from -1000 (never) to 1000 [default: left alone]
     #[arg(
@@ -323,6 +382,8 @@ impl Settings {
             manifests,
             kubeconfig,
             master,
+            kube_api_qps,
+            kube_api_burst,
             capture,
             hostname_override,
             cluster_cidr,
@@ -340,6 +401,13 @@ impl Settings {
             outlier_ejection,
             iptables_sync_period,
             iptables_min_sync_period,
+            conntrack_max_per_core,
+            conntrack_min,
+            conntrack_tcp_timeout_established,
+            conntrack_tcp_timeout_close_wait,
+            conntrack_tcp_be_liberal,
+            conntrack_udp_timeout,
+            conntrack_udp_timeout_stream,
             oom_score_adj,
             udp_idle_timeout,
             connect_timeout,
@@ -366,78 +434,5 @@ impl Settings {
             data_dir,
             drain_timeout
         )
-    }
-
-    /// What holds where nobody said anything. Options without a default of their own stay absent.
-    pub fn defaults(profile: Profile) -> Self {
-        let dev = profile == Profile::Dev;
-        let net = |text: &str| Text(text.parse::<IpNet>().expect("a literal CIDR"));
-        let duration = |seconds| Some(Text(GoDuration(Duration::from_secs(seconds))));
-        Self {
-            api_version: Some(Self::API_VERSION.to_owned()),
-            kind: Some(Self::KIND.to_owned()),
-            master: Some(Vec::new()),
-            capture: Some(Text(if dev {
-                Mode::Loopback.into()
-            } else {
-                Ladder::auto()
-            })),
-            cluster_cidr: Some(Vec::new()),
-            detect_local_mode: Some(Text(DetectLocalMode::ClusterCidr)),
-            service_cluster_ip_range: Some(vec![net(if dev {
-                "127.96.0.0/16"
-            } else {
-                "10.96.0.0/16"
-            })]),
-            service_node_port_range: Some(Text(PortRange(30000..=32767))),
-            load_balancer_ip_range: dev.then(|| net("127.98.0.0/16")),
-            pod_cidr: Some(net("127.97.0.0/16")),
-            nodeport_addresses: Some(if dev {
-                vec!["127.0.0.0/8".to_owned()]
-            } else {
-                Vec::new()
-            }),
-            iptables_localhost_nodeports: Some(true),
-            masquerade_all: Some(false),
-            lb_algorithm: Some("round-robin".to_owned()),
-            outlier_ejection: Some(Text(OutlierEjection::default())),
-            iptables_sync_period: duration(30),
-            udp_idle_timeout: duration(60),
-            connect_timeout: Some(Text(GoDuration(Duration::from_millis(250)))),
-            retries: Some(3),
-            tcp_keepalive: None,
-            tcp_user_timeout: None,
-            data_threads: Some(0),
-            dns_listen: Some(if dev {
-                vec![SocketAddr::from(([127, 0, 0, 1], 5353))]
-            } else {
-                Vec::new()
-            }),
-            dns_upstream: Some(Vec::new()),
-            dns_upstream_order: Some(Text(UpstreamOrder::Random)),
-            cluster_domain: Some("cluster.local".to_owned()),
-            dns_ttl: Some(5),
-            dns_negative_ttl: Some(5),
-            dns_allow: Some(Vec::new()),
-            dns_limit: Some(Vec::new()),
-            dns_pods: Some(Text(PodMode::Insecure)),
-            dns_service: Some("kube-system/kube-dns".to_owned()),
-            dns_hide_empty: Some(false),
-            dns_search_completion: Some(false),
-            exec_probes: Some(true),
-            healthz_bind_address: Some(
-                if dev {
-                    "127.0.0.1:10256"
-                } else {
-                    "0.0.0.0:10256"
-                }
-                .to_owned(),
-            ),
-            metrics_bind_address: Some("127.0.0.1:10249".to_owned()),
-            admin_socket: Some(paths::admin_socket()),
-            data_dir: Some(paths::data_dir()),
-            drain_timeout: duration(5),
-            ..Self::default()
-        }
     }
 }

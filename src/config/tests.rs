@@ -1,6 +1,7 @@
 //! What may be written, what holds in the end, and what is refused by name.
 
 use super::*;
+use crate::dns::PodMode;
 use crate::sources::pod_networks::PodInterfaces;
 
 fn resolve(settings: Settings) -> Result<Config, ConfigError> {
@@ -26,6 +27,47 @@ fn the_defaults_are_those_of_kube_proxy() {
     assert_eq!(config.node_port_addresses, NodePortAddresses::All);
     assert!(config.localhost_node_ports && !config.masquerade_all);
     assert!(config.dns.listen.is_empty());
+}
+
+#[test]
+fn zero_requests_a_second_are_the_default_and_fewer_are_no_bound() {
+    let rate = |qps, burst| {
+        let settings = Settings {
+            kube_api_qps: qps,
+            kube_api_burst: burst,
+            ..Settings::default()
+        };
+        resolve(settings).map(|config| config.api_rate)
+    };
+    let limited = |per_second, burst| Some(Rate { per_second, burst });
+    assert_eq!(rate(None, None).unwrap(), limited(5.0, 10));
+    assert_eq!(rate(Some(0.0), Some(0)).unwrap(), limited(5.0, 10));
+    assert_eq!(rate(Some(0.5), Some(3)).unwrap(), limited(0.5, 3));
+    assert_eq!(rate(Some(-1.0), Some(3)).unwrap(), None);
+    let error = rate(Some(f64::NAN), None).unwrap_err().to_string();
+    assert_eq!(error, "--kube-api-qps: NaN is no rate");
+}
+
+#[test]
+fn connection_tracking_is_left_alone_unless_it_is_named() {
+    let limits = |settings| resolve(settings).unwrap().tracking_limits;
+    assert_eq!(limits(Settings::default()), TrackingLimits::default());
+    let only_min = limits(Settings {
+        conntrack_min: Some(7),
+        ..Settings::default()
+    });
+    assert_eq!(
+        (only_min.max_per_core, only_min.min),
+        (Some(32_768), Some(7))
+    );
+    let per_core = limits(Settings {
+        conntrack_max_per_core: Some(7),
+        ..Settings::default()
+    });
+    assert_eq!(
+        (per_core.max_per_core, per_core.min),
+        (Some(7), Some(131_072))
+    );
 }
 
 #[test]

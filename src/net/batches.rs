@@ -18,7 +18,7 @@ use std::ptr;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use super::message_addresses::{Control, LocalAddress, Name};
+use super::message_addresses::{Control, LocalAddress, Name, fitting};
 
 /// Datagrams per batch.
 pub const SLOTS: usize = 64;
@@ -139,9 +139,10 @@ impl Headers {
         let header = self.messages[at].write(unsafe { mem::zeroed() });
         let header = &mut header.msg_hdr;
         header.msg_iov = self.parts[part..].as_mut_ptr().cast();
-        header.msg_iovlen = n;
+        header.msg_iovlen = fitting(n);
         (header.msg_name, header.msg_namelen) = slot.name.as_raw();
-        (header.msg_control, header.msg_controllen) = slot.control.as_raw();
+        let (control, control_len) = slot.control.as_raw();
+        (header.msg_control, header.msg_controllen) = (control, fitting(control_len));
     }
 
     fn as_mut_ptr(&mut self) -> *mut libc::mmsghdr {
@@ -265,8 +266,10 @@ impl Batch {
         let wanted = libc::c_uint::try_from(n).unwrap_or(0);
         // SAFETY: the first `n` headers are initialised; what they point to are parts of `headers`, and bytes, names and
         // controls of slots, none of which moves before the call returns.
-        let received =
-            unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), wanted, flags, ptr::null_mut()) };
+        let received = unsafe {
+            let no_limit = ptr::null_mut();
+            libc::recvmmsg(fd, headers.as_mut_ptr(), wanted, fitting(flags), no_limit)
+        };
         let Ok(received) = usize::try_from(received) else {
             return Err(io::Error::last_os_error());
         };
@@ -276,7 +279,7 @@ impl Batch {
                 .unwrap_or(slot_bytes)
                 .min(slot_bytes);
             slot.name.filled(header.msg_hdr.msg_namelen);
-            slot.control.filled(header.msg_hdr.msg_controllen);
+            slot.control.filled(fitting(header.msg_hdr.msg_controllen));
         }
         Ok(received)
     }
@@ -336,8 +339,9 @@ impl Batch {
         }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let n = libc::c_uint::try_from(runs.n).unwrap_or(0);
-        // SAFETY: as in `receive`.
-        let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), n, flags) };
+        // Not by the C library: musl's makes one call of each message.
+        // SAFETY: as in `receive`; the lengths are as wide as the kernel reads them, see `fitting`.
+        let sent = unsafe { libc::syscall(libc::SYS_sendmmsg, fd, headers.as_mut_ptr(), n, flags) };
         match usize::try_from(sent) {
             Ok(sent) => Ok(runs.lengths().take(sent).sum()),
             Err(_negative) => Err(io::Error::last_os_error()),

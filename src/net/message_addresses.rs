@@ -234,7 +234,7 @@ impl Control {
         std::iter::successors(Some(0), move |at| {
             let header: libc::cmsghdr = self.read(*at)?;
             // A length below its own header would have us look at the same place for ever.
-            let len = header.cmsg_len.max(size_of::<libc::cmsghdr>());
+            let len = fitting::<_, usize>(header.cmsg_len).max(size_of::<libc::cmsghdr>());
             Some(at + len.next_multiple_of(align))
         })
         .take_while(|at| at + size_of::<libc::cmsghdr>() <= self.len)
@@ -290,7 +290,7 @@ impl Control {
                 mem::zeroed::<libc::cmsghdr>(),
             )
         };
-        header.cmsg_len = usize::try_from(len).unwrap_or(0);
+        header.cmsg_len = fitting(len);
         header.cmsg_level = level;
         header.cmsg_type = kind;
         let end = at.saturating_add(usize::try_from(space).unwrap_or(usize::MAX));
@@ -329,6 +329,12 @@ fn in6_addr(ip: Ipv6Addr) -> libc::in6_addr {
     libc::in6_addr {
         s6_addr: ip.octets(),
     }
+}
+
+/// A number in the type that the C library at hand has for it. musl's lengths are shorter than glibc's, with room beside
+/// them up to what the kernel reads, which is zero in a structure that began as zeroes.
+pub(super) fn fitting<T: TryInto<U>, U: Default>(number: T) -> U {
+    number.try_into().unwrap_or_default()
 }
 
 fn socklen(bytes: usize) -> libc::socklen_t {

@@ -23,3 +23,4 @@ pub mod readable;
 pub mod sockets;
 pub mod source_filter;
 pub mod streams;
+pub mod tracking_limits;

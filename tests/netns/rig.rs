@@ -160,9 +160,10 @@ impl Rig {
 
 /// Opens a mode on the node of a world.
 pub(crate) fn open(world: &World, mode: Mode, family: Family) -> Box<dyn Capture> {
+    let metrics = capture::Metrics::new(&prometheus::Registry::new()).unwrap();
     world
         .in_ns(Place::Node, || {
-            runtime().block_on(capture::open(mode, family))
+            runtime().block_on(capture::open(mode, family, &metrics))
         })
         .unwrap()
 }

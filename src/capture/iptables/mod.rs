@@ -15,10 +15,11 @@ use tracing::{debug, info, warn};
 
 use crate::model::Family;
 
+use super::metrics::Extent;
 use super::plan::{Arrival, Rules};
 use super::stale_flows::{Before, StaleFlows, forget};
 use super::tool::run;
-use super::{Capture, CaptureError, Mode};
+use super::{Capture, CaptureError, Metrics, Mode};
 
 use render::{Chains, Table, parse_saved, plan_chains, render_restore};
 use variant::Variant;
@@ -33,6 +34,7 @@ pub(super) struct Iptables {
     landing: Option<IpAddr>,
     /// What has been captured so far: what must be there, and the flows that may have to be forgotten.
     captured: Rules,
+    metrics: Metrics,
 }
 
 impl Iptables {
@@ -40,7 +42,7 @@ impl Iptables {
     ///
     /// # Errors
     /// None works.
-    pub(super) async fn open(family: Family) -> Result<Self, CaptureError> {
+    pub(super) async fn open(family: Family, metrics: Metrics) -> Result<Self, CaptureError> {
         let variant = Variant::find(family).await?;
         for other in Variant::candidates(family).await {
             if other == variant {
@@ -54,37 +56,48 @@ impl Iptables {
         if variant != Variant::Preferred {
             info!(%family, tool = variant.restore(family), "the iptables that the system prefers does not work");
         }
+        metrics.forgets(family);
+        metrics.has_chains(family);
         Ok(Self {
             family,
             variant,
             applied: BTreeMap::new(),
             landing: None,
             captured: Rules::none(family),
+            metrics,
         })
     }
 
     // True if anything had to be changed.
     async fn change(&mut self, table: Table, wanted: Chains) -> Result<bool, CaptureError> {
-        if let Some(applied) = self.applied.remove(&table) {
-            match render_restore(table, &applied, &wanted) {
-                None => {
-                    self.applied.insert(table, wanted);
-                    return Ok(false);
-                }
-                Some(text) => match restore(self.variant, self.family, &text).await {
-                    Ok(()) => {
-                        self.applied.insert(table, wanted);
-                        return Ok(true);
-                    }
-                    Err(error) => {
-                        warn!(family = %self.family, %error, "chains are not as they were left; they are replaced");
-                    }
-                },
+        let written = match self.write_difference(table, &wanted).await {
+            Some(written) => written,
+            None => replace(self.variant, self.family, table, &wanted)
+                .await
+                .inspect_err(|_| self.metrics.chains_refused(self.family, Extent::Full))?,
+        };
+        let n_written = written.as_deref().map_or(0, render::count_rules);
+        self.metrics
+            .wrote_chains(self.family, table.as_str(), wanted.n_rules(), n_written);
+        self.applied.insert(table, wanted);
+        Ok(written.is_some())
+    }
+
+    // What was written, if anything had to be. `None` where that cannot be done: it is not known what is there, or it
+    // is not what it was thought to be.
+    async fn write_difference(&mut self, table: Table, wanted: &Chains) -> Option<Option<String>> {
+        let applied = self.applied.remove(&table)?;
+        let Some(text) = render_restore(table, &applied, wanted) else {
+            return Some(None);
+        };
+        match restore(self.variant, self.family, &text).await {
+            Ok(()) => Some(Some(text)),
+            Err(error) => {
+                warn!(family = %self.family, %error, "chains are not as they were left; they are replaced");
+                self.metrics.chains_refused(self.family, Extent::Partial);
+                None
             }
         }
-        let changed = replace(self.variant, self.family, table, &wanted).await?;
-        self.applied.insert(table, wanted);
-        Ok(changed)
     }
 
     // Every table is tried even if one fails. True if anything had to be changed.
@@ -125,9 +138,10 @@ impl Capture for Iptables {
             Before::Unknown
         };
         let stale = StaleFlows::between(&self.captured, rules, state);
-        forget(self.family, stale.clone().uncaptured(&self.captured)).await;
+        let uncaptured = stale.clone().uncaptured(&self.captured);
+        forget(self.family, uncaptured, &self.metrics).await;
         self.change_all(rules).await?;
-        forget(self.family, stale).await;
+        forget(self.family, stale, &self.metrics).await;
         self.captured = rules.clone();
         Ok(())
     }
@@ -141,11 +155,8 @@ impl Capture for Iptables {
         let restored = self.change_all(&rules).await?;
         if restored {
             // Datagrams that passed uncaptured have made flows that would go on passing.
-            forget(
-                self.family,
-                StaleFlows::between(&rules, &rules, Before::Unknown),
-            )
-            .await;
+            let stale = StaleFlows::between(&rules, &rules, Before::Unknown);
+            forget(self.family, stale, &self.metrics).await;
         }
         Ok(restored)
     }
@@ -153,13 +164,13 @@ impl Capture for Iptables {
     async fn release(&mut self) -> Result<(), CaptureError> {
         self.applied.clear();
         remove_by(self.variant, self.family).await?;
+        for table in Table::ALL {
+            self.metrics.wrote_chains(self.family, table.as_str(), 0, 0);
+        }
         let nothing = Rules::none(self.family);
         let captured = std::mem::replace(&mut self.captured, nothing.clone());
-        forget(
-            self.family,
-            StaleFlows::between(&captured, &nothing, Before::Known),
-        )
-        .await;
+        let stale = StaleFlows::between(&captured, &nothing, Before::Known);
+        forget(self.family, stale, &self.metrics).await;
         Ok(())
     }
 }
@@ -190,22 +201,22 @@ async fn remove_by(variant: Variant, family: Family) -> Result<(), CaptureError>
     outcome
 }
 
-// Whatever is there becomes `wanted`. True if it was not so already.
+// Whatever is there becomes `wanted`. What was written for it; `None` if it was so already.
 async fn replace(
     variant: Variant,
     family: Family,
     table: Table,
     wanted: &Chains,
-) -> Result<bool, CaptureError> {
+) -> Result<Option<String>, CaptureError> {
     let there = match saved(variant, family, table).await {
         Ok(there) => there,
         // A table that the kernel does not have holds nothing of ours.
-        Err(error) if error.says_impossible() && wanted.chains.is_empty() => return Ok(false),
+        Err(error) if error.says_impossible() && wanted.chains.is_empty() => return Ok(None),
         Err(error) => return Err(error),
     };
     match render_restore(table, &there, wanted) {
-        Some(text) => restore(variant, family, &text).await.map(|()| true),
-        None => Ok(false),
+        Some(text) => restore(variant, family, &text).await.map(|()| Some(text)),
+        None => Ok(None),
     }
 }
 

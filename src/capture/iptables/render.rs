@@ -69,6 +69,13 @@ pub(super) struct Chains {
     pub(super) jumps: BTreeSet<String>,
 }
 
+impl Chains {
+    /// How many rules they are, those that lead to our chains included.
+    pub(super) fn n_rules(&self) -> usize {
+        self.chains.values().map(Vec::len).sum::<usize>() + self.jumps.len()
+    }
+}
+
 /// What must be ours in `table` under `rules`. Captured traffic is led to the address `landing`, or to that of the
 /// interface it came in by.
 pub(super) fn plan_chains(table: Table, rules: &Rules, landing: Option<IpAddr>) -> Chains {
@@ -118,6 +125,12 @@ pub(super) fn render_restore(table: Table, before: &Chains, after: &Chains) -> O
     }
     text.push_str("COMMIT\n");
     Some(text)
+}
+
+/// How many rules a transaction of [`render_restore`] adds.
+pub(super) fn count_rules(restore: &str) -> usize {
+    let adds = |line: &&str| line.starts_with("-A ") || line.starts_with("-I ");
+    restore.lines().filter(adds).count()
 }
 
 /// A transaction of [`render_restore`] as several, for where one would be too long. Chains are named before rules lead

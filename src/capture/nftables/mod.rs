@@ -13,7 +13,7 @@ use crate::model::Family;
 
 use super::plan::{Arrival, Rules};
 use super::stale_flows::{Before, StaleFlows, forget};
-use super::{Capture, CaptureError, Mode};
+use super::{Capture, CaptureError, Metrics, Mode};
 
 pub(super) use table::{Loaded, Purpose};
 
@@ -27,14 +27,18 @@ pub(super) struct Nftables {
     table: Loaded,
     /// What has been captured so far, for the flows that may have to be forgotten.
     captured: Rules,
+    metrics: Metrics,
 }
 
 impl Nftables {
-    pub(super) fn new(family: Family) -> Self {
+    pub(super) fn new(family: Family, metrics: Metrics) -> Self {
+        metrics.forgets(family);
+        metrics.has_table(family);
         Self {
             family,
             table: Loaded::new(family, Purpose::Translate),
             captured: Rules::none(family),
+            metrics,
         }
     }
 }
@@ -60,20 +64,23 @@ impl Capture for Nftables {
             Before::Unknown
         };
         let stale = StaleFlows::between(&self.captured, rules, state);
-        forget(self.family, stale.clone().uncaptured(&self.captured)).await;
-        self.table.change(rules).await?;
-        forget(self.family, stale).await;
+        let uncaptured = stale.clone().uncaptured(&self.captured);
+        forget(self.family, uncaptured, &self.metrics).await;
+        let changed = self.table.change(rules).await;
+        changed.inspect_err(|_| self.metrics.table_refused(self.family))?;
+        forget(self.family, stale, &self.metrics).await;
         self.captured = rules.clone();
         Ok(())
     }
 
     async fn reassert(&mut self) -> Result<bool, CaptureError> {
-        if !self.table.reassert().await? {
+        let restored = self.table.reassert().await;
+        if !restored.inspect_err(|_| self.metrics.table_refused(self.family))? {
             return Ok(false);
         }
         // Datagrams that passed uncaptured have made flows that would go on passing.
         let stale = StaleFlows::between(&self.captured, &self.captured, Before::Unknown);
-        forget(self.family, stale).await;
+        forget(self.family, stale, &self.metrics).await;
         Ok(true)
     }
 
@@ -81,11 +88,8 @@ impl Capture for Nftables {
         self.table.release().await?;
         let nothing = Rules::none(self.family);
         let captured = std::mem::replace(&mut self.captured, nothing.clone());
-        forget(
-            self.family,
-            StaleFlows::between(&captured, &nothing, Before::Known),
-        )
-        .await;
+        let stale = StaleFlows::between(&captured, &nothing, Before::Known);
+        forget(self.family, stale, &self.metrics).await;
         Ok(())
     }
 }

@@ -171,6 +171,12 @@ pub(super) fn in_range(
     }
 }
 
+/// A number that is not negative.
+pub(super) fn count(field: &'static str, given: Option<i32>) -> Result<Option<u32>, Invalid> {
+    let given = in_range(field, given, 0..=i32::MAX)?;
+    Ok(given.and_then(|number| u32::try_from(number).ok()))
+}
+
 /// CIDRs with commas between them, one or one of each family.
 pub(super) fn cidrs(
     field: &'static str,

@@ -17,7 +17,7 @@ use super::{ConfigError, Settings};
 
 use document::{Conntrack, Iptables, KubeProxyConfiguration};
 use fields::{
-    Interfaces, Invalid, Servers, check_detect_local, cidrs, duration, host_port, in_range,
+    Interfaces, Invalid, Servers, check_detect_local, cidrs, count, duration, host_port, in_range,
     is_zero, mode, said, says_something,
 };
 
@@ -78,8 +78,10 @@ fn settings(document: KubeProxyConfiguration) -> Result<Settings, Invalid> {
         ),
     })?;
     duration("configSyncPeriod", document.config_sync_period.as_deref())?;
-    check_conntrack(&document.conntrack.clone().unwrap_or_default())?;
-    Ok(Settings {
+    let tracking = conntrack(&document.conntrack.unwrap_or_default())?;
+    let own = Settings {
+        kube_api_qps: client.qps.filter(|qps| *qps != 0.0),
+        kube_api_burst: count("clientConnection.burst", client.burst)?.filter(|burst| *burst != 0),
         kubeconfig: said(client.kubeconfig).map(Into::into),
         capture: mode.map(|mode| Text(mode.into())),
         detect_local_mode: said(document.detect_local_mode).and_then(|mode| mode.parse().ok()),
@@ -99,7 +101,8 @@ fn settings(document: KubeProxyConfiguration) -> Result<Settings, Invalid> {
             .or(servers.metrics),
         oom_score_adj: in_range("oomScoreAdj", document.oom_score_adj, -1000..=1000)?,
         ..Settings::default()
-    })
+    };
+    Ok(own.or(tracking))
 }
 
 fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
@@ -129,14 +132,6 @@ fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
             client.content_type.is_some_and(|types| !types.is_empty()),
         ),
         (
-            "clientConnection.qps",
-            client.qps.is_some_and(|qps| qps != 0.0),
-        ),
-        (
-            "clientConnection.burst",
-            client.burst.is_some_and(|burst| burst != 0),
-        ),
-        (
             "logging",
             document.logging.as_ref().is_some_and(says_something),
         ),
@@ -161,13 +156,6 @@ fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
             document.winkernel.as_ref().is_some_and(says_something),
         ),
         (
-            "conntrack",
-            document
-                .conntrack
-                .as_ref()
-                .is_some_and(Conntrack::says_something),
-        ),
-        (
             "configSyncPeriod",
             !is_zero(document.config_sync_period.as_deref()),
         ),
@@ -181,31 +169,27 @@ fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
     named.map(|(name, _)| name.to_owned()).collect()
 }
 
-fn check_conntrack(given: &Conntrack) -> Result<(), Invalid> {
-    in_range("conntrack.maxPerCore", given.max_per_core, 0..=i32::MAX)?;
-    in_range("conntrack.min", given.min, 0..=i32::MAX)?;
-    let durations = [
-        (
+fn conntrack(given: &Conntrack) -> Result<Settings, Invalid> {
+    let timeout = |field, given: &Option<String>| duration(field, given.as_deref());
+    Ok(Settings {
+        conntrack_max_per_core: count("conntrack.maxPerCore", given.max_per_core)?,
+        conntrack_min: count("conntrack.min", given.min)?,
+        conntrack_tcp_be_liberal: given.tcp_be_liberal.filter(|liberal| *liberal),
+        conntrack_tcp_timeout_established: timeout(
             "conntrack.tcpEstablishedTimeout",
             &given.tcp_established_timeout,
-        ),
-        (
+        )?,
+        conntrack_tcp_timeout_close_wait: timeout(
             "conntrack.tcpCloseWaitTimeout",
             &given.tcp_close_wait_timeout,
-        ),
-        ("conntrack.udpTimeout", &given.udp_timeout),
-        ("conntrack.udpStreamTimeout", &given.udp_stream_timeout),
-    ];
-    for (field, given) in durations {
-        duration(field, given.as_deref())?;
-    }
-    Ok(())
-}
-
-impl Conntrack {
-    fn says_something(&self) -> bool {
-        serde_json::to_value(self).is_ok_and(|value| says_something(&value))
-    }
+        )?,
+        conntrack_udp_timeout: timeout("conntrack.udpTimeout", &given.udp_timeout)?,
+        conntrack_udp_timeout_stream: timeout(
+            "conntrack.udpStreamTimeout",
+            &given.udp_stream_timeout,
+        )?,
+        ..Settings::default()
+    })
 }
 
 // kube-proxy reads the section of its mode; both say the same things here.

@@ -98,7 +98,10 @@ fn every_field_with_a_meaning_is_taken() {
     let taken = taken(
         "mode: nftables\nhostnameOverride: n\nbindAddress: '::'\nnodePortAddresses: [primary]\noomScoreAdj: -998\n\
          nftables: {syncPeriod: 1m, minSyncPeriod: 2s, masqueradeAll: true}\niptables: {syncPeriod: 9s}\n\
-         clusterCIDR: '10.0.0.0/8,fd00::/8'\nudpIdleTimeout: 250ms\nmetricsBindAddress: 0.0.0.0\n",
+         clusterCIDR: '10.0.0.0/8,fd00::/8'\nudpIdleTimeout: 250ms\nmetricsBindAddress: 0.0.0.0\n\
+         clientConnection: {qps: 7.5, burst: 9}\n\
+         conntrack: {maxPerCore: 1, min: 0, tcpEstablishedTimeout: 1h, tcpCloseWaitTimeout: 2m, tcpBeLiberal: true,\n\
+         \x20 udpTimeout: 3s, udpStreamTimeout: 4s}\n",
     );
     let settings = taken.unwrap().settings;
     let yaml = |settings: &Settings| serde_saphyr::to_string(settings).unwrap();
@@ -106,7 +109,9 @@ fn every_field_with_a_meaning_is_taken() {
         "apiVersion: viaduct.dev/v1alpha1\nkind: ViaductConfiguration\ncapture: nftables\nhostnameOverride: n\n\
          clusterCidr: [10.0.0.0/8, 'fd00::/8']\nnodeportAddresses: [primary]\nmasqueradeAll: true\noomScoreAdj: -998\n\
          iptablesSyncPeriod: 1m\niptablesMinSyncPeriod: 2s\nudpIdleTimeout: 250ms\n\
-         healthzBindAddress: '[::]:10256'\nmetricsBindAddress: 0.0.0.0\n",
+         healthzBindAddress: '[::]:10256'\nmetricsBindAddress: 0.0.0.0\nkubeApiQps: 7.5\nkubeApiBurst: 9\n\
+         conntrackMaxPerCore: 1\nconntrackMin: 0\nconntrackTcpTimeoutEstablished: 1h\nconntrackTcpTimeoutCloseWait: 2m\n\
+         conntrackTcpBeLiberal: true\nconntrackUdpTimeout: 3s\nconntrackUdpTimeoutStream: 4s\n",
     );
     let expected = Settings {
         api_version: None,
@@ -119,19 +124,18 @@ fn every_field_with_a_meaning_is_taken() {
 #[test]
 fn what_means_nothing_here_is_named() {
     let taken = taken(
-        "featureGates: {A: true}\nlogging: {verbosity: 4}\nconntrack: {min: 1}\nipvs: {scheduler: rr}\n\
-         clientConnection: {qps: 5}\nbindAddress: 10.0.0.1\niptables: {masqueradeBit: 14}\nportRange: 1-2\n",
+        "featureGates: {A: true}\nlogging: {verbosity: 4}\nipvs: {scheduler: rr}\n\
+         clientConnection: {contentType: a}\nbindAddress: 10.0.0.1\niptables: {masqueradeBit: 14}\nportRange: 1-2\n",
     );
     assert_eq!(
         taken.unwrap().without_meaning,
         [
             "featureGates",
-            "clientConnection.qps",
+            "clientConnection.contentType",
             "logging",
             "bindAddress",
             "iptables.masqueradeBit",
             "ipvs",
-            "conntrack",
             "portRange"
         ]
     );
@@ -172,6 +176,11 @@ fn a_value_that_does_not_do_names_its_field() {
         ),
         ("configSyncPeriod: soon\n", "configSyncPeriod: "),
         ("conntrack: {min: -1}\n", "conntrack.min: -1"),
+        ("conntrack: {udpTimeout: -1s}\n", "conntrack.udpTimeout: "),
+        (
+            "clientConnection: {burst: -1}\n",
+            "clientConnection.burst: -1",
+        ),
         (
             "healthzBindAddress: 0.0.0.0:0\n",
             "healthzBindAddress: 0.0.0.0:0 is not",
@@ -265,7 +274,6 @@ fn command_lines_written_for_kube_proxy_are_understood() {
         read.without_meaning,
         [
             "--alsologtostderr",
-            "--conntrack-max-per-core",
             "--feature-gates",
             "--ipvs-strict-arp",
             "--logtostderr",
@@ -283,6 +291,144 @@ fn command_lines_written_for_kube_proxy_are_understood() {
         settings.metrics_bind_address.as_deref(),
         Some("[::1]:10249")
     );
+}
+
+/// Every flag of kube-proxy 1.36 on Linux, with a value that it takes.
+const EVERY_FLAG: &str = "--bind-address=0.0.0.0 --bind-address-hard-fail --cleanup=false --cluster-cidr=10.244.0.0/16 \
+    --config-sync-period=15m0s --conntrack-max-per-core=32768 --conntrack-min=131072 --conntrack-tcp-be-liberal \
+    --conntrack-tcp-timeout-close-wait=1h0m0s --conntrack-tcp-timeout-established=24h0m0s --conntrack-udp-timeout=0s \
+    --conntrack-udp-timeout-stream=0s --detect-local-mode=ClusterCIDR --feature-gates=A=true,B=false \
+    --healthz-bind-address=0.0.0.0:10256 --healthz-port=10256 --hostname-override=n --init-only=false \
+    --iptables-localhost-nodeports=true --iptables-masquerade-bit=14 --iptables-min-sync-period=1s --iptables-sync-period=30s \
+    --ipvs-exclude-cidrs=10.0.0.0/8 --ipvs-min-sync-period=1s --ipvs-scheduler=rr --ipvs-strict-arp --ipvs-sync-period=30s \
+    --ipvs-tcp-timeout=0s --ipvs-tcpfin-timeout=0s --ipvs-udp-timeout=0s --kube-api-burst=10 \
+    --kube-api-content-type=application/vnd.kubernetes.protobuf --kube-api-qps=5 --kubeconfig=/k --log-flush-frequency=5s \
+    --log-json-info-buffer-size=0 --log-json-split-stream --log-text-info-buffer-size=0 --log-text-split-stream \
+    --logging-format=text --masquerade-all --master=https://192.0.2.1:6443 --metrics-bind-address=127.0.0.1:10249 \
+    --metrics-port=10249 --nodeport-addresses=10.0.0.0/8,fd00::/8 --oom-score-adj=-999 --pod-bridge-interface=cni0 \
+    --pod-interface-name-prefix=veth --profiling --proxy-mode=nftables --show-hidden-metrics-for-version=1.35 --v=2 \
+    --vmodule=a=1 --write-config-to=/dev/null";
+
+#[test]
+fn every_flag_of_kube_proxy_is_taken_and_what_has_no_effect_is_named() {
+    let read = given(&format!("kube-proxy {EVERY_FLAG}")).read().unwrap();
+    assert_eq!(
+        read.without_meaning,
+        [
+            "--bind-address-hard-fail",
+            "--config-sync-period",
+            "--feature-gates",
+            "--healthz-port",
+            "--iptables-masquerade-bit",
+            "--ipvs-exclude-cidrs",
+            "--ipvs-min-sync-period",
+            "--ipvs-scheduler",
+            "--ipvs-strict-arp",
+            "--ipvs-sync-period",
+            "--ipvs-tcp-timeout",
+            "--ipvs-tcpfin-timeout",
+            "--ipvs-udp-timeout",
+            "--kube-api-content-type",
+            "--log-flush-frequency",
+            "--log-json-info-buffer-size",
+            "--log-json-split-stream",
+            "--log-text-info-buffer-size",
+            "--log-text-split-stream",
+            "--logging-format",
+            "--metrics-port",
+            "--profiling",
+            "--show-hidden-metrics-for-version",
+            "--vmodule",
+        ]
+    );
+    let settings = read.settings;
+    assert_eq!(
+        (settings.kube_api_qps, settings.kube_api_burst),
+        (Some(5.0), Some(10))
+    );
+    assert_eq!(settings.conntrack_max_per_core, Some(32_768));
+    assert_eq!(settings.conntrack_tcp_be_liberal, Some(true));
+}
+
+/// Every field of the document, none of them empty.
+const EVERY_FIELD: &str = r#"
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+featureGates: {A: true}
+clientConnection:
+  kubeconfig: /k
+  acceptContentTypes: application/json
+  contentType: application/vnd.kubernetes.protobuf
+  qps: 7
+  burst: 12
+logging:
+  format: json
+  flushFrequency: 5s
+  verbosity: 2
+  vmodule: [{filePattern: a, verbosity: 1}]
+  options: {text: {splitStream: true, infoBufferSize: 1Ki}, json: {splitStream: true, infoBufferSize: 1Ki}}
+hostnameOverride: n
+bindAddress: 192.0.2.1
+healthzBindAddress: 0.0.0.0:10256
+metricsBindAddress: 127.0.0.1:10249
+bindAddressHardFail: true
+enableProfiling: true
+showHiddenMetricsForVersion: "1.35"
+mode: iptables
+iptables: {masqueradeBit: 14, masqueradeAll: true, localhostNodePorts: false, syncPeriod: 30s, minSyncPeriod: 1s}
+ipvs:
+  {syncPeriod: 30s, minSyncPeriod: 1s, scheduler: rr, excludeCIDRs: [10.0.0.0/8], strictARP: true, tcpTimeout: 1s,
+   tcpFinTimeout: 1s, udpTimeout: 1s}
+nftables: {masqueradeBit: 14, masqueradeAll: true, syncPeriod: 30s, minSyncPeriod: 1s}
+winkernel: {networkName: a, sourceVip: 192.0.2.2, enableDSR: true, rootHnsEndpointName: a, forwardHealthCheckVip: true}
+detectLocalMode: InterfaceNamePrefix
+detectLocal: {bridgeInterface: cni0, interfaceNamePrefix: veth}
+clusterCIDR: 10.244.0.0/16
+nodePortAddresses: [10.0.0.0/8]
+oomScoreAdj: -998
+conntrack:
+  {maxPerCore: 1, min: 2, tcpEstablishedTimeout: 24h0m0s, tcpCloseWaitTimeout: 1h0m0s, tcpBeLiberal: true, udpTimeout: 30s,
+   udpStreamTimeout: 2m0s}
+configSyncPeriod: 15m0s
+portRange: 1-2
+windowsRunAsService: true
+"#;
+
+#[test]
+fn every_field_of_kube_proxy_is_taken_and_what_has_no_effect_is_named() {
+    let taken = take(Path::new("f"), EVERY_FIELD).unwrap();
+    assert_eq!(taken.loose, None);
+    assert_eq!(
+        taken.without_meaning,
+        [
+            "featureGates",
+            "clientConnection.acceptContentTypes",
+            "clientConnection.contentType",
+            "logging",
+            "bindAddress",
+            "bindAddressHardFail",
+            "enableProfiling",
+            "showHiddenMetricsForVersion",
+            "iptables.masqueradeBit",
+            "nftables.masqueradeBit",
+            "ipvs",
+            "winkernel",
+            "configSyncPeriod",
+            "portRange",
+            "windowsRunAsService",
+        ]
+    );
+    let settings = taken.settings;
+    assert_eq!(settings.iptables_localhost_nodeports, Some(false));
+    assert_eq!(
+        (settings.kube_api_qps, settings.kube_api_burst),
+        (Some(7.0), Some(12))
+    );
+    assert_eq!(
+        (settings.conntrack_max_per_core, settings.conntrack_min),
+        (Some(1), Some(2))
+    );
+    assert_eq!(settings.oom_score_adj, Some(-998));
 }
 
 #[test]

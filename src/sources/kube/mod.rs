@@ -42,6 +42,7 @@ use crate::model::NodeName;
 use crate::routing::Published;
 
 pub use access::{Access, AccessError, Master};
+pub use bucket::Rate;
 pub use contact::{Contact, OutOfTouch};
 pub use interest::DnsNeeds;
 pub use metrics::Metrics;
@@ -78,6 +79,8 @@ pub struct Config {
     pub node: NodeName,
     /// What DNS needs beyond what routing does.
     pub dns: DnsNeeds,
+    /// How often a server is asked; `None` = as often as there is a reason to.
+    pub rate: Option<Rate>,
     /// The bounds on everything that a server could draw out.
     pub patience: Patience,
     /// Where the newest state is kept for a start without an API server, and how often it is written.
@@ -163,6 +166,7 @@ pub async fn watch(
     let api = ApiServers::new(
         config.access,
         config.patience.clone(),
+        config.rate,
         table,
         contact.clone(),
     );

@@ -31,7 +31,7 @@ use crate::routing::{Published, RoutingTable};
 use super::Patience;
 use super::access::{Access, AccessError, credentials_error};
 use super::body::{Bound, BoundedBody};
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Rate};
 use super::contact::Contact;
 
 /// All API servers.
@@ -41,7 +41,7 @@ pub(super) struct ApiServers {
     table: Published,
     contact: Contact,
     state: Mutex<State>,
-    bucket: std::sync::Mutex<Bucket>,
+    bucket: Option<std::sync::Mutex<Bucket>>,
 }
 
 // Which server is in use.
@@ -71,6 +71,7 @@ impl ApiServers {
     pub(super) fn new(
         access: Access,
         patience: Patience,
+        rate: Option<Rate>,
         table: Published,
         contact: Contact,
     ) -> Self {
@@ -80,7 +81,7 @@ impl ApiServers {
             table,
             contact,
             state: Mutex::default(),
-            bucket: std::sync::Mutex::new(Bucket::new(Instant::now())),
+            bucket: rate.map(|rate| std::sync::Mutex::new(Bucket::new(rate, Instant::now()))),
         }
     }
 
@@ -98,9 +99,12 @@ impl ApiServers {
         let watching = query.contains("watch=true");
         let kind = asked_for(request.uri().path());
         // The pages of a list are one request: half a list is of no use to anybody.
-        if !query.contains("continue=") {
-            let wait = self
-                .bucket
+        if let Some(bucket) = self
+            .bucket
+            .as_ref()
+            .filter(|_| !query.contains("continue="))
+        {
+            let wait = bucket
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .take(Instant::now());

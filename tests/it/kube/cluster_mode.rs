@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -249,6 +250,35 @@ fn a_server_that_says_nothing_is_not_waited_for_when_there_is_a_kept_state() {
     let second = Proxy::over(directory, &["--master", &url]);
     second.waits_for("serving the kept state");
     second.explains("10.96.0.10:80", &["10.1.0.1:8080"]);
+}
+
+#[test]
+fn the_server_is_asked_as_often_as_the_settings_say() {
+    let server = server();
+    let url = server.url();
+    let begun = Instant::now();
+    let slow = ["--master", &url, "--kube-api-qps=5", "--kube-api-burst=1"];
+    let proxy = Proxy::start(&slow);
+    // A list and a watch of each of three kinds: one at once, and each of the others a fifth of a second later.
+    let asked = |n: usize| {
+        eventually("requests", || match server.asked().len() {
+            enough if enough >= n => Ok(()),
+            other => Err(other),
+        });
+    };
+    asked(6);
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    proxy.stop();
+
+    let before = server.asked().len();
+    let begun = Instant::now();
+    let unbounded = ["--master", &url, "--kube-api-qps=-1", "--kube-api-burst=1"];
+    let _proxy = Proxy::start(&unbounded);
+    asked(before + 1);
+    let first = begun.elapsed();
+    asked(before + 6);
+    let patience = Duration::from_secs(1);
+    assert!(begun.elapsed() - first < patience, "{:?}", begun.elapsed());
 }
 
 #[test]

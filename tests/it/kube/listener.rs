@@ -12,7 +12,7 @@ use viaduct::control::{Kind, ObjectKey};
 use viaduct::model::NodeName;
 use viaduct::routing::Published;
 use viaduct::sources::kube::{
-    Access, Config, Contact, DnsNeeds, Metrics, OutOfTouch, Patience, Update, watch,
+    Access, Config, Contact, DnsNeeds, Metrics, OutOfTouch, Patience, Rate, Update, watch,
 };
 
 use crate::api_server::ApiServer;
@@ -76,6 +76,7 @@ impl Listener {
             access,
             node: NodeName::parse("here").unwrap(),
             dns,
+            rate: Some(Rate::default()),
             patience,
             keep: None,
             tell: None,

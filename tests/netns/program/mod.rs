@@ -2,6 +2,7 @@
 
 mod changes;
 mod detect_local;
+mod figures;
 mod hammer;
 mod ladder;
 mod legacy;
@@ -14,6 +15,7 @@ mod privileges;
 mod source_ip;
 mod stickiness;
 mod streams;
+mod tracking;
 mod two_nodes;
 
 use std::fs;
@@ -146,6 +148,14 @@ const CASES: &[Case] = &[
         privileges::every_thread_may_do_no_more_than_serving_takes,
     ),
     (
+        "every_figure_of_kube_proxy_is_there_and_true",
+        figures::every_figure_of_kube_proxy_is_there_and_true,
+    ),
+    (
+        "the_metrics_server_answers_what_kube_proxys_does",
+        figures::the_metrics_server_answers_what_kube_proxys_does,
+    ),
+    (
         "an_orderly_end_removes_every_rule",
         an_orderly_end_removes_every_rule,
     ),
@@ -247,6 +257,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
             case(Node::new(Mode::Local))
         });
     }
+    trials.add(
+        Mode::Nftables,
+        "program::connection_tracking_is_set_where_this_namespace_may",
+        &["nft"],
+        || tracking::connection_tracking_is_set_where_this_namespace_may(Node::new(Mode::Nftables)),
+    );
     for (name, case) in LADDER {
         let name = format!("program::ladder::{name}");
         let tools = ["nft", "iptables", "unshare", "setpriv", "python3"];

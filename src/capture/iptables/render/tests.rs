@@ -65,6 +65,18 @@ fn pieces_hold_every_line_once_and_in_order() {
 }
 
 #[test]
+fn rules_are_counted_whole_and_as_written() {
+    let (few, more) = (one_of_everything(Family::V4), a_little_later(Family::V4));
+    let (few, more) = (planned(Table::Nat, &few), planned(Table::Nat, &more));
+    let all = render_restore(Table::Nat, &Chains::default(), &few).unwrap();
+    assert_eq!(count_rules(&all), few.n_rules());
+    let difference = render_restore(Table::Nat, &few, &more).unwrap();
+    assert!((1..more.n_rules()).contains(&count_rules(&difference)));
+    let removal = render_restore(Table::Nat, &more, &Chains::default()).unwrap();
+    assert_eq!(count_rules(&removal), 0);
+}
+
+#[test]
 fn rules_of_others_are_not_ours() {
     let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\n-A DOCKER -j RETURN\nCOMMIT\n";
     assert_eq!(parse_saved(saved), Chains::default());
