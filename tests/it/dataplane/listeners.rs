@@ -77,7 +77,8 @@ async fn callers_that_no_filter_keeps_out_are_refused_instead() {
             Tcp => {
                 is_reset(at).await;
                 let refused = "viaduct_tcp_refused_connections_total";
-                assert_eq!(rig.metric(refused, "policy"), 1.0);
+                // Counted a moment after the client is told.
+                eventually("it is counted", || rig.metric(refused, "policy") == 1.0).await;
             }
             Udp => {
                 let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
