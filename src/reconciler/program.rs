@@ -172,7 +172,7 @@ impl<E: Effects> Programmer<E> {
         for (name, service) in &wanted {
             moved |= self.open_listeners(name, service, builder, now).await;
         }
-        self.hold_unserved(&wanted).await;
+        self.hold_unserved(&wanted, now).await;
         let table = if moved {
             builder.build().table
         } else {
@@ -330,7 +330,7 @@ impl<E: Effects> Programmer<E> {
     }
 
     // Before the table is out, so that whoever meets anything of it is refused where it serves nobody any more.
-    async fn hold_unserved(&mut self, wanted: &[(ServiceName, Programmed)]) {
+    async fn hold_unserved(&mut self, wanted: &[(ServiceName, Programmed)], now: Instant) {
         let specs = wanted.iter().flat_map(|(_, service)| &service.specs);
         for (id, spec) in specs.filter(|(_, spec)| spec.state == ListenerState::HeldClosed) {
             let Some(bound) = self.bound.get_mut(id) else {
@@ -340,7 +340,9 @@ impl<E: Effects> Programmer<E> {
                 match self.effects.open(spec).await {
                     Ok(_) => bound.state = ListenerState::HeldClosed,
                     Err(error) => {
-                        warn!(service = %id.route, %error, "port could not be held closed")
+                        warn!(service = %id.route, %error, "port could not be held closed; it is tried again");
+                        self.reopen.insert(id.route.service.clone());
+                        self.reopen_at = Some(now + REOPEN);
                     }
                 }
             }

@@ -269,6 +269,21 @@ async fn a_listener_that_cannot_be_opened_is_not_captured_and_tried_again() {
 }
 
 #[tokio::test]
+async fn a_port_that_could_not_be_held_closed_is_tried_again() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench.programmer.effects_mut().fail_opens = 1;
+    let hold = ["hold default/web", "publish 1 routes, 1 changed"];
+    assert_eq!(bench.step(vec![endpoints(false)]).await[..2], hold);
+    bench.now += Duration::from_secs(1);
+    assert!(bench.programmer.reopen_due(bench.now));
+    assert_eq!(bench.step(vec![]).await[..2], hold);
+    assert!(!bench.programmer.reopen_due(bench.now));
+    bench.now += Duration::from_secs(1);
+    assert!(!bench.step(vec![]).await.contains(&hold[0].to_owned()));
+}
+
+#[tokio::test]
 async fn a_port_that_had_to_move_is_in_the_table_that_is_published() {
     let mut bench = Bench::new(Recorder::new(Arrival::Direct));
     bench.step(vec![web(), endpoints(true)]).await;
