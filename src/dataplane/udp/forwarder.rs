@@ -5,14 +5,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::ServicePortKey;
 use crate::net::batches::{Batch, SLOTS};
-use crate::net::message_addresses::LocalAddress;
 use crate::net::poller::Interest;
 
 use super::super::Listener;
@@ -21,6 +20,7 @@ use super::super::engine::{Key as ListenerKey, Reactor, Token};
 use super::super::observer::OpenFlows;
 use super::appetite::Appetite;
 use super::delayed::Delayed;
+use super::flow_key::FlowKey;
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
@@ -30,15 +30,12 @@ const ROUNDS: usize = 16;
 /// A flow idle for less than this is not ended to make room for another: it may be waiting for its reply.
 const EVICTABLE: Duration = Duration::from_secs(5);
 
-/// Tells the flows of a listener apart: the client, and the address it sent to where the listener has several.
-type Key = (SocketAddr, Option<LocalAddress>);
-
 /// One listener's datagrams on one thread.
 pub(super) struct Forwarder {
     listener: Arc<Listener>,
     socket: UdpSocket,
     key: ListenerKey,
-    flows: FlowTable<Key, Session>,
+    flows: FlowTable<FlowKey, Session>,
     // Clients have sent something that has not been read.
     readable: bool,
     appetite: Appetite,
@@ -204,7 +201,13 @@ impl Forwarder {
     }
 
     // A run of datagrams of one flow.
-    fn forward(&mut self, batch: &mut Batch, slots: Range<usize>, key: Key, reactor: &mut Reactor) {
+    fn forward(
+        &mut self,
+        batch: &mut Batch,
+        slots: Range<usize>,
+        key: FlowKey,
+        reactor: &mut Reactor,
+    ) {
         let now = reactor.now();
         let id = match self.flows.on_client_datagram(&key, now) {
             Action::Forward(id) => id,
@@ -235,7 +238,7 @@ impl Forwarder {
         }
     }
 
-    fn open(&mut self, key: Key, reactor: &mut Reactor) -> Result<FlowId, Loss> {
+    fn open(&mut self, key: FlowKey, reactor: &mut Reactor) -> Result<FlowId, Loss> {
         let now = reactor.now();
         let timeout = {
             let table = self.listener.shared.table.load();
@@ -246,14 +249,16 @@ impl Forwarder {
         };
         let flow = self.admit(now).ok_or(Loss::Limit)?;
         self.flows.set_idle_timeout(timeout);
-        let id = self.flows.open(key, Session::new(flow, key.0, now), now);
+        let id = self
+            .flows
+            .open(key, Session::new(flow, key.client(), now), now);
         self.call_at(now + timeout, reactor);
         Ok(id)
     }
 
     // No listener may use more than what is left for all others: at the bound, it ends its own oldest flow.
     fn admit(&mut self, now: Instant) -> Option<Admitted> {
-        let admit = |flows: &FlowTable<Key, Session>| {
+        let admit = |flows: &FlowTable<FlowKey, Session>| {
             if flows.len() > self.listener.shared.admission.udp_room() {
                 return None;
             }
@@ -285,8 +290,9 @@ impl Forwarder {
                     session.appetite.had(n, most, round);
                     let slots = filled..filled + n;
                     let returned = slots.clone().map(|slot| batch.len(slot) as u64).sum();
+                    let (client, local) = (key.client(), key.local());
                     for slot in slots {
-                        batch.address_to(slot, key.0, key.1);
+                        batch.address_to(slot, client, local);
                     }
                     session.returned(returned);
                     filled += n;
@@ -390,6 +396,6 @@ impl Forwarder {
     }
 }
 
-fn key(batch: &Batch, slot: usize) -> Option<Key> {
-    Some((batch.source(slot)?, batch.local(slot)))
+fn key(batch: &Batch, slot: usize) -> Option<FlowKey> {
+    Some(FlowKey::new(batch.source(slot)?, batch.local(slot)))
 }
