@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::model::ServicePortKey;
 use crate::net::batches::{Batch, SLOTS};
 use crate::net::poller::Interest;
+use crate::net::sockets::gather_datagrams;
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
@@ -24,8 +25,11 @@ use super::flow_key::FlowKey;
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
-/// Rounds after which others get their turn: at most 1024 datagrams each way.
+/// Rounds after which others get their turn.
 const ROUNDS: usize = 16;
+
+/// Datagrams after which they do; a round more than that, in which the kernel has gathered some, is all it can be.
+const TURN: usize = 2 * ROUNDS * SLOTS;
 
 /// A flow idle for less than this is not ended to make room for another: it may be waiting for its reply.
 const EVICTABLE: Duration = Duration::from_secs(5);
@@ -71,6 +75,8 @@ impl Forwarder {
         reactor: &Reactor,
     ) -> io::Result<Self> {
         reactor.watch(&socket, Interest::Read, Token::UdpListener(key))?;
+        // What the kernel gathers saves it the cutting, and us calls. One that cannot hands over one by one.
+        let _one_by_one = gather_datagrams(&socket);
         let flows = FlowTable::new(listener.shared.udp_idle_timeout);
         Ok(Self {
             listener,
@@ -146,24 +152,28 @@ impl Forwarder {
     /// Forwards what is there.
     pub(super) fn turn(&mut self, batch: &mut Batch, reactor: &mut Reactor) -> Turn {
         self.has_asked_for_a_turn = false;
+        let mut n = 0;
         for _ in 0..ROUNDS {
             if !self.readable && self.ready.is_empty() {
                 return Turn::Idle;
             }
             if self.readable {
-                self.take_from_clients(batch, reactor);
+                n += self.take_from_clients(batch, reactor);
             }
             if !self.ready.is_empty() {
-                self.take_from_backends(batch, reactor.now(), reactor.round());
+                n += self.take_from_backends(batch, reactor.now(), reactor.round());
+            }
+            if n >= TURN {
+                break;
             }
         }
         self.has_asked_for_a_turn = true;
         Turn::Yields
     }
 
-    // One batch from clients to backends.
-    fn take_from_clients(&mut self, batch: &mut Batch, reactor: &mut Reactor) {
-        let most = self.appetite.datagrams();
+    // One batch from clients to backends; how many datagrams.
+    fn take_from_clients(&mut self, batch: &mut Batch, reactor: &mut Reactor) -> usize {
+        let most = self.appetite.messages();
         let received = match batch.receive(&self.socket, 0..most) {
             Ok(received) => received,
             Err(error) => {
@@ -173,23 +183,24 @@ impl Forwarder {
                 } else {
                     tracing::debug!(listener = %self.listener.id, %error, "receive failed");
                 }
-                return;
+                return 0;
             }
         };
         // Less than asked for has emptied it; the next arrival is a new event.
-        self.readable = received == most;
-        self.appetite.had(received, most, reactor.round());
+        self.readable = received.messages == most;
+        self.appetite.had(received.messages, most, reactor.round());
+        let n = received.datagrams;
         // The last one knows of all.
-        if let Some(lost) = received.checked_sub(1).and_then(|last| batch.lost(last)) {
+        if let Some(lost) = n.checked_sub(1).and_then(|last| batch.lost(last)) {
             let more = lost.wrapping_sub(self.lost);
             self.lost = lost;
             self.count_drop(Loss::NoRoom, usize::try_from(more).unwrap_or(usize::MAX));
         }
         let mut start = 0;
-        while start < received {
+        while start < n {
             let key = key(batch, start);
             let mut end = start + 1;
-            while end < received && self::key(batch, end) == key {
+            while end < n && self::key(batch, end) == key {
                 end += 1;
             }
             match key {
@@ -198,6 +209,7 @@ impl Forwarder {
             }
             start = end;
         }
+        n
     }
 
     // A run of datagrams of one flow.
@@ -271,8 +283,8 @@ impl Forwarder {
         })
     }
 
-    // One batch from backends to clients, gathered from as many flows as fit.
-    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant, round: u64) {
+    // One batch from backends to clients, gathered from as many flows as fit; how many datagrams.
+    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant, round: u64) -> usize {
         let mut filled = 0;
         while filled < SLOTS
             && let Some(id) = self.ready.pop_front()
@@ -281,22 +293,22 @@ impl Forwarder {
                 continue;
             };
             session.is_queued = false;
-            let Some(socket) = session.socket() else {
+            let most = session.appetite.messages().min(SLOTS - filled);
+            let Some(received) = session.receive(batch, filled..filled + most) else {
                 continue;
             };
-            let most = session.appetite.datagrams().min(SLOTS - filled);
-            match batch.receive_from_peer(socket, filled..filled + most) {
-                Ok(n) => {
-                    session.appetite.had(n, most, round);
-                    let slots = filled..filled + n;
+            match received {
+                Ok(received) => {
+                    session.appetite.had(received.messages, most, round);
+                    let slots = filled..filled + received.datagrams;
                     let returned = slots.clone().map(|slot| batch.len(slot) as u64).sum();
                     let (client, local) = (key.client(), key.local());
                     for slot in slots {
                         batch.address_to(slot, client, local);
                     }
-                    session.returned(returned);
-                    filled += n;
-                    if n < most {
+                    session.returned(received.datagrams, returned);
+                    filled += received.datagrams;
+                    if received.messages < most {
                         session.drained();
                     } else if most > 1 || session.is_refused() {
                         // As much as it was asked for: there may be more. Others first. After one alone, the next round
@@ -315,6 +327,7 @@ impl Forwarder {
             }
         }
         self.reply(batch, filled);
+        filled
     }
 
     // Sends gathered replies from the listener's own address.

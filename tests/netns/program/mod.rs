@@ -1,6 +1,7 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
 mod changes;
+mod datagrams;
 mod detect_local;
 mod figures;
 mod hammer;
@@ -82,6 +83,10 @@ const CASES: &[Case] = &[
     (
         "established_connections_survive_every_change",
         changes::established_connections_survive_every_change,
+    ),
+    (
+        "datagrams::datagrams_arrive_as_they_were_sent",
+        datagrams::datagrams_arrive_as_they_were_sent,
     ),
     (
         "streams::streams_end_as_their_peers_end_them",
