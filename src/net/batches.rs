@@ -9,6 +9,8 @@
     reason = "recvmmsg and sendmmsg over one arena, without allocating"
 )]
 
+mod runs;
+
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
@@ -21,8 +23,6 @@ use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::message_addresses::{Control, LocalAddress, Name, fitting};
 use runs::Runs;
-
-mod runs;
 
 /// Messages per batch, and datagrams as long as the kernel gathers none.
 pub const SLOTS: usize = 64;
@@ -49,6 +49,15 @@ pub struct Received {
     /// How many slots are filled, from the first one given: more than messages if the kernel has gathered some, and
     /// then maybe more than were given.
     pub datagrams: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    // Where in the arena.
+    start: usize,
+    len: usize,
+    name: Name,
+    control: Control,
 }
 
 impl Slot {
@@ -163,15 +172,6 @@ fn refuses_to_cut(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP)
     )
-}
-
-#[derive(Clone, Copy)]
-struct Slot {
-    // Where in the arena.
-    start: usize,
-    len: usize,
-    name: Name,
-    control: Control,
 }
 
 impl Batch {

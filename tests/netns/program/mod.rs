@@ -268,6 +268,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
         &["nft"],
         || tracking::connection_tracking_is_set_where_this_namespace_may(Node::new(Mode::Nftables)),
     );
+    trials.add(
+        Mode::Nftables,
+        "program::streams::a_shortage_of_descriptors_passes",
+        &["nft", "prlimit"],
+        || streams::a_shortage_of_descriptors_passes(Node::new(Mode::Nftables)),
+    );
     for (name, case) in LADDER {
         let name = format!("program::ladder::{name}");
         let tools = ["nft", "iptables", "unshare", "setpriv", "python3"];
