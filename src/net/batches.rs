@@ -213,7 +213,8 @@ impl Batch {
             return self.receive_with(socket, slots, libc::MSG_DONTWAIT, Asked::Payload);
         }
         let slot = slots.start;
-        self.slots[slot] = Slot::at(slot * self.slot_bytes);
+        self.slots[slot].start = slot * self.slot_bytes;
+        self.slots[slot].address_to_peer();
         let fd = socket.as_fd().as_raw_fd();
         let len = recv(fd, self.room(slot), MsgFlags::MSG_DONTWAIT)?;
         self.set_len(slot, len);
