@@ -190,7 +190,7 @@ impl Forwarder {
         self.readable = received.messages == most;
         self.appetite.had(received.messages, most, reactor.round());
         let n = received.datagrams;
-        // The last one knows of all.
+        // The last one knows of all. The kernel counts messages: what it had gathered is one.
         if let Some(lost) = n.checked_sub(1).and_then(|last| batch.lost(last)) {
             let more = lost.wrapping_sub(self.lost);
             self.lost = lost;
