@@ -1,4 +1,4 @@
-//! How many messages to ask a socket for: datagrams, or what the kernel has gathered of them. Pure.
+//! How many messages to ask a socket for, and whether to have the kernel gather its datagrams into fewer. Pure.
 //!
 //! Each place that is offered to the kernel costs, and a batch of one costs more than a single call, so a socket that has
 //! one now and then is asked for one, and a busy one for a batch.
@@ -53,9 +53,28 @@ impl Appetite {
     }
 }
 
+/// So many datagrams at a time.
+const BULK_DATAGRAMS: usize = 8;
+
+/// Of so many bytes on average.
+const BULK_BYTES: u64 = 512;
+
+/// Whether what a socket had at a time was sent in bulk. Then the kernel had better gather what the sender had its kernel cut:
+/// worth a call, and from then on a look for its size with each message. Small datagrams are not worth it.
+pub(super) fn is_bulk(datagrams: usize, bytes: u64) -> bool {
+    datagrams >= BULK_DATAGRAMS && bytes >= datagrams as u64 * BULK_BYTES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_large_datagrams_at_a_time_are_bulk() {
+        assert!(is_bulk(8, 8 * 512));
+        assert!(!is_bulk(8, 8 * 512 - 1));
+        assert!(!is_bulk(7, 7 * 65_507));
+    }
 
     #[test]
     fn a_busy_socket_is_asked_for_a_batch_and_a_quiet_one_for_one() {

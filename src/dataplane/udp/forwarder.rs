@@ -19,7 +19,7 @@ use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
 use super::super::engine::{Key as ListenerKey, Reactor, Token};
 use super::super::observer::OpenFlows;
-use super::appetite::Appetite;
+use super::appetite::{Appetite, is_bulk};
 use super::delayed::Delayed;
 use super::flow_key::FlowKey;
 use super::flows::{Action, FlowId, FlowTable};
@@ -43,6 +43,8 @@ pub(super) struct Forwarder {
     // Clients have sent something that has not been read.
     readable: bool,
     appetite: Appetite,
+    // The kernel gathers them.
+    gathers: bool,
     // Flows whose backends have.
     ready: VecDeque<FlowId>,
     has_asked_for_a_turn: bool,
@@ -75,8 +77,6 @@ impl Forwarder {
         reactor: &Reactor,
     ) -> io::Result<Self> {
         reactor.watch(&socket, Interest::Read, Token::UdpListener(key))?;
-        // What the kernel gathers saves it the cutting, and us calls. One that cannot hands over one by one.
-        let _one_by_one = gather_datagrams(&socket);
         let flows = FlowTable::new(listener.shared.udp_idle_timeout);
         Ok(Self {
             listener,
@@ -85,6 +85,7 @@ impl Forwarder {
             flows,
             readable: false,
             appetite: Appetite::of_two(),
+            gathers: false,
             ready: VecDeque::new(),
             has_asked_for_a_turn: false,
             lost: 0,
@@ -190,6 +191,10 @@ impl Forwarder {
         self.readable = received.messages == most;
         self.appetite.had(received.messages, most, reactor.round());
         let n = received.datagrams;
+        if !self.gathers && is_bulk(n, (0..n).map(|slot| batch.len(slot) as u64).sum()) {
+            // One that cannot hands over one by one, and says so again next time.
+            self.gathers = gather_datagrams(&self.socket).is_ok();
+        }
         // The last one knows of all. The kernel counts messages: what it had gathered is one.
         if let Some(lost) = n.checked_sub(1).and_then(|last| batch.lost(last)) {
             let more = lost.wrapping_sub(self.lost);

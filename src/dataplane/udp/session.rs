@@ -19,14 +19,10 @@ use super::super::admission::Admitted;
 use super::super::backend::InUse;
 use super::super::flow_log::Closed;
 use super::super::observer::OpenFlow;
-use super::appetite::Appetite;
+use super::appetite::{Appetite, is_bulk};
 
 /// How many backends one datagram is offered at most.
 const ATTEMPTS: usize = 4;
-
-/// A backend that has had so many datagrams at a time, of so many bytes on average, sends in bulk: worth a call to have the
-/// kernel gather what its sender had cut by the kernel, and the plain `recv` of a lone one.
-const BULK: (usize, u64) = (8, 512);
 
 /// A flow's state beyond its place in the table.
 #[derive(Debug)]
@@ -320,7 +316,7 @@ impl Session {
         if let Some(link) = &mut self.link {
             link.account.bytes_to_client.add(bytes);
             link.backend.succeeded();
-            if !link.gathers && datagrams >= BULK.0 && bytes >= datagrams as u64 * BULK.1 {
+            if !link.gathers && is_bulk(datagrams, bytes) {
                 link.gathers = gather_datagrams(&link.socket).is_ok();
             }
         }
