@@ -265,6 +265,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
         &["unshare", "musl-gcc"],
         || names::a_pod_with_musl_finds_what_it_looks_for(Node::new(Mode::Local)),
     );
+    trials.add(
+        Mode::Local,
+        "program::names::pods_with_go_and_node_find_what_they_look_for",
+        &["unshare"],
+        || names::pods_with_go_and_node_find_what_they_look_for(Node::new(Mode::Local)),
+    );
     for (name, case) in NAMES {
         let name = format!("program::names::{name}");
         let tools = ["unshare", "getent", "dig", "python3", "nft", "iptables"];

@@ -193,6 +193,81 @@ pub(super) fn a_pod_with_musl_finds_what_it_looks_for(mut node: Node) {
     assert!(found == fit || found == MUSL_MOST, "{found} of {CROWD}");
 }
 
+/// Prints how many IPv4 addresses its argument has, by Go's own resolver.
+const GO_CLIENT: &str = r#"
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+)
+
+func main() {
+	n := 0
+	found, _ := net.LookupIP(os.Args[1])
+	for _, ip := range found {
+		if ip.To4() != nil {
+			n++
+		}
+	}
+	fmt.Println(n)
+}
+"#;
+
+/// The same by the C library's resolver, as Node.js asks it by default, and by the one that it brings along.
+const NODE_CLIENT: &str = "const dns = require('dns'), name = process.argv[1]; \
+    dns.lookup(name, {all: true, family: 4}, (_, found) => console.log((found || []).length)); \
+    dns.resolve4(name + '.ns.svc.cluster.local', (_, found) => console.log((found || []).length));";
+
+// Resolvers of other languages, as far as this machine has them: they are too large to ask for.
+pub(super) fn pods_with_go_and_node_find_what_they_look_for(mut node: Node) {
+    let directory = node.manifests();
+    let place = |name| directory.with_file_name(name);
+    fs::write(place("resolv.conf"), RESOLV_CONF).unwrap();
+    let has = |tool: &str, flag: &str| {
+        let mut version = Command::new(tool);
+        let found = version.arg(flag).stdout(Stdio::null()).status().is_ok();
+        if !found {
+            eprintln!("not asked: {tool} is not on this machine");
+        }
+        found
+    };
+    let mut clients: Vec<(Vec<String>, usize)> = Vec::new();
+    if has("node", "--version") {
+        let words = ["node", "-e", NODE_CLIENT].map(str::to_owned);
+        clients.push((words.into(), 2));
+    }
+    if has("go", "version") {
+        fs::write(place("client.go"), GO_CLIENT).unwrap();
+        let mut compiler = Command::new("go");
+        compiler.args(["build", "-o"]).arg(place("client"));
+        compiler
+            .arg(place("client.go"))
+            .env("CGO_ENABLED", "0")
+            .env("GO111MODULE", "off");
+        assert!(compiler.status().unwrap().success());
+        clients.push((vec![place("client").to_str().unwrap().to_owned()], 1));
+    }
+    serve(&mut node);
+    for (client, n_answers) in clients {
+        for (name, expected) in [("web", 1), ("CrowD", CROWD), ("nothing", 0)] {
+            let words: Vec<&str> = client.iter().map(String::as_str).chain([name]).collect();
+            let expected = vec![expected.to_string(); n_answers];
+            eventually(|| {
+                let mut command = in_pod(&place("resolv.conf"), &words);
+                let output = node.world.in_ns(Place::Pod, || command.output()).unwrap();
+                let text = String::from_utf8(output.stdout).unwrap();
+                if text.lines().eq(&expected) {
+                    Ok(())
+                } else {
+                    Err(format!("{} about {name}: {text}", words[0]))
+                }
+            });
+        }
+    }
+}
+
 pub(super) fn doctor_asks_from_inside_a_pod(mut node: Node) {
     serve(&mut node);
     let resolv_conf = node.manifests().with_file_name("resolv.conf");
