@@ -191,10 +191,15 @@ fn told(error: &KubeconfigError) -> String {
 
 /// What the client says about credentials, without what a plugin wrote and without the environment it got.
 pub(super) fn credentials_error(error: &kube::Error) -> AccessError {
-    let kube::Error::Auth(error) = error else {
-        return AccessError::Credentials(error.to_string());
-    };
-    let message = if let AuthError::AuthExecRun { out, .. } = error {
+    AccessError::Credentials(match error {
+        kube::Error::Auth(error) => why_refused(error),
+        error => error.to_string(),
+    })
+}
+
+/// The same of credentials that are fetched again while the client is in use.
+pub(super) fn why_refused(error: &AuthError) -> String {
+    if let AuthError::AuthExecRun { out, .. } = error {
         format!("the exec plugin failed: {}", out.status)
     } else if let AuthError::AuthExecParse(_) = error {
         "the exec plugin printed no ExecCredential".to_owned()
@@ -204,8 +209,7 @@ pub(super) fn credentials_error(error: &kube::Error) -> AccessError {
         format!("{}: {error}", path.display())
     } else {
         error.to_string()
-    };
-    AccessError::Credentials(message)
+    }
 }
 
 #[cfg(test)]
