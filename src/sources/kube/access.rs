@@ -191,10 +191,12 @@ fn told(error: &KubeconfigError) -> String {
 
 /// What the client says about credentials, without what a plugin wrote and without the environment it got.
 pub(super) fn credentials_error(error: &kube::Error) -> AccessError {
-    AccessError::Credentials(match error {
-        kube::Error::Auth(error) => why_refused(error),
-        error => error.to_string(),
-    })
+    let told = if let kube::Error::Auth(error) = error {
+        why_refused(error)
+    } else {
+        error.to_string()
+    };
+    AccessError::Credentials(told)
 }
 
 /// The same of credentials that are fetched again while the client is in use.

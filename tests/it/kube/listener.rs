@@ -140,13 +140,13 @@ impl Listener {
     }
 
     /// How many lists and watches have failed so far.
-    pub(super) fn failures(&self) -> usize {
+    pub(super) fn failures(&self) -> f64 {
         let families = self.registry.gather();
         let counted = families.iter();
         let counted = counted.filter(|family| family.name() == "viaduct_api_failures_total");
         let counters = counted.flat_map(|family| family.get_metric());
         counters
-            .map(|metric| metric.get_counter().get_value() as usize)
+            .map(|metric| metric.get_counter().get_value())
             .sum()
     }
 
