@@ -193,22 +193,30 @@ pub async fn open(
     family: Family,
     metrics: &Metrics,
 ) -> Result<Box<dyn Capture>, CaptureError> {
-    probe(mode, family).await?;
-    if !matches!(mode, Mode::Loopback | Mode::None) {
-        for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
-            // A mode that does not work here cannot have left anything that works, so this is no reason not to start.
-            if let Err(error) = remove(other, family).await {
-                debug!(mode = %other, %family, %error, "nothing of another capture mode could be removed");
-            }
+    let capture: Box<dyn Capture> = match mode {
+        Mode::Nftables => {
+            nftables::probe(family, Purpose::Translate).await?;
+            Box::new(nftables::Nftables::new(family, metrics.clone()))
+        }
+        // It tries its tools to find those that work.
+        Mode::Iptables => Box::new(iptables::Iptables::open(family, metrics.clone()).await?),
+        Mode::Tproxy => {
+            tproxy::probe(family).await?;
+            Box::new(tproxy::Tproxy::new(family, metrics.clone()))
+        }
+        Mode::Local => {
+            local::probe(family).await?;
+            Box::new(local::Local::new(family))
+        }
+        Mode::Loopback | Mode::None => return Ok(Box::new(passive::Passive::new(mode, family))),
+    };
+    for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
+        // A mode that does not work here cannot have left anything that works, so this is no reason not to start.
+        if let Err(error) = remove(other, family).await {
+            debug!(mode = %other, %family, %error, "nothing of another capture mode could be removed");
         }
     }
-    Ok(match mode {
-        Mode::Nftables => Box::new(nftables::Nftables::new(family, metrics.clone())),
-        Mode::Iptables => Box::new(iptables::Iptables::open(family, metrics.clone()).await?),
-        Mode::Tproxy => Box::new(tproxy::Tproxy::new(family, metrics.clone())),
-        Mode::Local => Box::new(local::Local::new(family)),
-        Mode::Loopback | Mode::None => Box::new(passive::Passive::new(mode, family)),
-    })
+    Ok(capture)
 }
 
 /// Checks that `mode` can work for `family`: what it needs is loaded for a moment, and nothing of it stays. Returns the

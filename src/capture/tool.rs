@@ -3,6 +3,7 @@
 //! Knows nothing of rules. What a tool writes on standard error is kept and handed on, with a remedy where one is known.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
@@ -67,6 +68,22 @@ pub(super) async fn run(
 }
 
 impl CaptureError {
+    /// The same, if the tool refused, with what it was about ahead of its words.
+    pub(super) fn about(self, what: impl Display) -> Self {
+        match self {
+            Self::Refused {
+                tool,
+                words,
+                remedy,
+            } => Self::Refused {
+                tool,
+                words: format!("{what}: {words}"),
+                remedy,
+            },
+            other @ (Self::ToolMissing { .. } | Self::Run { .. } | Self::TimedOut { .. }) => other,
+        }
+    }
+
     /// Whether it says that what was asked for is not there.
     pub(super) fn says_absent(&self) -> bool {
         matches!(self, Self::Refused { words, .. } if words.contains("No such file or directory"))

@@ -14,6 +14,7 @@ pub mod local_addresses;
 pub mod local_routes;
 pub mod message_addresses;
 pub mod netlink;
+pub mod nf_tables;
 pub mod pace_timer;
 pub mod pipes;
 pub mod policy_route;

@@ -39,7 +39,8 @@ pub(super) const ACK: u16 = 0x004;
 /// That asks for everything there is.
 pub(super) const DUMP: u16 = 0x300;
 
-const ERROR: u16 = 2;
+/// An answer that [`error_of`] reads.
+pub(super) const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const HEADER: usize = 16;
 
@@ -95,13 +96,15 @@ impl Socket {
         refused.map_or(Ok(()), Err)
     }
 
-    fn send(&self, message: &[u8]) -> io::Result<()> {
+    /// Sends requests that the caller awaits the answers of by [`Self::receive`].
+    pub(super) fn send(&self, message: &[u8]) -> io::Result<()> {
         let kernel = NetlinkAddr::new(0, 0);
         sendto(self.0.as_raw_fd(), message, &kernel, MsgFlags::empty())?;
         Ok(())
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// The next datagram's length.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match recv(self.0.as_raw_fd(), buffer, MsgFlags::empty()) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -113,16 +116,22 @@ impl Socket {
     }
 }
 
-/// A request: the header and `body`.
+/// A request: the header and `body`. One request at a time on a socket of its own needs no number.
 pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    numbered(0, kind, flags, body)
+}
+
+/// One of several requests that are sent together: answers name it by its number.
+pub(super) fn numbered(number: u32, kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let whole = HEADER + body.len();
     let length = u32::try_from(whole).expect("a request is a few hundred bytes");
     let mut message = Vec::with_capacity(whole);
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
-    // Sequence number and port: one request at a time on a socket of its own needs neither.
-    message.extend([0; 8]);
+    message.extend(number.to_ne_bytes());
+    // The port: the kernel knows which socket of ours it is.
+    message.extend([0; 4]);
     message.extend(body);
     message
 }
@@ -130,6 +139,8 @@ pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 /// One message of a datagram.
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
+    /// That of the request which it answers.
+    pub(super) number: u32,
     pub(super) body: &'a [u8],
 }
 
@@ -140,8 +151,9 @@ pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let length = usize::try_from(length).ok()?;
         let body = rest.get(HEADER..length)?;
         let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+        let number = u32::from_ne_bytes([rest[8], rest[9], rest[10], rest[11]]);
         rest = rest.get(aligned(length)..).unwrap_or_default();
-        Some(Message { kind, body })
+        Some(Message { kind, number, body })
     })
 }
 

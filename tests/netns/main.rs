@@ -1,7 +1,8 @@
 //! Tests against a real kernel, in network namespaces of their own: one trial per capture mode, family and capability.
 //!
 //! Nothing outside the namespaces is read or changed, and no privilege is needed where user namespaces are allowed.
-//! A trial that cannot run here is skipped by name, with what it needs; with `VIADUCT_REQUIRE_ALL=1` it fails instead.
+//! A trial that cannot run here is skipped by name, with what it needs; with `VIADUCT_REQUIRE_ALL=1` it fails instead,
+//! unless it is the kernel that cannot.
 
 #![allow(
     clippy::unwrap_used,

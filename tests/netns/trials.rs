@@ -32,6 +32,19 @@ impl Trials {
         tools: &[&str],
         trial: impl FnOnce() + Send + 'static,
     ) {
+        self.add_where(mode, name, tools, || Ok(()), trial);
+    }
+
+    /// Adds one that needs besides what `kernel` finds here, or says that it lacks. Where the kernel lacks something, no
+    /// wish makes it run, so it is skipped whatever is required.
+    pub(crate) fn add_where(
+        &mut self,
+        mode: Mode,
+        name: &str,
+        tools: &[&str],
+        kernel: impl FnOnce() -> Result<(), String> + Send + 'static,
+        trial: impl FnOnce() + Send + 'static,
+    ) {
         let name = format!("{mode}::{name}");
         let missing = self
             .isolated
@@ -43,6 +56,9 @@ impl Trials {
         self.list.push(Trial::ignorable_test(name, move || {
             if let Some(need) = missing {
                 return skip(&label, &need);
+            }
+            if let Err(need) = kernel() {
+                return Ok(skip_here(&label, &need));
             }
             trial();
             *ran.lock().unwrap().entry(of_mode).or_default() += 1;
@@ -66,8 +82,12 @@ fn skip(name: &str, need: &str) -> Result<Completion, Failed> {
     if std::env::var_os("VIADUCT_REQUIRE_ALL").is_some() {
         return Err(format!("cannot run: needs {need}").into());
     }
+    Ok(skip_here(name, need))
+}
+
+fn skip_here(name: &str, need: &str) -> Completion {
     eprintln!("skipped: {name} needs {need}");
-    Ok(Completion::ignored_with(format!("needs {need}")))
+    Completion::ignored_with(format!("needs {need}"))
 }
 
 // The first tool that is missing.

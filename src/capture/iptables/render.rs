@@ -14,8 +14,8 @@
 //! So what should meet silence is sent to port 0, which nobody has, and dropped there.
 //!
 //! Every rule is spelt as `iptables-save` lists it, so what is there can be compared with what should be. Matches are
-//! `-s -d -p --dport`, targets DNAT, REDIRECT, RETURN, DROP and own chains: all that a small kernel has (gVisor refuses the
-//! flags of TCP). A packet passes one rule per network and those of its own network, not one per Service.
+//! `-s -d -p --dport`, targets DNAT, REDIRECT, RETURN, DROP and own chains: little, for kernels that have little. A packet
+//! passes one rule per network and those of its own network, not one per Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -24,7 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::capture::plan::{Rules, Silence, local_network};
-use crate::model::{Frontend, Protocol};
+use crate::model::{Family, Frontend, Protocol};
 
 /// Every chain of ours begins so.
 pub(super) const PREFIX: &str = "VIADUCT-";
@@ -147,13 +147,40 @@ pub(super) fn pieces(restore: &str) -> Vec<String> {
 /// by default is 208 KiB.
 const PIECE: usize = 250;
 
-/// A transaction that shows that rules like ours load, and leaves nothing.
-pub(super) fn render_probe() -> String {
-    let chain = "VIADUCT-PROBE";
-    format!(
-        "*nat\n:{chain} - [0:0]\n-A {chain} -p udp -m udp --dport 1 -j REDIRECT --to-ports 1\n-F {chain}\n-X {chain}\nCOMMIT\n"
-    )
+/// A transaction that shows that rules like those that we have in `table` load. Nothing leads to them.
+pub(super) fn render_probe(table: Table, family: Family) -> String {
+    let nowhere = family.unspecified();
+    let rules = match table {
+        Table::Filter => vec![format!("{} -j DROP", port_match(Protocol::Tcp, 0))],
+        Table::Mangle => vec![
+            format!("{}-j RETURN", from(nowhere.into())),
+            format!("{} -j DROP", port_match(Protocol::Udp, 1)),
+        ],
+        Table::Nat => vec![
+            format!("{}-j RETURN", to(nowhere.into())),
+            format!("{} -j REDIRECT --to-ports 1", port_match(Protocol::Udp, 1)),
+            format!(
+                "{} -j DNAT --to-destination {}",
+                port_match(Protocol::Tcp, 1),
+                SocketAddr::new(nowhere, 1)
+            ),
+        ],
+    };
+    let rules: String = rules
+        .iter()
+        .map(|rule| format!("-A {PROBE} {rule}\n"))
+        .collect();
+    format!("*{}\n:{PROBE} - [0:0]\n{rules}COMMIT\n", table.as_str())
 }
+
+/// A transaction that takes them back, whether they loaded or not. It is one of its own: what comes and goes in the same
+/// one, the older tools do not show to the kernel.
+pub(super) fn render_probe_removal(table: Table) -> String {
+    let table = table.as_str();
+    format!("*{table}\n:{PROBE} - [0:0]\n-X {PROBE}\nCOMMIT\n")
+}
+
+const PROBE: &str = "VIADUCT-PROBE";
 
 /// What is ours in a table as `iptables-save` lists it.
 pub(super) fn parse_saved(text: &str) -> Chains {

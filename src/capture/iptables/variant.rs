@@ -11,7 +11,7 @@ use crate::capture::tool::run;
 use crate::model::Family;
 
 use super::RESTORE;
-use super::render::{Table, render_probe};
+use super::render::{Table, render_probe, render_probe_removal};
 
 /// One set of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,10 @@ impl Variant {
     /// # Errors
     /// None: why not the one that the system prefers, or that is there at all.
     pub(super) async fn find(family: Family) -> Result<Self, CaptureError> {
-        let (mut refusal, harmless) = (None, render_probe());
+        let mut refusal = None;
         for variant in Self::candidates(family).await {
-            let loaded = run(variant.restore(family), &RESTORE, &harmless);
-            match (loaded.await, &refusal) {
-                (Ok(_), _) => return Ok(variant),
+            match (variant.try_out(family).await, &refusal) {
+                (Ok(()), _) => return Ok(variant),
                 (Err(error), None | Some(CaptureError::ToolMissing { .. })) => {
                     refusal = Some(error)
                 }
@@ -61,6 +60,18 @@ impl Variant {
         Err(refusal.unwrap_or(CaptureError::ToolMissing {
             tool: Self::Preferred.restore(family),
         }))
+    }
+
+    // In every table that we use, each by itself, so that the one that is refused can be named.
+    async fn try_out(self, family: Family) -> Result<(), CaptureError> {
+        let tool = self.restore(family);
+        for table in Table::ALL {
+            let loaded = run(tool, &RESTORE, &render_probe(table, family)).await;
+            let removed = run(tool, &RESTORE, &render_probe_removal(table)).await;
+            let tried = loaded.and(removed);
+            tried.map_err(|error| error.about(format_args!("table {}", table.as_str())))?;
+        }
+        Ok(())
     }
 
     /// What the tools say that they are: `iptables-restore v1.8.9 (nf_tables)`.

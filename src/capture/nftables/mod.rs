@@ -1,10 +1,11 @@
 //! Tables of our own in nf_tables, one per family, driven by the `nft` tool; and the capture mode that is nothing else.
 //!
-//! `render` says what a table contains, `listing` reads it back, `table` runs them and remembers what was applied. No
-//! other table is ever named.
+//! `render` says what a table contains, `listing` reads it back, `table` runs them and remembers what was applied;
+//! `shortcut` spares a few elements the tool. No other table is ever named.
 
 mod listing;
 mod render;
+mod shortcut;
 mod table;
 
 use async_trait::async_trait;

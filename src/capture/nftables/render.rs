@@ -3,6 +3,7 @@
 //! The chains never change; everything that does is an element of a set or map. So a change is a handful of elements
 //! whatever the number of services, and a packet costs one lookup.
 
+mod change;
 mod divert;
 mod translate;
 
@@ -14,6 +15,8 @@ use ipnet::IpNet;
 
 use crate::capture::plan::{Rules, Silence, local_network};
 use crate::model::{Family, Frontend, Protocol};
+
+pub(super) use change::Change;
 
 /// Elements of our sets and maps, by the name of the set: key → value, which is empty in a set. Spelt as `nft` lists
 /// them.
@@ -82,7 +85,7 @@ impl Layout {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
     Map,
     Set,
@@ -190,7 +193,8 @@ impl Table {
                     .iter()
                     .map(|(key, value)| ((*key).clone(), (*value).clone()));
                 let some = Elements::from([(*set, some.collect())]);
-                pieces.extend(self.render_difference(&empty, &some));
+                let change = Change::between(self, &empty, &some);
+                pieces.extend(change.as_ref().map(Change::render));
             }
         }
         pieces
@@ -198,44 +202,9 @@ impl Table {
 
     /// The elements to change from `before` to `after`, in one transaction; `None` if they are the same. What both have
     /// is compared as it is and never written out: 20,000 elements as text take longer than the kernel with one of them.
-    pub(super) fn render_change(self, before: &Rules, after: &Rules) -> Option<String> {
+    pub(super) fn plan_change(self, before: &Rules, after: &Rules) -> Option<Change> {
         let elements = |rules: &Rules, other: &Rules| self.plan_elements(&apart_from(rules, other));
-        self.render_difference(&elements(before, after), &elements(after, before))
-    }
-
-    fn render_difference(self, before: &Elements, after: &Elements) -> Option<String> {
-        let mut text = String::new();
-        let nothing = BTreeMap::new();
-        for (name, _, shape) in self.sets() {
-            let old = before.get(name).unwrap_or(&nothing);
-            let new = after.get(name).unwrap_or(&nothing);
-            if old == new {
-                continue;
-            }
-            let set = format!("{} {name}", self.full_name());
-            let kept = |key: &String, value: &String| {
-                shape != Shape::Intervals && new.get(key) == Some(value)
-            };
-            if shape == Shape::Intervals {
-                // Taking single intervals out of a set and putting others in, in one transaction, fails on some kernels.
-                if !old.is_empty() {
-                    let _ = writeln!(text, "flush set {set}");
-                }
-            } else {
-                let gone = old.iter().filter(|(key, value)| !kept(key, value));
-                push_elements(&mut text, "delete", &set, gone.map(|(key, _)| key.clone()));
-            }
-            let come = new
-                .iter()
-                .filter(|(key, value)| shape == Shape::Intervals || old.get(*key) != Some(value));
-            push_elements(
-                &mut text,
-                "add",
-                &set,
-                come.map(|(key, value)| element(key, value)),
-            );
-        }
-        (!text.is_empty()).then_some(text)
+        Change::between(self, &elements(before, after), &elements(after, before))
     }
 
     /// The command line that lists the table without counters.
@@ -243,7 +212,7 @@ impl Table {
         ["-s", "list", "table", family_word(self.family), self.name()]
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self.layout {
             Layout::Translate { .. } => "viaduct",
             Layout::Divert => "viaduct_tproxy",
@@ -301,13 +270,6 @@ impl Table {
             "table {ip} {} {{\n{counters}{sets_text}{chains}}}\n",
             self.name()
         )
-    }
-}
-
-fn push_elements(text: &mut String, verb: &str, set: &str, elements: impl Iterator<Item = String>) {
-    let all: Vec<String> = elements.collect();
-    if !all.is_empty() {
-        let _ = writeln!(text, "{verb} element {set} {{ {} }}", all.join(",\n\t"));
     }
 }
 

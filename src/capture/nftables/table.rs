@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::capture::CaptureError;
 use crate::capture::plan::{Rules, Silence};
@@ -10,7 +10,8 @@ use crate::capture::tool::run;
 use crate::model::{Family, Frontend, Protocol};
 
 use super::listing::{Listing, parse_listing};
-use super::render::{Elements, Layout, Table};
+use super::render::{Change, Elements, Layout, Table};
+use super::shortcut::Shortcut;
 
 const NFT: &str = "nft";
 
@@ -44,6 +45,7 @@ pub(in crate::capture) struct Loaded {
     purpose: Purpose,
     /// What the kernel holds; `None` while that is not known.
     applied: Option<Applied>,
+    shortcut: Shortcut,
 }
 
 struct Applied {
@@ -60,6 +62,7 @@ impl Loaded {
             family,
             purpose,
             applied: None,
+            shortcut: Shortcut::default(),
         }
     }
 
@@ -76,8 +79,8 @@ impl Loaded {
         if let Some(applied) = &mut self.applied
             && applied.table == table
         {
-            let outcome = match table.render_change(&applied.rules, rules) {
-                Some(change) => load(&change).await,
+            let outcome = match table.plan_change(&applied.rules, rules) {
+                Some(change) => carry_out(&change, &mut self.shortcut).await,
                 None => Ok(()),
             };
             match outcome {
@@ -107,8 +110,8 @@ impl Loaded {
         rules
             .silent
             .extend(connections.map(|frontend| (*frontend, Silence::Everyone)));
-        if let Some(change) = applied.table.render_change(&applied.rules, &rules) {
-            load(&change).await?;
+        if let Some(change) = applied.table.plan_change(&applied.rules, &rules) {
+            carry_out(&change, &mut self.shortcut).await?;
         }
         applied.rules = rules;
         Ok(())
@@ -188,6 +191,19 @@ pub(super) async fn remove(table: Table) -> Result<(), CaptureError> {
         Err(error) if error.says_impossible() => Ok(()),
         outcome => outcome,
     }
+}
+
+async fn carry_out(change: &Change, shortcut: &mut Shortcut) -> Result<(), CaptureError> {
+    if let Some(edits) = change.edits() {
+        match shortcut.commit(change.table, edits).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                let family = change.table.family;
+                debug!(%family, %error, "the kernel refuses elements from us; nft is asked to change them");
+            }
+        }
+    }
+    load(&change.render()).await
 }
 
 async fn load(text: &str) -> Result<(), CaptureError> {

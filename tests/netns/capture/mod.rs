@@ -1,5 +1,6 @@
 //! The capture alone, with stand-ins for the data path: what arrives, what does not, and what the kernel is left with.
 
+mod extent;
 mod flows;
 mod ownership;
 mod reach;
@@ -21,9 +22,8 @@ pub(crate) fn add_to(trials: &mut Trials) {
     for mode in [Mode::Nftables, Mode::Iptables, Mode::Tproxy, Mode::Local] {
         let cases = match mode {
             Mode::Nftables | Mode::Iptables => [ownership::KERNEL_CASES, &led].concat(),
-            Mode::Tproxy | Mode::Local | Mode::Loopback | Mode::None => {
-                ownership::KERNEL_CASES.to_vec()
-            }
+            Mode::Local => [ownership::KERNEL_CASES, extent::CASES].concat(),
+            Mode::Tproxy | Mode::Loopback | Mode::None => ownership::KERNEL_CASES.to_vec(),
         };
         for family in Family::BOTH {
             for (name, case) in cases.clone() {

@@ -13,7 +13,7 @@ pub(super) fn the_next_rung_is_taken_where_one_is_impossible(mut node: Node) {
     node.capture = Some("auto");
     node.apply(&Web::default());
     // The tools of each variant of iptables are one program.
-    let rungs: [(&[&str], &str); 5] = [
+    let rungs: [(&[&str], &str); 7] = [
         (&[], "nftables"),
         (&["nft"], "iptables"),
         (
@@ -25,6 +25,15 @@ pub(super) fn the_next_rung_is_taken_where_one_is_impossible(mut node: Node) {
             "local",
         ),
         (&["netfilter", "iptables-legacy-restore"], "local"),
+        (&["nat", "mangle", "iptables-legacy-restore"], "tproxy"),
+        (
+            &[
+                "powerless-nft",
+                "powerless-iptables-restore",
+                "powerless-iptables-legacy-restore",
+            ],
+            "local",
+        ),
     ];
     for (hidden, rung) in rungs {
         node.hidden = hidden.to_vec();
@@ -43,8 +52,22 @@ pub(super) fn the_next_rung_is_taken_where_one_is_impossible(mut node: Node) {
         for ip in SERVICE {
             node.await_served(SocketAddr::new(ip.parse().unwrap(), 80));
         }
+        let log = node.log();
+        for sign in hidden.iter().filter_map(|lack| words_about(lack)) {
+            let told = log.lines().rfind(|line| line.contains(&chosen));
+            assert!(told.unwrap().contains(sign), "{sign}: {log}");
+        }
         assert!(node.end().success(), "{rung}");
         assert_eq!(all_rules(&node.world), before, "{rung}");
+    }
+}
+
+// What the line about the choice says of it.
+fn words_about(lack: &str) -> Option<&'static str> {
+    match lack {
+        "mangle" => Some("table mangle: "),
+        "powerless-nft" => Some("not permitted"),
+        _ => None,
     }
 }
 
@@ -56,17 +79,28 @@ pub(super) fn a_family_that_fails_later_is_told_and_tried_again_and_stops_no_oth
     for ip in SERVICE {
         node.await_served(SocketAddr::new(ip.parse().unwrap(), 80));
     }
-    node.break_ipv6();
-    node.apply(&Web {
+    let balanced = |status, spec| Web {
         kind: "LoadBalancer",
-        status: "{loadBalancer: {ingress: [{ip: 203.0.113.7}, {ip: '2001:db8:7::7'}]}}",
+        status,
+        spec,
         ..Web::default()
-    });
+    };
     let ask = |port: u16, path: &str| {
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         node.http(Place::Node, to, path).unwrap()
     };
-    let [v4, v6] = BALANCER.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80));
+    node.break_ipv6();
+    // A few elements need no `nft`.
+    let status = "{loadBalancer: {ingress: [{ip: 203.0.113.7}, {ip: '2001:db8:7::7'}]}}";
+    node.apply(&balanced(status, ""));
+    for ip in BALANCER {
+        node.await_served(SocketAddr::new(ip.parse().unwrap(), 80));
+    }
+    // Intervals do.
+    let status = "{loadBalancer: {ingress: [{ip: 203.0.113.8}, {ip: '2001:db8:7::8'}]}}";
+    let ranges = "loadBalancerSourceRanges: [192.0.2.0/25, 2001:db8::/80]";
+    node.apply(&balanced(status, ranges));
+    let [v4, v6] = ["203.0.113.8:80", "[2001:db8:7::8]:80"].map(|to| to.parse().unwrap());
     node.await_served(v4);
     eventually(|| {
         let told = ask(10256, "/readyz");

@@ -6,10 +6,21 @@ use std::process::Command;
 use super::node::{Node, SERVICE, Web};
 use crate::world::{Place, World, eventually};
 
-pub(super) fn the_older_tables_serve_where_the_newer_do_not_work(mut node: Node) {
-    if !has_older_tables(&node.world) {
-        return eprintln!("skipped: this kernel has no ip_tables, which iptables-legacy needs");
+/// Whether this kernel has them, for both families; asked where we are.
+///
+/// # Errors
+/// It has not: what a trial needs.
+pub(super) fn has_older_tables() -> Result<(), String> {
+    for tool in ["iptables-legacy-save", "ip6tables-legacy-save"] {
+        let listed = Command::new(tool).args(["-t", "nat"]).output();
+        if !listed.is_ok_and(|output| output.status.success()) {
+            return Err(format!("what {tool} lists: a kernel with ip_tables"));
+        }
     }
+    Ok(())
+}
+
+pub(super) fn the_older_tables_serve_where_the_newer_do_not_work(mut node: Node) {
     let before = older_rules(&node.world);
     node.hidden = vec!["nft", "iptables-restore"];
     node.apply(&Web::default());
@@ -35,9 +46,6 @@ pub(super) fn the_older_tables_serve_where_the_newer_do_not_work(mut node: Node)
 }
 
 pub(super) fn what_the_older_tables_hold_goes_when_the_newer_are_used(mut node: Node) {
-    if !has_older_tables(&node.world) {
-        return eprintln!("skipped: this kernel has no ip_tables, which iptables-legacy needs");
-    }
     let before = older_rules(&node.world);
     node.apply(&Web::default());
     for heir in ["start", "cleanup"] {
@@ -66,16 +74,9 @@ fn await_both_families(node: &Node) {
     }
 }
 
-fn has_older_tables(world: &World) -> bool {
-    let list = "iptables-legacy-save -t nat && ip6tables-legacy-save -t nat";
-    let mut command = Command::new("sh");
-    let listed = world.in_ns(Place::Node, || command.args(["-c", list]).output());
-    listed.unwrap().status.success()
-}
-
 // Without counters. To list a table makes it, so it is the same before and after.
 fn older_rules(world: &World) -> String {
-    let line = "for table in nat mangle; do for tool in iptables ip6tables; do \
+    let line = "for table in nat mangle filter; do for tool in iptables ip6tables; do \
                     $tool-legacy-save -t $table | grep -v '^#' | sed 's/\\[.*//'; done; done";
     world.shell(Place::Node, line)
 }

@@ -109,6 +109,14 @@ const WITHOUT_NAT: &str =
 const WITHOUT_IPV6_LATER: &str = "test -e $REAL.later && case \"$* $input\" in *\" ip6 \"*) \
     echo \"Error: Operation not permitted\" >&2; exit 1;; esac";
 
+/// An `iptables-restore` on a kernel that has no mangle table.
+const WITHOUT_MANGLE: &str =
+    "case $input in *\"*mangle\"*) echo \"Operation not supported\" >&2; exit 1;; esac";
+
+/// Any tool, without the capability that it takes to change this network: it has that of a user namespace of its own. (The
+/// program itself may not take capabilities from others.)
+const WITHOUT_NET_ADMIN: &str = "as=\"unshare --user\"";
+
 /// A seccomp filter by which nobody opens a netlink socket of netfilter (`socket(AF_NETLINK, _, NETLINK_NETFILTER)`), which
 /// is how one talks to nf_tables; then the program. Source: seccomp(2), `linux/filter.h`.
 const WITHOUT_NETFILTER: &str = r#"
@@ -137,7 +145,8 @@ pub(super) struct Node {
     /// In place of the mode's name.
     pub(super) capture: Option<&'static str>,
     /// Tools that the program finds unusable; `nat` = what nf_tables has of it, `ip6-later` = IPv6 in nf_tables from
-    /// [`Node::break_ipv6`] on, `netfilter` = netlink sockets of netfilter.
+    /// [`Node::break_ipv6`] on, `mangle` = that table of iptables, `powerless-TOOL` = `CAP_NET_ADMIN` for a tool, `netfilter` =
+    /// netlink sockets of netfilter.
     pub(super) hidden: Vec<&'static str>,
     directory: TempDir,
     _backends: [Backend; 2],
@@ -247,19 +256,27 @@ impl Node {
         if self.hidden.is_empty() {
             return Command::new(program);
         }
-        let nft = self.directory.path().join("nft");
+        // Several tools may be one program, which goes by the name that it is called by, or by its first argument.
         let hide = format!(
-            "for tool in {}; do \
-                case $tool in nat) lack='{WITHOUT_NAT}';; ip6-later) lack='{WITHOUT_IPV6_LATER}';; *) lack=;; esac; \
+            "for hidden in {hidden}; do \
+                case $hidden in \
+                    nat) tool=nft lack='{WITHOUT_NAT}';; \
+                    ip6-later) tool=nft lack='{WITHOUT_IPV6_LATER}';; \
+                    mangle) tool=iptables-restore lack='{WITHOUT_MANGLE}';; \
+                    powerless-*) tool=${{hidden#powerless-}} lack='{WITHOUT_NET_ADMIN}';; \
+                    *) tool=$hidden lack=;; \
+                esac; \
+                place=$(command -v $tool) || continue; real={directory}/$tool; \
                 if [ \"$lack\" ]; then \
-                    cp $(command -v nft) {nft}.real; \
-                    printf '#!/bin/sh\ninput=$(cat)\n%s\nprintf \"%%s\\n\" \"$input\" | \"$REAL\" \"$@\"\n' \"$lack\" > {nft}; chmod +x {nft}; \
-                    mount --bind {nft} $(command -v nft) || exit 9; continue; \
-                fi; \
-                place=$(command -v $tool) || continue; mount --bind /dev/null $place || exit 9; \
-            done; export REAL={nft}.real; exec \"$@\"",
-            self.hidden.join(" "),
-            nft = nft.display(),
+                    cp $place $real.real; \
+                    case $tool in *tables*) named='${{0##*/}}';; *) named=;; esac; \
+                    printf '#!/bin/sh\nREAL=%s.real\ninput=$(cat)\n%s\nprintf \"%%s\\n\" \"$input\" | $as $REAL %s \"$@\"\n' \
+                        $real \"$lack\" \"$named\" > $real; chmod +x $real; \
+                else real=/dev/null; fi; \
+                mount --bind $real $place || exit 9; \
+            done; exec \"$@\"",
+            hidden = self.hidden.join(" "),
+            directory = self.directory.path().display(),
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &hide, "sh"]);

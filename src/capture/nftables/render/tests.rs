@@ -6,6 +6,8 @@ use crate::capture::samples::{a_little_later, any_rules, assert_golden, many, on
 
 use crate::capture::nftables::listing::parse_listing;
 
+use crate::net::nf_tables::MAX_EDITS;
+
 use super::*;
 
 const V4: Table = translating(Family::V4, None);
@@ -13,6 +15,11 @@ const DIVERT: Table = Table {
     family: Family::V4,
     layout: Layout::Divert,
 };
+
+fn render_change(table: Table, before: &Rules, after: &Rules) -> Option<String> {
+    let change = table.plan_change(before, after);
+    change.map(|change| change.render())
+}
 
 const fn translating(family: Family, landing: Option<IpAddr>) -> Table {
     Table {
@@ -50,7 +57,7 @@ fn diverting_tables_are_as_recorded() {
 
 #[test]
 fn one_more_of_ten_thousand_diverted_services_is_two_elements() {
-    let change = DIVERT.render_change(&many(9_999), &many(10_000));
+    let change = render_change(DIVERT, &many(9_999), &many(10_000));
     let change = change.unwrap_or_default();
     let added: Vec<&str> = change.lines().collect();
     assert_eq!(
@@ -65,9 +72,9 @@ fn one_more_of_ten_thousand_diverted_services_is_two_elements() {
 #[test]
 fn a_change_names_only_what_changes() {
     let (before, after) = (one_of_everything(Family::V4), a_little_later(Family::V4));
-    let change = V4.render_change(&before, &after).unwrap();
+    let change = render_change(V4, &before, &after).unwrap();
     assert_golden("nftables-change.nft", &change);
-    assert_eq!(V4.render_change(&after, &after), None);
+    assert_eq!(render_change(V4, &after, &after), None);
 }
 
 #[test]
@@ -75,7 +82,7 @@ fn a_change_of_the_pods_replaces_that_set_as_a_whole() {
     let mut rules = one_of_everything(Family::V4);
     let before = rules.clone();
     rules.pod_cidrs.push("10.245.0.0/24".parse().unwrap());
-    let change = V4.render_change(&before, &rules).unwrap();
+    let change = render_change(V4, &before, &rules).unwrap();
     let expected = "flush set ip viaduct pods\nadd element ip viaduct pods { 10.244.0.0/24,\n\t10.245.0.0/24 }\n";
     assert_eq!(change, expected);
 }
@@ -146,11 +153,22 @@ fn pieces_hold_every_element_once() {
 
 #[test]
 fn one_more_of_ten_thousand_services_is_one_element() {
-    let change = V4.render_change(&many(9_999), &many(10_000)).unwrap();
+    let change = render_change(V4, &many(9_999), &many(10_000)).unwrap();
     assert_eq!(
         change,
         "add element ip viaduct redirects { 10.96.39.15 . tcp . 80 : 40000 }\n"
     );
+}
+
+#[test]
+fn a_change_of_more_than_one_transaction_takes_nft() {
+    let edits = |services| {
+        let change = V4.plan_change(&many(0), &many(services)).unwrap();
+        change.edits().map(|edits| edits.len())
+    };
+    let most = u16::try_from(MAX_EDITS).unwrap();
+    assert_eq!(edits(most), Some(MAX_EDITS));
+    assert_eq!(edits(most + 1), None);
 }
 
 /// What `nft` does with a change, as far as elements are concerned. Fails where `nft` would.
@@ -184,10 +202,33 @@ proptest! {
     fn a_change_leads_from_any_rules_to_any_others(before in any_rules(), after in any_rules()) {
         for table in [V4, DIVERT] {
             let (mut held, wanted) = (table.plan_elements(&before), table.plan_elements(&after));
-            let change = table.render_change(&before, &after);
+            let change = render_change(table, &before, &after);
             prop_assert_eq!(change.is_none(), held == wanted);
             carry_out(&change.unwrap_or_default(), &mut held);
             prop_assert_eq!(held, wanted);
+        }
+    }
+
+    #[test]
+    fn edits_are_what_the_text_says(before in any_rules(), after in any_rules()) {
+        for table in [V4, DIVERT] {
+            let Some(change) = table.plan_change(&before, &after) else { continue };
+            let text = change.render();
+            let intervals = ["node_addresses", "allowed_sources", "pods"];
+            let has_intervals = intervals.iter().any(|set| text.contains(&format!(" {set}")));
+            let edits = change.edits();
+            prop_assert_eq!(edits.is_none(), has_intervals);
+            let shown = edits.into_iter().flatten().map(|edit| edit.to_string());
+            let mut told = Vec::new();
+            for command in text.replace(",\n\t", ", ").lines().filter(|_| !has_intervals) {
+                let named = command.replace(&format!("{} ", table.full_name()), "");
+                let (head, elements) = named.trim_end_matches(" }").split_once(" { ").unwrap();
+                for element in elements.split(", ") {
+                    let element = element.replace("tcp", "6").replace("udp", "17");
+                    told.push(format!("{head} {{ {element} }}"));
+                }
+            }
+            prop_assert_eq!(shown.collect::<Vec<_>>(), told);
         }
     }
 

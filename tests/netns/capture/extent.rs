@@ -1,0 +1,62 @@
+//! How much there is in the kernel with many Services, where no golden file shows it: routes and addresses.
+
+use std::net::IpAddr;
+
+use viaduct::model::{Frontend, Protocol};
+
+use super::Case;
+use crate::rig::Rig;
+use crate::world::Place;
+
+/// Those in which nobody is served.
+pub(super) const CASES: &[Case] = &[(
+    "ten_thousand_services_are_as_many_routes_and_no_address",
+    ten_thousand_services_are_as_many_routes_and_no_address,
+)];
+
+const MANY: u16 = 10_000;
+
+fn ten_thousand_services_are_as_many_routes_and_no_address(mut rig: Rig) {
+    let addresses = |rig: &Rig| rig.world.shell(Place::Node, "ip -br addr");
+    let before = addresses(&rig);
+    for number in 0..MANY {
+        // Two ports of each, over both protocols: an address is one route however many lead there.
+        for (port, protocol) in [
+            (80, Protocol::Tcp),
+            (53, Protocol::Udp),
+            (53, Protocol::Tcp),
+        ] {
+            let ip = address(rig.v6(), number);
+            rig.rules
+                .redirects
+                .insert(Frontend { ip, port, protocol }, 40000);
+        }
+    }
+    rig.apply();
+    assert_eq!(routes(&rig), usize::from(MANY));
+    assert_eq!(addresses(&rig), before);
+    let last = address(rig.v6(), MANY - 1);
+    rig.rules
+        .redirects
+        .retain(|frontend, _| frontend.ip != last);
+    rig.apply();
+    assert_eq!(routes(&rig), usize::from(MANY) - 1);
+    assert!(!rig.reassert());
+    rig.release();
+    assert_eq!(routes(&rig), 0);
+}
+
+fn address(v6: bool, number: u16) -> IpAddr {
+    if v6 {
+        [0xfd00, 0x10, 0x96, 0, 0, 0, 0, number].into()
+    } else {
+        let [high, low] = number.to_be_bytes();
+        [10, 96, high, low].into()
+    }
+}
+
+fn routes(rig: &Rig) -> usize {
+    let version = if rig.v6() { "-6" } else { "-4" };
+    let list = format!("ip {version} route show table all proto 86");
+    rig.world.shell(Place::Node, &list).lines().count()
+}
