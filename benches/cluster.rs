@@ -5,7 +5,7 @@
 //! * `memory` and `peak`: resident, at rest and at most; `idle`: CPU in ten seconds in which nothing happens.
 //! * `busy`: CPU while 100 slices a second change, each by one endpoint.
 //!
-//! Capture `none`, so the kernel's rules are not part of it, and an endpoint does not change them. `cargo bench --bench cluster`;
+//! DNS answers on loopback, where nobody asks. Capture `none`, so the kernel's rules are not part of it, and an endpoint does not change them. `cargo bench --bench cluster`;
 //! `VIADUCT` names another binary to ask. The last figures are in README.md beside this file.
 
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
@@ -99,6 +99,12 @@ fn start(server: &ApiServer, directory: &std::path::Path) -> Proxy {
         .args(["run", "--capture", "none", "--hostname-override", "here"])
         .args(["--master", &server.url()])
         .args(["--healthz-bind-address", "", "--metrics-bind-address", ""])
+        .args([
+            "--dns-listen",
+            "127.0.0.1:0",
+            "--dns-upstream",
+            "127.0.0.1:9",
+        ])
         .arg("--admin-socket")
         .arg(directory.join("admin.sock"))
         .arg("--data-dir")

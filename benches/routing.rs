@@ -1,8 +1,9 @@
-//! What the routing table and a pick cost.
+//! What the routing table, a pick and the answer to a name cost.
 //!
 //! * `table/from_nothing/N`: N Services of one port with 10 endpoints each; elements are Services.
 //! * `table/one_change/N`: one slice of one Service changes among N; one element.
 //! * `pick/ALGORITHM`: one choice among 10 backends; one element.
+//! * `name/N`: one answer with the address of one of N Services, past everything that is remembered; one element.
 //!
 //! `cargo bench --bench routing`; the last figures are in README.md beside this file.
 
@@ -12,7 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RecordType};
 use viaduct::balancers::Algorithms;
+use viaduct::dns::PacketPath;
 use viaduct::model::{
     Algorithm, Endpoint, EndpointSlice, Event, Family, Knobs, Port, Protocol, Service, ServiceKind,
     ServiceName, ServicePort, ServicePortKey, SliceKey, SlicePort, TrafficPolicy,
@@ -156,5 +160,34 @@ fn pick(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, table, pick);
+fn names(c: &mut Criterion) {
+    let mut group = c.benchmark_group("name");
+    group.throughput(Throughput::Elements(1));
+    for services in [10, 1_000, 10_000] {
+        let mut builder = builder(services);
+        builder.set_synced();
+        let path = PacketPath::new((*builder.build().table).clone()).expect("metrics of its own");
+        // The same number of names each time, all over the table.
+        let asked: Vec<Vec<u8>> = (0..1_000).map(|n| question(n * 7919 % services)).collect();
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(services), |b| {
+            b.iter(|| {
+                next = (next + 1) % asked.len();
+                path.answer(&asked[next]).expect("an answer")
+            });
+        });
+    }
+}
+
+fn question(n: u32) -> Vec<u8> {
+    let name = format!("service-{n}.default.svc.cluster.local.");
+    let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(
+        Name::from_ascii(name).expect("a name"),
+        RecordType::A,
+    ));
+    message.to_vec().expect("a question")
+}
+
+criterion_group!(benches, table, pick, names);
 criterion_main!(benches);

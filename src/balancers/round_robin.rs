@@ -3,14 +3,14 @@
 //! The turn belongs to the service port: all data threads take theirs from one atomic counter, so the shares are exact
 //! however flows spread over threads.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::routing::{Balancer, Choice};
 
 /// Sets of different sizes take turns of their own. One counter for both sets of a route would let flows that
 /// alternate between them step over the same backends for ever: with two candidates in each, either set would only see
 /// even or only odd turns. The local set is a part of the cluster set, so sets of one size are the same set. Sizes that
-/// differ by a multiple of 16 share a counter, which costs evenness only.
+/// differ by a multiple of 16 share a counter, and after 2^32 turns one begins again: that costs evenness only.
 const COUNTERS: usize = 16;
 
 /// After so many rounds the order moves on by one. Clients that call in step with each other would otherwise meet the
@@ -21,7 +21,7 @@ const ROUNDS_IN_ORDER: usize = 8;
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
-    turns: [AtomicUsize; COUNTERS],
+    turns: [AtomicU32; COUNTERS],
 }
 
 impl Balancer for RoundRobin {
@@ -47,7 +47,7 @@ impl RoundRobin {
         if n == 0 {
             return None;
         }
-        let turn = self.turns[n % COUNTERS].fetch_add(1, Ordering::Relaxed);
+        let turn = self.turns[n % COUNTERS].fetch_add(1, Ordering::Relaxed) as usize;
         let first = turn % n + turn / (n * ROUNDS_IN_ORDER) % n;
         (0..n)
             .map(|step| index_of((first + step) % n))

@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tracing::{info, warn};
 
 use crate::config::ConfigError;
+use crate::net::heap;
 use crate::privileges;
 use crate::telemetry::{self, Format};
 
@@ -112,6 +113,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     // Before there is a second thread.
+    heap::share_one();
     if let Command::Run(_) = cli.command {
         match privileges::restrict() {
             Ok(kept) => info!(?kept, "capabilities"),

@@ -133,17 +133,22 @@ impl Exchange {
     /// Answers `message`, or says what its answer waits for.
     pub(super) fn begin(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Step {
         let started = Instant::now();
-        let step = AssertUnwindSafe(|| match Question::parse(message, self.limits.max_udp) {
-            Ok(question) => self.decide(Request {
-                question: question.answered_by(self.identity),
-                client: client.ip().to_canonical(),
-                transport,
-                started,
-            }),
-            Err(rejected) => self.reject(rejected, client.ip(), transport, started),
-        });
-        // Nothing that one message does may end the service for all others. Only what had a header gets as far as that.
-        catch_unwind(step).unwrap_or_else(|_| {
+        self.guarded(message, started, || {
+            match Question::parse(message, self.limits.max_udp) {
+                Ok(question) => self.decide(Request {
+                    question: question.answered_by(self.identity),
+                    client: client.ip().to_canonical(),
+                    transport,
+                    started,
+                }),
+                Err(rejected) => self.reject(rejected, client.ip(), transport, started),
+            }
+        })
+    }
+
+    // Nothing that one message does may end the service for all others. Only what had a header gets as far as a panic.
+    fn guarded(&self, message: &[u8], started: Instant, step: impl FnOnce() -> Step) -> Step {
+        catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|_| {
             self.metrics.panics.inc();
             self.send(bare_reply(message, ResponseCode::ServFail), started, None)
         })
@@ -505,3 +510,7 @@ fn compose(request: &Request, aliases: Vec<Record>, kept: &Kept) -> Reply {
     };
     reply.unwrap_or_else(|_| question.failure(ResponseCode::ServFail))
 }
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;

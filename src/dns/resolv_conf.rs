@@ -1,12 +1,13 @@
 //! The `nameserver` lines of `/etc/resolv.conf`, and their changes.
 //!
-//! `search`, `domain` and `ndots` mean nothing to questions that are forwarded: the client has applied its own. Parsing is pure; [`State`] reads the
-//! files.
+//! `search`, `domain` and `ndots` mean nothing to questions that are forwarded: the client has applied its own. Parsing is pure; [`Watched`]
+//! reads the files. A file that cannot be read any more changes nothing.
 //!
 //! Source: resolv.conf(5).
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::net::if_::if_nametoindex;
@@ -25,24 +26,70 @@ const MAX_DOMAINS: usize = 29;
 
 const DNS_PORT: u16 = 53;
 
-/// Tells one version of the file from another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    changed: Option<SystemTime>,
-    length: u64,
+/// The resolvers of this host, as far as they were looked at.
+#[derive(Debug)]
+pub(super) struct Watched {
+    resolv_conf: PathBuf,
+    uplink: PathBuf,
+    versions: [Version; 2],
+    servers: Vec<SocketAddr>,
 }
 
-impl State {
-    /// The file as it is now.
-    pub(super) fn read() -> Self {
-        let metadata = fs::metadata(RESOLV_CONF).ok();
-        Self {
-            changed: metadata
-                .as_ref()
-                .and_then(|metadata| metadata.modified().ok()),
-            length: metadata.map_or(0, |metadata| metadata.len()),
+// Tells one version of a file from another: when it was written, and its length; nothing where there is none.
+type Version = Option<(SystemTime, u64)>;
+
+impl Watched {
+    /// The resolvers of this host now, those at `own` addresses left out. If none is left, those behind systemd-resolved.
+    pub(super) fn new(own: &[SocketAddr]) -> Self {
+        Self::at(RESOLV_CONF.into(), RESOLVED_UPLINK.into(), own)
+    }
+
+    fn at(resolv_conf: PathBuf, uplink: PathBuf, own: &[SocketAddr]) -> Self {
+        let mut watched = Self {
+            versions: [version(&resolv_conf), version(&uplink)],
+            resolv_conf,
+            uplink,
+            servers: Vec::new(),
+        };
+        watched.servers = watched.read(own).unwrap_or_default();
+        watched
+    }
+
+    /// Who is to be asked.
+    pub(super) fn servers(&self) -> &[SocketAddr] {
+        &self.servers
+    }
+
+    /// Looks at the files again. Returns whether others are to be asked than before.
+    pub(super) fn look(&mut self, own: &[SocketAddr]) -> bool {
+        let versions = [version(&self.resolv_conf), version(&self.uplink)];
+        if versions == self.versions {
+            return false;
+        }
+        // Before the text: what is written after this is another version.
+        self.versions = versions;
+        let Some(servers) = self.read(own) else {
+            return false;
+        };
+        let is_new = servers != self.servers;
+        self.servers = servers;
+        is_new
+    }
+
+    // Nothing while there is no file: somebody is about to replace it.
+    fn read(&self, own: &[SocketAddr]) -> Option<Vec<SocketAddr>> {
+        let uplink = fs::read_to_string(&self.uplink).unwrap_or_default();
+        match fs::read_to_string(&self.resolv_conf) {
+            Ok(text) => Some(choose(&text, &uplink, own)),
+            Err(_) if self.servers.is_empty() => Some(choose("", &uplink, own)),
+            Err(_) => None,
         }
     }
+}
+
+fn version(path: &Path) -> Version {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// The domains of the `search` line of this host's `/etc/resolv.conf`, which the kubelet hands on to Pods behind those
@@ -76,12 +123,6 @@ fn parse_search(text: &str) -> Vec<String> {
         }
     }
     domains
-}
-
-/// The resolvers of this host, those at `own` addresses left out. If none is left, those behind systemd-resolved.
-pub(super) fn servers(own: &[SocketAddr]) -> Vec<SocketAddr> {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    choose(&read(RESOLV_CONF), &read(RESOLVED_UPLINK), own)
 }
 
 fn choose(resolv_conf: &str, uplink: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
@@ -160,6 +201,38 @@ mod tests {
         assert_eq!(chosen(stub, up), ["127.0.0.53:53"]);
         assert_eq!(chosen("", up), ["192.0.2.1:53"]);
         assert_eq!(chosen(us, ""), [""; 0]);
+    }
+
+    #[test]
+    fn a_changed_file_is_followed_and_a_missing_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, uplink) = (directory.path().join("a"), directory.path().join("b"));
+        let own = ["127.0.0.1:53".parse().unwrap()];
+        let shown = |watched: &Watched| {
+            let servers = watched.servers().iter();
+            servers.map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let mut watched = Watched::at(file.clone(), uplink.clone(), &own);
+        assert_eq!(shown(&watched), [""; 0]);
+        assert!(!watched.look(&own));
+        fs::write(&file, "nameserver 192.0.2.1").unwrap();
+        assert!(watched.look(&own));
+        assert_eq!(shown(&watched), ["192.0.2.1:53"]);
+        assert!(!watched.look(&own));
+        // Of another length, so that it is a new version however coarse the clock of the file system is.
+        fs::write(&file, "nameserver 192.0.2.1 # again").unwrap();
+        assert!(!watched.look(&own), "it names the same");
+        fs::remove_file(&file).unwrap();
+        assert!(!watched.look(&own));
+        assert_eq!(shown(&watched), ["192.0.2.1:53"]);
+        // Only we are left, so the uplink counts, whose changes count from then on.
+        fs::write(&file, "nameserver 127.0.0.1").unwrap();
+        fs::write(&uplink, "nameserver 192.0.2.20").unwrap();
+        assert!(watched.look(&own));
+        assert_eq!(shown(&watched), ["192.0.2.20:53"]);
+        fs::write(&uplink, "nameserver 192.0.2.3").unwrap();
+        assert!(watched.look(&own));
+        assert_eq!(shown(&watched), ["192.0.2.3:53"]);
     }
 
     #[test]

@@ -20,12 +20,12 @@ use super::health::Probes;
 use super::listen::Sockets;
 use super::names::{Zone, parse_absolute};
 use super::records::Authority;
+use super::resolv_conf::Watched;
 use super::succession::Succession;
 use super::tcp::Connections;
 use super::udp::{Listener, sockets_per_address};
 use super::{
-    Config, ExplainedName, Identity, InvalidDomain, Metrics, StartError, Whereabouts, listen,
-    resolv_conf, tcp,
+    Config, ExplainedName, Identity, InvalidDomain, Metrics, StartError, Whereabouts, listen, tcp,
 };
 
 /// How often `/etc/resolv.conf` is looked at.
@@ -112,13 +112,11 @@ impl Server {
         }
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let from_file = config.upstreams.is_empty();
-        let others = if from_file {
-            resolv_conf::servers(&addresses)
-        } else {
-            config.upstreams.clone()
-        };
-        let upstreams = Upstreams::new(&domain_upstreams, &others, &addresses);
+        let of_the_host = config.upstreams.is_empty();
+        let of_the_host = of_the_host.then(|| Watched::new(&addresses));
+        let others = of_the_host.as_ref().map(Watched::servers);
+        let others = others.unwrap_or(&config.upstreams);
+        let upstreams = Upstreams::new(&domain_upstreams, others, &addresses);
         let limits = Arc::new(config.limits.clone());
         let probes = Probes {
             tasks: tasks.clone(),
@@ -164,9 +162,9 @@ impl Server {
         }
         // What comes back is noticed because the sockets are open by now.
         forwarder.probe_for_loops();
-        if from_file {
+        if let Some(watched) = of_the_host {
             let (own, stop) = (addresses.clone(), stop.clone());
-            let following = follow_resolv_conf(forwarder, domain_upstreams, own, stop);
+            let following = follow_resolv_conf(watched, forwarder, domain_upstreams, own, stop);
             tasks.spawn(following);
         }
         Ok(Self {
@@ -381,12 +379,12 @@ async fn watch_table(table: Published, metrics: Arc<Metrics>, stop: Cancellation
 }
 
 async fn follow_resolv_conf(
+    mut watched: Watched,
     forwarder: Arc<Forwarder>,
     domain_upstreams: Vec<(Name, SocketAddr)>,
     own: Vec<SocketAddr>,
     stop: CancellationToken,
 ) {
-    let mut state = resolv_conf::State::read();
     let mut ticks = tokio::time::interval(RESOLV_CONF_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -394,12 +392,10 @@ async fn follow_resolv_conf(
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let now = resolv_conf::State::read();
-        if now != state {
-            state = now;
-            let others = resolv_conf::servers(&own);
+        if watched.look(&own) {
+            let others = watched.servers();
             tracing::info!(upstreams = others.len(), "resolv.conf changed");
-            forwarder.replace_upstreams(Upstreams::new(&domain_upstreams, &others, &own));
+            forwarder.replace_upstreams(Upstreams::new(&domain_upstreams, others, &own));
         }
     }
 }

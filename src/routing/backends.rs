@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::{Endpoint, EndpointSlice, Family, ServicePort, ServicePortKey};
@@ -14,11 +14,19 @@ use super::{Backend, HeldBack, Live, NodeView};
 #[derive(Debug, Default)]
 pub(crate) struct Known(Box<[KnownEndpoint]>);
 
+// There are many, and a `SocketAddr` would be 12 octets more.
 #[derive(Debug)]
 struct KnownEndpoint {
-    addr: SocketAddr,
+    ip: IpAddr,
+    port: u16,
     live: Arc<Live>,
     serves: bool,
+}
+
+impl KnownEndpoint {
+    fn addr(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
+    }
 }
 
 impl Known {
@@ -29,7 +37,8 @@ impl Known {
             *serves.entry(*addr).or_default() |= serves_existing_flows(endpoint);
         }
         let known = serves.into_iter().map(|(addr, serves)| KnownEndpoint {
-            addr,
+            ip: addr.ip(),
+            port: addr.port(),
             live: before
                 .and_then(|before| before.at(addr))
                 .map_or_else(Arc::default, |before| before.live.clone()),
@@ -41,7 +50,7 @@ impl Known {
     /// Addresses to which an existing flow may go on.
     pub(super) fn serving(&self) -> impl Iterator<Item = SocketAddr> {
         let serving = self.0.iter().filter(|known| known.serves);
-        serving.map(|known| known.addr)
+        serving.map(KnownEndpoint::addr)
     }
 
     /// Whether an existing flow to that address may go on.
@@ -50,7 +59,7 @@ impl Known {
     }
 
     fn at(&self, addr: SocketAddr) -> Option<&KnownEndpoint> {
-        let place = self.0.binary_search_by_key(&addr, |known| known.addr);
+        let place = self.0.binary_search_by_key(&addr, KnownEndpoint::addr);
         place.ok().map(|place| &self.0[place])
     }
 }

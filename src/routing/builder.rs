@@ -28,18 +28,24 @@ pub struct TableBuilder {
     balancers: Arc<dyn BalancerFactory>,
     default_algorithm: Algorithm,
     default_ejection: OutlierEjection,
-    services: HashMap<ServiceName, Arc<Service>>,
+    facts: HashMap<ServiceName, Facts>,
     slices: HashMap<SliceKey, Arc<EndpointSlice>>,
-    // In order; a list because nearly all have one, and the first node of a tree has room for eleven.
-    slices_of: HashMap<ServiceName, Vec<SliceKey>>,
     pods: HashMap<(Arc<str>, Arc<str>), Arc<Pod>>,
-    // The order in which Services appeared; one that went and came back is young again.
-    ages: HashMap<ServiceName, u64>,
+    // The order in which Services appeared.
     next_age: u64,
     claims: Claims,
     dirty: BTreeSet<ServiceName>,
     // Served by this process itself.
     reserved: BTreeSet<SocketAddr>,
+}
+
+// A Service and its slices, whichever came first; kept while there is either.
+#[derive(Default)]
+struct Facts {
+    // With its age: one that went and came back is young again.
+    service: Option<(u64, Arc<Service>)>,
+    // By name; a list because nearly all have one, and the first node of a tree has room for eleven.
+    slices: Vec<Arc<EndpointSlice>>,
 }
 
 /// A table and what became different in it.
@@ -61,11 +67,9 @@ impl TableBuilder {
             balancers,
             default_algorithm,
             default_ejection: OutlierEjection::default(),
-            services: HashMap::new(),
+            facts: HashMap::new(),
             slices: HashMap::new(),
-            slices_of: HashMap::new(),
             pods: HashMap::new(),
-            ages: HashMap::new(),
             next_age: 0,
             claims: Claims::default(),
             dirty: BTreeSet::new(),
@@ -92,24 +96,27 @@ impl TableBuilder {
         match event {
             Event::ServiceApplied(service) => {
                 let name = service.name.clone();
-                if !self.ages.contains_key(&name) {
-                    self.ages.insert(name.clone(), self.next_age);
-                    self.next_age += 1;
-                }
-                self.services.insert(name.clone(), service);
+                let facts = self.facts.entry(name.clone()).or_default();
+                let age = facts.service.take().map_or_else(
+                    || {
+                        self.next_age += 1;
+                        self.next_age
+                    },
+                    |(age, _)| age,
+                );
+                facts.service = Some((age, service));
                 self.dirty.insert(name);
             }
             Event::ServiceDeleted(name) => {
-                self.ages.remove(&name);
-                self.services.remove(&name);
+                self.change_facts(&name, |facts| facts.service = None);
                 self.dirty.insert(name);
             }
             Event::SliceApplied(slice) => {
                 self.forget_slice(&slice.key);
-                let keys = self.slices_of.entry(slice.service.clone()).or_default();
-                let place = keys.partition_point(|other| *other < slice.key);
-                keys.reserve_exact(1);
-                keys.insert(place, slice.key.clone());
+                let slices = &mut self.facts.entry(slice.service.clone()).or_default().slices;
+                let place = slices.partition_point(|other| other.key < slice.key);
+                slices.reserve_exact(1);
+                slices.insert(place, slice.clone());
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice);
             }
@@ -136,7 +143,11 @@ impl TableBuilder {
     pub fn set_node(&mut self, node: NodeView) {
         let before = &self.table.node;
         if before.name != node.name || before.zone != node.zone {
-            self.dirty.extend(self.services.keys().cloned());
+            let services = self
+                .facts
+                .iter()
+                .filter(|(_, facts)| facts.service.is_some());
+            self.dirty.extend(services.map(|(name, _)| name.clone()));
         }
         self.table.node = Arc::new(node);
     }
@@ -171,8 +182,8 @@ impl TableBuilder {
         let conflicts = changed
             .iter()
             .filter_map(|name| self.table.services.get(name))
-            .flat_map(|entry| &entry.routes)
-            .flat_map(|route| self.claims.conflicts(&route.key))
+            .flat_map(|entry| entry.routes.iter().map(|route| (&**entry, &route.key)))
+            .flat_map(|(entry, key)| self.claims.conflicts(key, &claims_of(entry, key)))
             .collect();
         self.table.generation += 1;
         Built {
@@ -187,11 +198,18 @@ impl TableBuilder {
             return;
         };
         self.dirty.insert(slice.service.clone());
-        if let Some(keys) = self.slices_of.get_mut(&slice.service) {
-            keys.retain(|other| other != key);
-            if keys.is_empty() {
-                self.slices_of.remove(&slice.service);
-            }
+        self.change_facts(&slice.service, |facts| {
+            facts.slices.retain(|other| other.key != *key);
+        });
+    }
+
+    fn change_facts(&mut self, name: &ServiceName, change: impl FnOnce(&mut Facts)) {
+        let Some(facts) = self.facts.get_mut(name) else {
+            return;
+        };
+        change(facts);
+        if facts.service.is_none() && facts.slices.is_empty() {
+            self.facts.remove(name);
         }
     }
 
@@ -208,29 +226,31 @@ impl TableBuilder {
 
     fn rebuild(&mut self, name: &ServiceName) {
         let before = self.table.services.get(name).cloned();
-        let service = self.services.get(name).cloned();
-        let slices: Vec<Arc<EndpointSlice>> = self
-            .slices_of
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter_map(|key| self.slices.get(key).cloned())
-            .collect();
+        let facts = self.facts.get(name);
+        let service = facts.and_then(|facts| facts.service.clone());
+        let (age, service) = service.unzip();
+        let slices = facts.map_or_else(Vec::new, |facts| facts.slices.clone());
         let old_routes = before.as_deref().map_or(&[][..], |entry| &entry.routes);
         let ports = service.as_deref().map_or_else(Vec::new, proxied_ports);
         let load = before.as_deref().map(|entry| entry.load.clone());
         let load = load.unwrap_or_default();
 
         // Claims before routes, all of them: within a Service a renamed port passes its addresses on.
+        let age = age.unwrap_or(u64::MAX);
+        let claimed = |key: &ServicePortKey| match &before {
+            Some(entry) => claims_of(entry, key),
+            None => BTreeSet::new(),
+        };
         for route in old_routes {
             if ports.iter().all(|(key, _)| *key != route.key) {
-                self.claim(&route.key, BTreeSet::new());
+                self.claim(&route.key, age, &claimed(&route.key), &BTreeSet::new());
             }
         }
         let mut routes = Vec::new();
         if let Some(service) = &service {
             for (key, port) in &ports {
-                self.claim(key, wanted_claims(service, port, key.family));
+                let wanted = wanted_claims(service, port, key.family);
+                self.claim(key, age, &claimed(key), &wanted);
             }
             for (key, port) in ports {
                 routes.push(self.make_route(service, port, key, &slices, &load));
@@ -246,9 +266,14 @@ impl TableBuilder {
     }
 
     // Others that gain or lose an address by this are rebuilt too; the routes of this Service are still to be made.
-    fn claim(&mut self, key: &ServicePortKey, wanted: BTreeSet<Claim>) {
-        let age = self.ages.get(&key.service).copied().unwrap_or(u64::MAX);
-        let affected = self.claims.set(key, age, wanted);
+    fn claim(
+        &mut self,
+        key: &ServicePortKey,
+        age: u64,
+        before: &BTreeSet<Claim>,
+        wanted: &BTreeSet<Claim>,
+    ) {
+        let affected = self.claims.set(key, age, before, wanted);
         let others = affected.into_iter().filter(|name| *name != key.service);
         self.dirty.extend(others);
     }
@@ -371,6 +396,15 @@ fn proxied_ports(service: &Service) -> Vec<(ServicePortKey, &ServicePort)> {
         }
     }
     found
+}
+
+// What a service port claims by what the table has of its Service.
+fn claims_of(entry: &ServiceEntry, key: &ServicePortKey) -> BTreeSet<Claim> {
+    let port = entry.routes.iter().any(|route| route.key == *key);
+    let port = port.then(|| entry.port(key)).flatten();
+    port.map_or_else(BTreeSet::new, |port| {
+        wanted_claims(&entry.service, port, key.family)
+    })
 }
 
 fn wanted_claims(service: &Service, port: &ServicePort, family: Family) -> BTreeSet<Claim> {

@@ -1,13 +1,19 @@
 //! A persistent map from an address to everything that has it.
+//!
+//! A large cluster has tens of thousands of entries, so a family has a map of its own: with an IPv4 address for its key an
+//! entry is 24 octets, with either kind it would be 40.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
 
 /// Several values per address. Cloning shares everything.
 #[derive(Clone, Debug)]
-pub(super) struct ByAddress<T>(OrdMap<IpAddr, Few<T>>);
+pub(super) struct ByAddress<T> {
+    v4: OrdMap<Ipv4Addr, Few<T>>,
+    v6: OrdMap<Ipv6Addr, Few<T>>,
+}
 
 /// Nearly always one.
 #[derive(Clone, Debug)]
@@ -18,14 +24,21 @@ enum Few<T> {
 
 impl<T> Default for ByAddress<T> {
     fn default() -> Self {
-        Self(OrdMap::default())
+        Self {
+            v4: OrdMap::default(),
+            v6: OrdMap::default(),
+        }
     }
 }
 
 impl<T: Clone> ByAddress<T> {
     /// What has the address, in the order in which it was added.
     pub(super) fn at(&self, ip: IpAddr) -> &[T] {
-        match self.0.get(&ip) {
+        let few = match ip {
+            IpAddr::V4(ip) => self.v4.get(&ip),
+            IpAddr::V6(ip) => self.v6.get(&ip),
+        };
+        match few {
             None => &[],
             Some(Few::One(value)) => std::slice::from_ref(value),
             Some(Few::Several(values)) => values,
@@ -46,23 +59,44 @@ impl<T: Clone> ByAddress<T> {
     }
 
     fn set(&mut self, ip: IpAddr, values: Vec<T>) {
-        match <[T; 1]>::try_from(values) {
-            Ok([one]) => self.0.insert(ip, Few::One(one)),
-            Err(values) if values.is_empty() => self.0.remove(&ip),
-            Err(values) => self.0.insert(ip, Few::Several(values.into())),
-        };
+        match ip {
+            IpAddr::V4(ip) => set(&mut self.v4, ip, values),
+            IpAddr::V6(ip) => set(&mut self.v6, ip, values),
+        }
     }
 
     /// How many addresses have a value.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.v4.len() + self.v6.len()
     }
+}
+
+fn set<K: Ord + Clone, T: Clone>(map: &mut OrdMap<K, Few<T>>, key: K, values: Vec<T>) {
+    match <[T; 1]>::try_from(values) {
+        Ok([one]) => map.insert(key, Few::One(one)),
+        Err(values) if values.is_empty() => map.remove(&key),
+        Err(values) => map.insert(key, Few::Several(values.into())),
+    };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_are_kept_apart() {
+        let (v4, v6) = (
+            IpAddr::from([10, 0, 0, 1]),
+            "::ffff:10.0.0.1".parse().unwrap(),
+        );
+        let mut map = ByAddress::default();
+        map.add(v4, "a");
+        map.add(v6, "b");
+        assert_eq!((map.at(v4), map.at(v6)), (&["a"][..], &["b"][..]));
+        map.remove(v6, |_| true);
+        assert_eq!((map.at(v4), map.len()), (&["a"][..], 1));
+    }
 
     #[test]
     fn an_address_without_values_takes_no_room() {

@@ -46,22 +46,20 @@ pub(super) struct Claims {
     // In order, so that the first holds the claim; none is empty. Nearly all have one claimant, so no tree: its first
     // node would cost ten times as much.
     claimants: HashMap<Claim, Vec<(u64, ServicePortKey)>>,
-    // In order.
-    by_port: HashMap<ServicePortKey, Box<[Claim]>>,
 }
 
 impl Claims {
-    /// Replaces what `key` claims. Returns the Services of other service ports that gained or lost a claim by that.
+    /// Replaces what `key` claims: `before` is what it claimed last. Returns the Services of other service ports that
+    /// gained or lost a claim by that.
     pub(super) fn set(
         &mut self,
         key: &ServicePortKey,
         age: u64,
-        wanted: BTreeSet<Claim>,
+        before: &BTreeSet<Claim>,
+        wanted: &BTreeSet<Claim>,
     ) -> BTreeSet<ServiceName> {
-        let before = self.by_port.remove(key).unwrap_or_default();
-        let before: BTreeSet<Claim> = before.into_iter().collect();
         let mut affected = BTreeSet::new();
-        for claim in before.union(&wanted) {
+        for claim in before.union(wanted) {
             let claimants = self.claimants.entry(*claim).or_default();
             let held_by = claimants.first().cloned();
             claimants.retain(|(_, claimant)| claimant != key);
@@ -80,10 +78,6 @@ impl Claims {
                 affected.extend(others.filter(|o| o != key).map(|other| other.service));
             }
         }
-        if !wanted.is_empty() {
-            self.by_port
-                .insert(key.clone(), wanted.into_iter().collect());
-        }
         affected
     }
 
@@ -92,8 +86,12 @@ impl Claims {
         self.holder(claim) == Some(key)
     }
 
-    /// What `key` claims in vain, in order.
-    pub(super) fn conflicts(&self, key: &ServicePortKey) -> Vec<Conflict> {
+    /// What of its `wanted` claims `key` has in vain, in order.
+    pub(super) fn conflicts(
+        &self,
+        key: &ServicePortKey,
+        wanted: &BTreeSet<Claim>,
+    ) -> Vec<Conflict> {
         let waits = |claim: &Claim| {
             let owner = self.holder(*claim).filter(|owner| *owner != key)?;
             Some(Conflict {
@@ -102,8 +100,7 @@ impl Claims {
                 loser: key.clone(),
             })
         };
-        let claims = self.by_port.get(key).into_iter().flatten();
-        claims.filter_map(waits).collect()
+        wanted.iter().filter_map(waits).collect()
     }
 
     fn holder(&self, claim: Claim) -> Option<&ServicePortKey> {
@@ -121,6 +118,30 @@ mod tests {
     use super::*;
     use crate::testkit::port_key;
 
+    /// Claims, and what each service port said last.
+    #[derive(Default)]
+    struct Told {
+        claims: Claims,
+        wanted: BTreeMap<ServicePortKey, BTreeSet<Claim>>,
+    }
+
+    impl Told {
+        fn set(
+            &mut self,
+            key: &ServicePortKey,
+            age: u64,
+            wanted: BTreeSet<Claim>,
+        ) -> BTreeSet<ServiceName> {
+            let before = self.wanted.insert(key.clone(), wanted.clone());
+            let before = before.unwrap_or_default();
+            self.claims.set(key, age, &before, &wanted)
+        }
+
+        fn conflicts(&self, key: &ServicePortKey) -> Vec<Conflict> {
+            self.claims.conflicts(key, &self.wanted[key])
+        }
+    }
+
     fn node_ports(numbers: impl IntoIterator<Item = u16>) -> BTreeSet<Claim> {
         let claim = |number| Claim::NodePort(Family::V4, Protocol::Tcp, number);
         numbers.into_iter().map(claim).collect()
@@ -130,15 +151,17 @@ mod tests {
         names.iter().map(|n| port_key(n).service).collect()
     }
 
-    fn holder(claims: &Claims, number: u16) -> Option<String> {
-        let holder = claims.holder(Claim::NodePort(Family::V4, Protocol::Tcp, number));
+    fn holder(told: &Told, number: u16) -> Option<String> {
+        let holder = told
+            .claims
+            .holder(Claim::NodePort(Family::V4, Protocol::Tcp, number));
         holder.map(|key| key.service.name.to_string())
     }
 
     #[test]
     fn the_oldest_claimant_holds_and_the_next_in_age_takes_over() {
         let [a, b, c] = ["a", "b", "c"].map(port_key);
-        let mut claims = Claims::default();
+        let mut claims = Told::default();
         assert_eq!(claims.set(&b, 2, node_ports([80])), affected(&[]));
         assert_eq!(claims.set(&c, 3, node_ports([80])), affected(&[]));
         assert_eq!(
@@ -156,13 +179,13 @@ mod tests {
         assert_eq!(holder(&claims, 80).as_deref(), Some("c"));
         assert_eq!(claims.set(&c, 3, node_ports([])), affected(&[]));
         assert_eq!(holder(&claims, 80), None);
-        assert!(claims.claimants.is_empty() && claims.by_port.is_empty());
+        assert!(claims.claims.claimants.is_empty());
     }
 
     #[test]
     fn claiming_again_is_no_conflict_and_affects_nobody() {
         let [a, b] = ["a", "b"].map(port_key);
-        let mut claims = Claims::default();
+        let mut claims = Told::default();
         claims.set(&a, 1, node_ports([80, 81]));
         claims.set(&b, 2, node_ports([80]));
         assert_eq!(claims.set(&a, 1, node_ports([80, 82])), affected(&[]));
@@ -177,7 +200,7 @@ mod tests {
     #[test]
     fn a_holder_that_comes_back_younger_gives_way() {
         let [a, b] = ["a", "b"].map(port_key);
-        let mut claims = Claims::default();
+        let mut claims = Told::default();
         claims.set(&a, 1, node_ports([80]));
         claims.set(&b, 2, node_ports([80]));
         assert_eq!(claims.set(&a, 3, node_ports([80])), affected(&["b"]));
@@ -192,7 +215,7 @@ mod tests {
             steps in prop::collection::vec((0usize..5, 0u64..3, prop::collection::btree_set(0u16..4, 0..4)), 1..60),
         ) {
             let keys = ["a", "b", "c", "d", "e"].map(port_key);
-            let mut claims = Claims::default();
+            let mut claims = Told::default();
             let mut model: BTreeMap<usize, (u64, BTreeSet<u16>)> = BTreeMap::new();
             let held = |model: &BTreeMap<usize, (u64, BTreeSet<u16>)>, number: u16| {
                 let of = model.iter().filter(|(_, (_, wanted))| wanted.contains(&number));

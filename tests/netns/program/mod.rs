@@ -254,6 +254,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
             move || case(Node::new(Mode::Iptables)),
         );
     }
+    trials.add(
+        Mode::Local,
+        "program::names::a_pod_with_musl_finds_what_it_looks_for",
+        &["unshare", "musl-gcc"],
+        || names::a_pod_with_musl_finds_what_it_looks_for(Node::new(Mode::Local)),
+    );
     for (name, case) in NAMES {
         let name = format!("program::names::{name}");
         let tools = ["unshare", "getent", "dig", "python3", "nft", "iptables"];

@@ -135,6 +135,64 @@ pub(super) fn resolvers_of_a_pod_find_what_they_look_for(mut node: Node) {
     assert_eq!(missing.trim(), "2");
 }
 
+/// Prints the IPv4 addresses of its argument, a line each, or nothing.
+const MUSL_CLIENT: &str = r#"
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+int main(int n, char **words) {
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found = 0;
+    char text[INET_ADDRSTRLEN];
+    if (n != 2 || getaddrinfo(words[1], "80", &hints, &found)) return 2;
+    for (; found; found = found->ai_next)
+        puts(inet_ntop(AF_INET, &((struct sockaddr_in *)found->ai_addr)->sin_addr, text, sizeof text));
+}
+"#;
+
+/// Addresses that musl has room for, however many there are.
+const MUSL_MOST: usize = 48;
+
+// The other C library: it knows no TCP before 1.2.4, stops its search at everything but NXDOMAIN, and asks for both
+// families of one socket.
+pub(super) fn a_pod_with_musl_finds_what_it_looks_for(mut node: Node) {
+    let directory = node.manifests();
+    let place = |name| directory.with_file_name(name);
+    fs::write(place("client.c"), MUSL_CLIENT).unwrap();
+    let mut compiler = Command::new("musl-gcc");
+    compiler.arg("-static").arg(place("client.c"));
+    compiler.arg("-o").arg(place("client"));
+    assert!(compiler.status().unwrap().success());
+    serve(&mut node);
+    fs::write(place("resolv.conf"), RESOLV_CONF).unwrap();
+    let client = place("client");
+    let ask = |name: &str| {
+        let words = [client.to_str().unwrap(), name];
+        let mut command = in_pod(&place("resolv.conf"), &words);
+        let output = node.world.in_ns(Place::Pod, || command.output()).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (name, address) in [
+        ("web", "10.96.0.10"),
+        ("WeB.ns", "10.96.0.10"),
+        ("web.ns.svc", "10.96.0.10"),
+        ("web.ns.svc.cluster.local", "10.96.0.10"),
+        ("alias", "10.96.0.10"),
+        ("db-0.db", "10.1.0.1"),
+    ] {
+        eventually(|| match ask(name).trim() {
+            found if found == address => Ok(()),
+            other => Err(format!("{name}: {other}")),
+        });
+    }
+    assert_eq!(ask("nothing"), "");
+    // What fits into 512 octets behind the header and the question, or what comes over TCP.
+    let question = "crowd.ns.svc.cluster.local".len() + 2 + 4;
+    let fit = (512 - 12 - question) / 16;
+    let found = lines(&ask("crowd")).len();
+    assert!(found == fit || found == MUSL_MOST, "{found} of {CROWD}");
+}
+
 pub(super) fn doctor_asks_from_inside_a_pod(mut node: Node) {
     serve(&mut node);
     let resolv_conf = node.manifests().with_file_name("resolv.conf");
