@@ -105,9 +105,9 @@ fn half_a_list_is_none() {
     let before = listener.heard().objects;
     server.set_fault(Fault::Break);
     server.compact();
-    server.delete("services", "default", "s2");
     server.end_watches();
     listener.loses_touch("");
+    server.delete("services", "default", "s2");
     eventually("further tries", || {
         let lists = server.asked().into_iter().filter(|asked| !asked.is_watch());
         let n = lists.filter(|asked| asked.resource == "services").count();
