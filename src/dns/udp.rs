@@ -136,7 +136,7 @@ impl Worker {
     fn run(mut self) {
         while !self.stop.load(Ordering::Acquire) {
             match self.batch.wait(&*self.socket, 0..SLOTS) {
-                Ok(n) => self.serve(n),
+                Ok(received) => self.serve(received.datagrams),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     tracing::debug!(%error, "DNS datagrams not received");
@@ -152,7 +152,7 @@ impl Worker {
     fn serve_the_rest(&mut self) {
         for _ in 0..LAST_BATCHES {
             match self.batch.receive(&*self.socket, 0..SLOTS) {
-                Ok(n) => self.serve(n),
+                Ok(received) => self.serve(received.datagrams),
                 Err(_nothing_left) => break,
             }
         }

@@ -2,11 +2,14 @@
 //! each one came to or leaves from.
 //!
 //! A batch is an arena of slots, large enough for any datagram unless its owner wants less; a slot is filled by
-//! [`Batch::receive`] and sent from where it lies, as it came or written anew. Nothing is ever merged, split or reordered. The caller says which socket and which slots.
+//! [`Batch::receive`] and sent from where it lies, as it came or written anew. What the kernel has gathered into one
+//! message is told apart again, so a slot is always one datagram. The caller says which socket and which slots.
 #![allow(
     unsafe_code,
     reason = "recvmmsg and sendmmsg over one arena, without allocating"
 )]
+
+mod runs;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -19,8 +22,9 @@ use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::message_addresses::{Control, LocalAddress, Name, fitting};
+use runs::Runs;
 
-/// Datagrams per batch.
+/// Messages per batch, and datagrams as long as the kernel gathers none.
 pub const SLOTS: usize = 64;
 
 /// Room for each: more than the largest UDP payload (65,507 over IPv4, 65,527 over IPv6).
@@ -30,72 +34,71 @@ const SLOT_BYTES: usize = 64 * 1024;
 pub struct Batch {
     bytes: Box<[u8]>,
     slot_bytes: usize,
-    slots: Box<[Slot; SLOTS]>,
+    // As many as there is room for datagrams of full size; more once gathered ones were told apart, which lie in the
+    // room of one. The kernel gathers at most 128 (`UDP_MAX_SEGMENTS`), so there are below 8,256, a mebibyte.
+    slots: Vec<Slot>,
     // The kernel may be asked to cut long messages into datagrams.
     cuts: bool,
 }
 
-/// A longer datagram may be more than a path takes in one piece, and such a one the kernel does not cut for us.
-const LONGEST_CUT: usize = 1400;
-
-/// What one message may hold: the largest UDP payload over IPv4.
-const MESSAGE: usize = 65_507;
-
-/// How many consecutive slots go out as one message each.
-struct Runs {
-    lengths: [u8; SLOTS],
-    n: usize,
+/// What one call has received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// How many messages. Fewer than there were slots for means that the socket has been emptied.
+    pub messages: usize,
+    /// How many slots are filled, from the first one given: more than messages if the kernel has gathered some, and
+    /// then maybe more than were given.
+    pub datagrams: usize,
 }
 
-impl Runs {
-    // Every datagram by itself.
-    fn single(slots: Range<usize>) -> Self {
-        Self {
-            lengths: [1; SLOTS],
-            n: slots.len(),
-        }
-    }
-
-    // Datagrams of one size to one place in one message; the last of them may be shorter.
-    fn of(slots: &[Slot], range: Range<usize>) -> Self {
-        let mut runs = Self {
-            lengths: [1; SLOTS],
-            n: 0,
-        };
-        let mut start = range.start;
-        while start < range.end {
-            let first = &slots[start];
-            let mut run = 1;
-            if (1..=LONGEST_CUT).contains(&first.len) {
-                let most = (MESSAGE / first.len).min(range.end - start);
-                while run < most {
-                    let next = &slots[start + run];
-                    if !(1..=first.len).contains(&next.len) || !first.goes_where(next) {
-                        break;
-                    }
-                    run += 1;
-                    if next.len < first.len {
-                        break;
-                    }
-                }
-            }
-            runs.lengths[runs.n] = u8::try_from(run).unwrap_or(1);
-            runs.n += 1;
-            start += run;
-        }
-        runs
-    }
-
-    fn lengths(&self) -> impl Iterator<Item = usize> {
-        self.lengths[..self.n].iter().map(|run| usize::from(*run))
-    }
-
-    fn first(&self) -> usize {
-        self.lengths().next().unwrap_or(0)
-    }
+#[derive(Clone, Copy)]
+struct Slot {
+    // Where in the arena.
+    start: usize,
+    len: usize,
+    name: Name,
+    control: Control,
 }
 
 impl Slot {
+    // An empty one, with room from there on.
+    fn at(start: usize) -> Self {
+        Self {
+            start,
+            len: 0,
+            name: Name::none(),
+            control: Control::none(),
+        }
+    }
+
+    // The size of all but the last of those that it has been gathered from, if it has.
+    fn gathered(&self) -> Option<usize> {
+        self.control.gathered().filter(|size| *size < self.len)
+    }
+
+    fn datagrams(&self) -> usize {
+        self.gathered().map_or(1, |size| self.len.div_ceil(size))
+    }
+
+    // One of those.
+    fn datagram(&self, index: usize) -> Self {
+        let size = self.gathered().unwrap_or(self.len);
+        let offset = index * size;
+        Self {
+            start: self.start + offset,
+            len: size.min(self.len - offset),
+            ..*self
+        }
+    }
+
+    fn lies_behind(&self, before: &Self) -> bool {
+        self.start == before.start + before.len
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
     fn address_to_peer(&mut self) {
         self.name.clear();
         self.control.clear();
@@ -160,6 +163,7 @@ impl Headers {
 #[derive(Clone, Copy)]
 enum Asked {
     Everything,
+    Sizes,
     Payload,
 }
 
@@ -168,13 +172,6 @@ fn refuses_to_cut(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP)
     )
-}
-
-#[derive(Clone, Copy)]
-struct Slot {
-    len: usize,
-    name: Name,
-    control: Control,
 }
 
 impl Batch {
@@ -186,30 +183,24 @@ impl Batch {
     /// An empty batch whose slots have `slot_bytes` each; longer datagrams are cut to it. Slots that lie closer together
     /// than the default's stay in the processor's caches: at 64 KiB apart, all their beginnings compete for one place.
     pub fn with_slot_bytes(slot_bytes: usize) -> Self {
-        let slot = Slot {
-            len: 0,
-            name: Name::none(),
-            control: Control::none(),
-        };
         Self {
             bytes: vec![0; SLOTS * slot_bytes].into_boxed_slice(),
             slot_bytes,
-            slots: Box::new([slot; SLOTS]),
+            slots: (0..SLOTS).map(|at| Slot::at(at * slot_bytes)).collect(),
             cuts: true,
         }
     }
 
-    /// Receives into `slots` what the socket has, in order, and says how many. Fewer than asked for means that the
-    /// socket has been emptied.
+    /// Receives into `slots`, all below [`SLOTS`], what the socket has, in order.
     ///
     /// # Errors
     /// `WouldBlock` if nothing is there; an error the socket had pending, such as `ConnectionRefused`.
-    pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
+    pub fn receive(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<Received> {
         self.receive_with(socket, slots, libc::MSG_DONTWAIT, Asked::Everything)
     }
 
     /// The same from a connected socket, whose datagrams all come from its peer: no addresses are asked for, and one slot
-    /// costs a plain `recv`, about half of what a batch of one does.
+    /// costs a plain `recv`, about half of what a batch of one does. The kernel must not gather datagrams of this socket.
     ///
     /// # Errors
     /// As [`Batch::receive`].
@@ -217,16 +208,32 @@ impl Batch {
         &mut self,
         socket: impl AsFd,
         slots: Range<usize>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<Received> {
         if slots.len() != 1 {
             return self.receive_with(socket, slots, libc::MSG_DONTWAIT, Asked::Payload);
         }
         let slot = slots.start;
+        self.slots[slot].start = slot * self.slot_bytes;
         self.slots[slot].address_to_peer();
         let fd = socket.as_fd().as_raw_fd();
         let len = recv(fd, self.room(slot), MsgFlags::MSG_DONTWAIT)?;
         self.set_len(slot, len);
-        Ok(1)
+        Ok(Received {
+            messages: 1,
+            datagrams: 1,
+        })
+    }
+
+    /// The same from a connected socket whose datagrams the kernel gathers.
+    ///
+    /// # Errors
+    /// As [`Batch::receive`].
+    pub fn receive_gathered_from_peer(
+        &mut self,
+        socket: impl AsFd,
+        slots: Range<usize>,
+    ) -> io::Result<Received> {
+        self.receive_with(socket, slots, libc::MSG_DONTWAIT, Asked::Sizes)
     }
 
     /// The same, after waiting for the first of them as long as a blocking socket waits. A socket that is shut down for
@@ -234,7 +241,7 @@ impl Batch {
     ///
     /// # Errors
     /// As [`Batch::receive`]; `WouldBlock` when the socket's time-out is over, `Interrupted` by a signal.
-    pub fn wait(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<usize> {
+    pub fn wait(&mut self, socket: impl AsFd, slots: Range<usize>) -> io::Result<Received> {
         self.receive_with(socket, slots, libc::MSG_WAITFORONE, Asked::Everything)
     }
 
@@ -244,19 +251,22 @@ impl Batch {
         slots: Range<usize>,
         flags: libc::c_int,
         asked: Asked,
-    ) -> io::Result<usize> {
+    ) -> io::Result<Received> {
         let fd = socket.as_fd().as_raw_fd();
         let slot_bytes = self.slot_bytes;
         let mut headers = Headers::new();
         let mut n = 0;
         for at in slots.clone() {
             let slot = &mut self.slots[at];
+            slot.start = at * slot_bytes;
+            slot.address_to_peer();
             match asked {
                 Asked::Everything => {
                     slot.name.make_room();
                     slot.control.make_room();
                 }
-                Asked::Payload => slot.address_to_peer(),
+                Asked::Sizes => slot.control.make_room(),
+                Asked::Payload => {}
             }
             let bytes = &mut self.bytes[at * slot_bytes..(at + 1) * slot_bytes];
             headers.part(n, bytes);
@@ -273,6 +283,7 @@ impl Batch {
         let Ok(received) = usize::try_from(received) else {
             return Err(io::Error::last_os_error());
         };
+        let first = slots.start;
         for (at, slot) in self.slots[slots].iter_mut().take(received).enumerate() {
             let header = headers.get(at);
             slot.len = usize::try_from(header.msg_len)
@@ -281,11 +292,36 @@ impl Batch {
             slot.name.filled(header.msg_hdr.msg_namelen);
             slot.control.filled(fitting(header.msg_hdr.msg_controllen));
         }
-        Ok(received)
+        Ok(Received {
+            messages: received,
+            datagrams: self.tell_apart(first, received),
+        })
+    }
+
+    // Gives a slot to each datagram of the messages in slots from `first` on, and says how many these are.
+    fn tell_apart(&mut self, first: usize, messages: usize) -> usize {
+        let received = &self.slots[first..first + messages];
+        let datagrams = received.iter().map(Slot::datagrams).sum();
+        if datagrams == messages {
+            return messages;
+        }
+        let mut end = first + datagrams;
+        if end > self.slots.len() {
+            self.slots.resize(end, Slot::at(0));
+        }
+        // From the last one on: each goes behind where it was, or stays.
+        for at in (first..first + messages).rev() {
+            let message = self.slots[at];
+            for index in (0..message.datagrams()).rev() {
+                end -= 1;
+                self.slots[end] = message.datagram(index);
+            }
+        }
+        datagrams
     }
 
     /// Sends the datagrams in `slots`, in order, each where [`Batch::address_to`] says, or to the peer of a connected
-    /// socket after [`Batch::address_to_peer`]. Says how many went out.
+    /// socket after [`Batch::address_to_peer`]. Says how many went out, which may be less than all.
     ///
     /// Runs of one size to one place go through the kernel as one message, which it cuts again (`UDP_SEGMENT`).
     ///
@@ -299,7 +335,7 @@ impl Batch {
             return Ok(1);
         }
         let runs = if self.cuts {
-            Runs::of(&self.slots[..], slots.clone())
+            Runs::of(&self.slots, slots.clone())
         } else {
             Runs::single(slots.clone())
         };
@@ -319,12 +355,15 @@ impl Batch {
     fn send_runs(&mut self, socket: &impl AsFd, start: usize, runs: &Runs) -> io::Result<usize> {
         let fd = socket.as_fd().as_raw_fd();
         let mut headers = Headers::new();
-        let mut slot = start;
+        let (mut slot, mut parts) = (start, 0);
         for (index, run) in runs.lengths().enumerate() {
-            for at in slot..slot + run {
-                let len = self.slots[at].len;
-                let bytes = &mut self.bytes[at * self.slot_bytes..at * self.slot_bytes + len];
-                headers.part(at - start, bytes);
+            let first_part = parts;
+            for together in self.slots[slot..slot + run].chunk_by(|one, next| next.lies_behind(one))
+            {
+                let len = together.iter().map(|slot| slot.len).sum::<usize>();
+                let begin = together[0].start;
+                headers.part(parts, &mut self.bytes[begin..begin + len]);
+                parts += 1;
             }
             let first = &mut self.slots[slot];
             let plain = first.control.len();
@@ -333,7 +372,7 @@ impl Batch {
                     .control
                     .cut_into(u16::try_from(first.len).unwrap_or(u16::MAX));
             }
-            headers.message(index, slot - start, run, first);
+            headers.message(index, first_part, parts - first_part, first);
             first.control.uncut(plain);
             slot += run;
         }
@@ -361,20 +400,25 @@ impl Batch {
 
     /// The datagram in `slot`.
     pub fn bytes(&self, slot: usize) -> &[u8] {
-        let start = slot * self.slot_bytes;
-        &self.bytes[start..start + self.slots[slot].len]
+        &self.bytes[self.slots[slot].range()]
     }
 
-    /// All the room of `slot`, to write a datagram into; [`Batch::set_len`] then says how long it is.
+    /// All the room of `slot`, to write a datagram into; [`Batch::set_len`] then says how long it is. Datagrams that were
+    /// gathered with this one lie in it too.
     pub fn room(&mut self, slot: usize) -> &mut [u8] {
-        let start = slot * self.slot_bytes;
-        &mut self.bytes[start..start + self.slot_bytes]
+        let room = self.room_of(slot);
+        &mut self.bytes[room]
+    }
+
+    fn room_of(&self, slot: usize) -> Range<usize> {
+        let start = self.slots[slot].start;
+        start..(start / self.slot_bytes + 1) * self.slot_bytes
     }
 
     /// The datagram in `slot` has `len` bytes, at most as many as there is room for. It must be addressed anew: what the
     /// kernel told about the received one is nothing to send.
     pub fn set_len(&mut self, slot: usize, len: usize) {
-        self.slots[slot].len = len.min(self.slot_bytes);
+        self.slots[slot].len = len.min(self.room_of(slot).len());
     }
 
     /// Where the datagram in `slot` came from; `None` if it has no IP address.
@@ -410,216 +454,4 @@ impl Default for Batch {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{IpAddr, UdpSocket};
-    use std::time::Duration;
-
-    use crate::net::sockets::{Bound, Sharing, Transport};
-
-    use super::*;
-
-    fn receiver(addr: &str) -> UdpSocket {
-        let bound = Bound::new(Transport::Udp, addr.parse().unwrap(), Sharing::First).unwrap();
-        bound.receive().unwrap()
-    }
-
-    fn client(addr: &str) -> UdpSocket {
-        let client = UdpSocket::bind(addr).unwrap();
-        client
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
-        client
-    }
-
-    // Loopback delivers within the sending call, so what was sent is there.
-    #[test]
-    fn sizes_order_and_sources_are_kept() {
-        let server = receiver("127.0.0.1:0");
-        let client = client("127.0.0.1:0");
-        let sizes = [0, 1, 1400, 65_507, 0, 3];
-        for (mark, size) in sizes.iter().enumerate() {
-            let payload = vec![u8::try_from(mark).unwrap(); *size];
-            client
-                .send_to(&payload, server.local_addr().unwrap())
-                .unwrap();
-        }
-        let mut batch = Batch::new();
-        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), sizes.len());
-        for (slot, size) in sizes.iter().enumerate() {
-            assert_eq!(batch.len(slot), *size);
-            assert_eq!(batch.source(slot), Some(client.local_addr().unwrap()));
-            assert_eq!(batch.local(slot), None, "bound to one address");
-            batch.address_to(slot, client.local_addr().unwrap(), None);
-        }
-        let empty = batch.receive(&server, 10..SLOTS).unwrap_err();
-        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
-
-        assert_eq!(batch.send(&server, 0..sizes.len()).unwrap(), sizes.len());
-        let mut buffer = vec![0; 70_000];
-        for (mark, size) in sizes.iter().enumerate() {
-            assert_eq!(client.recv(&mut buffer).unwrap(), *size);
-            assert!(
-                buffer[..*size]
-                    .iter()
-                    .all(|byte| usize::from(*byte) == mark)
-            );
-        }
-    }
-
-    #[test]
-    fn a_reply_is_written_where_the_question_lies() {
-        let server = receiver("127.0.0.1:0");
-        server.set_nonblocking(false).unwrap();
-        let client = client("127.0.0.1:0");
-        let mut batch = Batch::with_slot_bytes(128);
-        for payload in [&b"ping"[..], &[7; 300]] {
-            client
-                .send_to(payload, server.local_addr().unwrap())
-                .unwrap();
-        }
-        assert_eq!(batch.wait(&server, 0..SLOTS).unwrap(), 2);
-        assert_eq!(batch.bytes(0), b"ping");
-        assert_eq!(batch.bytes(1), [7; 128], "cut to the slot");
-        batch.room(1)[..5].copy_from_slice(b"reply");
-        batch.set_len(1, 5);
-        batch.address_to(1, client.local_addr().unwrap(), None);
-        assert_eq!(batch.send(&server, 1..2).unwrap(), 1);
-        let mut buffer = [0; 8];
-        assert_eq!(client.recv(&mut buffer).unwrap(), 5);
-        assert_eq!(&buffer[..5], b"reply");
-    }
-
-    #[test]
-    fn replies_of_a_wildcard_socket_leave_from_the_address_that_was_asked() {
-        let server = receiver("0.0.0.0:0");
-        let port = server.local_addr().unwrap().port();
-        let client = client("127.0.0.1:0");
-        client.connect(("127.9.8.7", port)).unwrap();
-        client.send(b"ping").unwrap();
-        let mut batch = Batch::new();
-        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 1);
-        let local = batch.local(0).unwrap();
-        assert_eq!(local.ip, "127.9.8.7".parse::<IpAddr>().unwrap());
-        let source = batch.source(0).unwrap();
-        batch.address_to(0, source, Some(local));
-        assert_eq!(batch.send(&server, 0..1).unwrap(), 1);
-        let mut buffer = [0; 8];
-        assert_eq!(
-            client.recv(&mut buffer).unwrap(),
-            4,
-            "a connected client takes it"
-        );
-    }
-
-    #[test]
-    fn ipv6_packet_info_works_the_same() {
-        let Ok(bound) = Bound::new(Transport::Udp, "[::]:0".parse().unwrap(), Sharing::First)
-        else {
-            return; // no IPv6 here
-        };
-        let server = bound.receive().unwrap();
-        let client = client("[::1]:0");
-        client
-            .connect(("::1", server.local_addr().unwrap().port()))
-            .unwrap();
-        client.send(b"ping").unwrap();
-        let mut batch = Batch::new();
-        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 1);
-        let local = batch.local(0).unwrap();
-        assert_eq!(local.ip, "::1".parse::<IpAddr>().unwrap());
-        let source = batch.source(0).unwrap();
-        batch.address_to(0, source, Some(local));
-        batch.send(&server, 0..1).unwrap();
-        assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
-    }
-
-    #[test]
-    fn runs_of_one_size_arrive_as_they_were_in_one_message() {
-        let server = receiver("127.0.0.1:0");
-        let client = client("127.0.0.1:0");
-        // A run with a short end, a lone one, an empty one, one that is too long to be cut, a run again.
-        let sizes = [64, 64, 64, 10, 1400, 0, 1401, 1401, 500, 500, 0, 7];
-        for (mark, size) in sizes.iter().enumerate() {
-            let payload = vec![u8::try_from(mark).unwrap(); *size];
-            client
-                .send_to(&payload, server.local_addr().unwrap())
-                .unwrap();
-        }
-        let mut batch = Batch::new();
-        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), sizes.len());
-        for slot in 0..sizes.len() {
-            batch.address_to(slot, client.local_addr().unwrap(), None);
-        }
-        let runs = Runs::of(&batch.slots[..], 0..sizes.len());
-        assert_eq!(runs.lengths().collect::<Vec<_>>(), [4, 1, 1, 1, 1, 2, 1, 1]);
-        assert_eq!(batch.send(&server, 0..sizes.len()).unwrap(), sizes.len());
-        let mut buffer = vec![0; 70_000];
-        for (mark, size) in sizes.iter().enumerate() {
-            assert_eq!(client.recv(&mut buffer).unwrap(), *size);
-            assert!(
-                buffer[..*size]
-                    .iter()
-                    .all(|byte| usize::from(*byte) == mark)
-            );
-        }
-    }
-
-    #[test]
-    fn datagrams_to_two_places_are_no_run() {
-        let mut batch = Batch::new();
-        for (slot, to) in ["127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2"]
-            .iter()
-            .enumerate()
-        {
-            batch.slots[slot].len = 9;
-            batch.address_to(slot, to.parse().unwrap(), None);
-        }
-        let from = LocalAddress {
-            ip: "127.0.0.9".parse().unwrap(),
-            interface: 0,
-        };
-        batch.slots[3].len = 9;
-        batch.address_to(3, "127.0.0.1:2".parse().unwrap(), Some(from));
-        let runs = Runs::of(&batch.slots[..], 0..4);
-        assert_eq!(runs.lengths().collect::<Vec<_>>(), [2, 1, 1]);
-    }
-
-    #[test]
-    fn what_the_kernel_had_no_room_for_is_counted() {
-        let server = receiver("127.0.0.1:0");
-        socket2::SockRef::from(&server)
-            .set_recv_buffer_size(4096)
-            .unwrap();
-        let client = client("127.0.0.1:0");
-        let send = |n| {
-            for _ in 0..n {
-                client
-                    .send_to(&[0; 512], server.local_addr().unwrap())
-                    .unwrap();
-            }
-        };
-        send(60);
-        let mut batch = Batch::new();
-        let kept = batch.receive(&server, 0..SLOTS).unwrap();
-        assert!((1..60).contains(&kept), "{kept}");
-        assert_eq!(batch.lost(0), None, "nothing was lost before the first");
-        send(1);
-        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 1);
-        assert_eq!(batch.lost(0), u32::try_from(60 - kept).ok());
-    }
-
-    #[test]
-    fn an_error_after_some_were_sent_leaves_those_counted() {
-        let server = receiver("127.0.0.1:0");
-        let client = client("127.0.0.1:0");
-        for _ in 0..2 {
-            client.send_to(b"x", server.local_addr().unwrap()).unwrap();
-        }
-        let mut batch = Batch::new();
-        assert_eq!(batch.receive(&server, 0..SLOTS).unwrap(), 2);
-        batch.address_to(0, client.local_addr().unwrap(), None);
-        batch.address_to(1, "[::1]:9".parse().unwrap(), None);
-        assert_eq!(batch.send(&server, 0..2).unwrap(), 1);
-        batch.send(&server, 1..2).unwrap_err();
-    }
-}
+mod tests;

@@ -124,12 +124,12 @@ impl Name {
     }
 }
 
-/// Control messages: a local address, and how to cut the payload or how many were lost. Starts where `cmsghdr` may; 64
-/// bytes hold either family's address (40) and one figure (24).
+/// Control messages: a local address, how the payload is cut, how many were lost. Starts where `cmsghdr` may; 88 bytes hold
+/// either family's address (40) and two figures (24 each).
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub(super) struct Control {
-    bytes: [u8; 64],
+    bytes: [u8; 88],
     len: usize,
 }
 
@@ -144,7 +144,7 @@ impl Control {
     /// No address.
     pub(super) fn none() -> Self {
         Self {
-            bytes: [0; 64],
+            bytes: [0; 88],
             len: 0,
         }
     }
@@ -202,10 +202,22 @@ impl Control {
     ///
     /// Source: socket(7) `SO_RXQ_OVFL`.
     pub(super) fn lost(&self) -> Option<u32> {
+        self.find(libc::SOL_SOCKET, libc::SO_RXQ_OVFL)
+    }
+
+    /// How long each datagram was that the payload has been gathered from, except that the last one may have been
+    /// shorter; `None` if the kernel gathered nothing.
+    ///
+    /// Source: udp(7) `UDP_GRO`.
+    pub(super) fn gathered(&self) -> Option<usize> {
+        let size: libc::c_int = self.find(libc::SOL_UDP, libc::UDP_GRO)?;
+        usize::try_from(size).ok().filter(|size| *size > 0)
+    }
+
+    fn find<T: Plain>(&self, level: libc::c_int, kind: libc::c_int) -> Option<T> {
         self.messages().find_map(|at| {
             let header: libc::cmsghdr = self.read(at)?;
-            let is_it =
-                (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SO_RXQ_OVFL);
+            let is_it = (header.cmsg_level, header.cmsg_type) == (level, kind);
             is_it.then(|| self.read(at + payload_offset())).flatten()
         })
     }
@@ -310,6 +322,7 @@ trait Plain: Copy {}
 impl Plain for libc::cmsghdr {}
 impl Plain for libc::in_pktinfo {}
 impl Plain for libc::in6_pktinfo {}
+impl Plain for libc::c_int {}
 impl Plain for u16 {}
 impl Plain for u32 {}
 
@@ -375,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn two_messages_are_told_apart() {
+    fn messages_are_told_apart() {
         let mut control = Control::none();
         let local = LocalAddress {
             ip: "fd00::1".parse().unwrap(),
@@ -384,12 +397,19 @@ mod tests {
         control.set(local);
         let len = control.len();
         control.cut_into(1200);
-        assert!(control.len() > len && control.len() <= 64);
+        assert!(control.len() > len);
         assert_eq!((control.get(), control.lost()), (Some(local), None));
         control.uncut(len);
         let start = control.len();
         control.put_at(start, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 7u32);
         assert_eq!((control.get(), control.lost()), (Some(local), Some(7)));
+        assert_eq!(control.gathered(), None);
+        let start = control.len();
+        control.put_at(start, libc::SOL_UDP, libc::UDP_GRO, 1200);
+        assert_eq!((control.lost(), control.gathered()), (Some(7), Some(1200)));
+        control.uncut(start);
+        control.put_at(start, libc::SOL_UDP, libc::UDP_GRO, 0);
+        assert_eq!(control.gathered(), None, "no size at all");
     }
 
     #[test]

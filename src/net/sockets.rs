@@ -289,6 +289,17 @@ pub fn connected_udp(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<std
     Ok(socket.into())
 }
 
+/// Lets the kernel hand over datagrams of one sender and size that came together as one message. Only a
+/// [`Batch`](super::batches::Batch) that is told so takes them apart again; a plain `recv` would merge them.
+///
+/// Source: udp(7) `UDP_GRO`.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.0: they come one by one.
+pub fn gather_datagrams(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::UdpGroSegment, &true)?)
+}
+
 /// Where a connection was going before NAT led it here.
 ///
 /// Source: Linux `SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST` (netfilter's connection tracking).

@@ -1,4 +1,4 @@
-//! How many datagrams to ask a socket for. Pure.
+//! How many messages to ask a socket for: datagrams, or what the kernel has gathered of them. Pure.
 //!
 //! Each place that is offered to the kernel costs, and a batch of one costs more than a single call, so a socket that has
 //! one now and then is asked for one, and a busy one for a batch.
@@ -8,13 +8,13 @@ use crate::net::batches::SLOTS;
 /// What one socket is likely to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Appetite {
-    datagrams: u8,
+    messages: u8,
     fewest: u8,
     last_round: u64,
 }
 
 impl Appetite {
-    /// For a socket that is asked for one datagram while it has one now and then. That one was all does not show, so
+    /// For a socket that is asked for one message while it has one now and then. That one was all does not show, so
     /// it must be watched by level.
     pub(super) fn of_one() -> Self {
         Self::of(1)
@@ -27,15 +27,15 @@ impl Appetite {
 
     fn of(fewest: u8) -> Self {
         Self {
-            datagrams: fewest,
+            messages: fewest,
             fewest,
             last_round: 0,
         }
     }
 
     /// How many to ask for.
-    pub(super) fn datagrams(self) -> usize {
-        usize::from(self.datagrams)
+    pub(super) fn messages(self) -> usize {
+        usize::from(self.messages)
     }
 
     /// The socket was asked for `asked` and had `n`, at least one, in that round of events.
@@ -45,10 +45,10 @@ impl Appetite {
         self.last_round = round;
         if n == asked && (asked > 1 || is_steady) {
             let most = u8::try_from(SLOTS).unwrap_or(u8::MAX);
-            self.datagrams = self.datagrams.saturating_mul(2).min(most);
+            self.messages = self.messages.saturating_mul(2).min(most);
         } else if n <= asked / 4 || n == 1 {
             let fewest = if is_steady { 2 } else { self.fewest };
-            self.datagrams = (self.datagrams / 2).max(fewest);
+            self.messages = (self.messages / 2).max(fewest);
         }
     }
 }
@@ -62,34 +62,34 @@ mod tests {
         let mut appetite = Appetite::of_one();
         // Now and then.
         for round in [10, 20, 30] {
-            assert_eq!(appetite.datagrams(), 1);
+            assert_eq!(appetite.messages(), 1);
             appetite.had(1, 1, round);
         }
         // Round after round, more each time than it was asked for.
         let mut asked = Vec::new();
         for round in 31..39 {
-            asked.push(appetite.datagrams());
-            appetite.had(appetite.datagrams(), appetite.datagrams(), round);
+            asked.push(appetite.messages());
+            appetite.had(appetite.messages(), appetite.messages(), round);
         }
         assert_eq!(asked, [1, 2, 4, 8, 16, 32, 64, 64]);
         // Half of it is no reason to ask for less, one is.
         appetite.had(32, 64, 39);
-        assert_eq!(appetite.datagrams(), 64);
+        assert_eq!(appetite.messages(), 64);
         for round in 40..50 {
-            appetite.had(1, appetite.datagrams(), round);
+            appetite.had(1, appetite.messages(), round);
         }
-        assert_eq!(appetite.datagrams(), 2, "steady, one by one");
+        assert_eq!(appetite.messages(), 2, "steady, one by one");
         appetite.had(1, 2, 60);
-        assert_eq!(appetite.datagrams(), 1);
+        assert_eq!(appetite.messages(), 1);
     }
 
     #[test]
     fn a_socket_that_must_show_its_end_is_never_asked_for_one() {
         let mut appetite = Appetite::of_two();
         for (round, n) in [(1, 1), (10, 2), (11, 4), (12, 1), (20, 1), (30, 1), (40, 1)] {
-            assert!(appetite.datagrams() > 1);
-            appetite.had(n, appetite.datagrams(), round);
+            assert!(appetite.messages() > 1);
+            appetite.had(n, appetite.messages(), round);
         }
-        assert_eq!(appetite.datagrams(), 2);
+        assert_eq!(appetite.messages(), 2);
     }
 }

@@ -5,15 +5,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::ServicePortKey;
 use crate::net::batches::{Batch, SLOTS};
-use crate::net::message_addresses::LocalAddress;
 use crate::net::poller::Interest;
+use crate::net::sockets::gather_datagrams;
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
@@ -21,24 +21,25 @@ use super::super::engine::{Key as ListenerKey, Reactor, Token};
 use super::super::observer::OpenFlows;
 use super::appetite::Appetite;
 use super::delayed::Delayed;
+use super::flow_key::FlowKey;
 use super::flows::{Action, FlowId, FlowTable};
 use super::session::{Loss, Session, idle_timeout};
 
-/// Rounds after which others get their turn: at most 1024 datagrams each way.
+/// Rounds after which others get their turn.
 const ROUNDS: usize = 16;
+
+/// Datagrams after which they do; a round more than that, in which the kernel has gathered some, is all it can be.
+const TURN: usize = 2 * ROUNDS * SLOTS;
 
 /// A flow idle for less than this is not ended to make room for another: it may be waiting for its reply.
 const EVICTABLE: Duration = Duration::from_secs(5);
-
-/// Tells the flows of a listener apart: the client, and the address it sent to where the listener has several.
-type Key = (SocketAddr, Option<LocalAddress>);
 
 /// One listener's datagrams on one thread.
 pub(super) struct Forwarder {
     listener: Arc<Listener>,
     socket: UdpSocket,
     key: ListenerKey,
-    flows: FlowTable<Key, Session>,
+    flows: FlowTable<FlowKey, Session>,
     // Clients have sent something that has not been read.
     readable: bool,
     appetite: Appetite,
@@ -74,6 +75,8 @@ impl Forwarder {
         reactor: &Reactor,
     ) -> io::Result<Self> {
         reactor.watch(&socket, Interest::Read, Token::UdpListener(key))?;
+        // What the kernel gathers saves it the cutting, and us calls. One that cannot hands over one by one.
+        let _one_by_one = gather_datagrams(&socket);
         let flows = FlowTable::new(listener.shared.udp_idle_timeout);
         Ok(Self {
             listener,
@@ -149,24 +152,28 @@ impl Forwarder {
     /// Forwards what is there.
     pub(super) fn turn(&mut self, batch: &mut Batch, reactor: &mut Reactor) -> Turn {
         self.has_asked_for_a_turn = false;
+        let mut n = 0;
         for _ in 0..ROUNDS {
             if !self.readable && self.ready.is_empty() {
                 return Turn::Idle;
             }
             if self.readable {
-                self.take_from_clients(batch, reactor);
+                n += self.take_from_clients(batch, reactor);
             }
             if !self.ready.is_empty() {
-                self.take_from_backends(batch, reactor.now(), reactor.round());
+                n += self.take_from_backends(batch, reactor.now(), reactor.round());
+            }
+            if n >= TURN {
+                break;
             }
         }
         self.has_asked_for_a_turn = true;
         Turn::Yields
     }
 
-    // One batch from clients to backends.
-    fn take_from_clients(&mut self, batch: &mut Batch, reactor: &mut Reactor) {
-        let most = self.appetite.datagrams();
+    // One batch from clients to backends; how many datagrams.
+    fn take_from_clients(&mut self, batch: &mut Batch, reactor: &mut Reactor) -> usize {
+        let most = self.appetite.messages();
         let received = match batch.receive(&self.socket, 0..most) {
             Ok(received) => received,
             Err(error) => {
@@ -176,23 +183,24 @@ impl Forwarder {
                 } else {
                     tracing::debug!(listener = %self.listener.id, %error, "receive failed");
                 }
-                return;
+                return 0;
             }
         };
         // Less than asked for has emptied it; the next arrival is a new event.
-        self.readable = received == most;
-        self.appetite.had(received, most, reactor.round());
-        // The last one knows of all.
-        if let Some(lost) = received.checked_sub(1).and_then(|last| batch.lost(last)) {
+        self.readable = received.messages == most;
+        self.appetite.had(received.messages, most, reactor.round());
+        let n = received.datagrams;
+        // The last one knows of all. The kernel counts messages: what it had gathered is one.
+        if let Some(lost) = n.checked_sub(1).and_then(|last| batch.lost(last)) {
             let more = lost.wrapping_sub(self.lost);
             self.lost = lost;
             self.count_drop(Loss::NoRoom, usize::try_from(more).unwrap_or(usize::MAX));
         }
         let mut start = 0;
-        while start < received {
+        while start < n {
             let key = key(batch, start);
             let mut end = start + 1;
-            while end < received && self::key(batch, end) == key {
+            while end < n && self::key(batch, end) == key {
                 end += 1;
             }
             match key {
@@ -201,10 +209,17 @@ impl Forwarder {
             }
             start = end;
         }
+        n
     }
 
     // A run of datagrams of one flow.
-    fn forward(&mut self, batch: &mut Batch, slots: Range<usize>, key: Key, reactor: &mut Reactor) {
+    fn forward(
+        &mut self,
+        batch: &mut Batch,
+        slots: Range<usize>,
+        key: FlowKey,
+        reactor: &mut Reactor,
+    ) {
         let now = reactor.now();
         let id = match self.flows.on_client_datagram(&key, now) {
             Action::Forward(id) => id,
@@ -235,7 +250,7 @@ impl Forwarder {
         }
     }
 
-    fn open(&mut self, key: Key, reactor: &mut Reactor) -> Result<FlowId, Loss> {
+    fn open(&mut self, key: FlowKey, reactor: &mut Reactor) -> Result<FlowId, Loss> {
         let now = reactor.now();
         let timeout = {
             let table = self.listener.shared.table.load();
@@ -246,14 +261,16 @@ impl Forwarder {
         };
         let flow = self.admit(now).ok_or(Loss::Limit)?;
         self.flows.set_idle_timeout(timeout);
-        let id = self.flows.open(key, Session::new(flow, key.0, now), now);
+        let id = self
+            .flows
+            .open(key, Session::new(flow, key.client(), now), now);
         self.call_at(now + timeout, reactor);
         Ok(id)
     }
 
     // No listener may use more than what is left for all others: at the bound, it ends its own oldest flow.
     fn admit(&mut self, now: Instant) -> Option<Admitted> {
-        let admit = |flows: &FlowTable<Key, Session>| {
+        let admit = |flows: &FlowTable<FlowKey, Session>| {
             if flows.len() > self.listener.shared.admission.udp_room() {
                 return None;
             }
@@ -266,8 +283,8 @@ impl Forwarder {
         })
     }
 
-    // One batch from backends to clients, gathered from as many flows as fit.
-    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant, round: u64) {
+    // One batch from backends to clients, gathered from as many flows as fit; how many datagrams.
+    fn take_from_backends(&mut self, batch: &mut Batch, now: Instant, round: u64) -> usize {
         let mut filled = 0;
         while filled < SLOTS
             && let Some(id) = self.ready.pop_front()
@@ -276,21 +293,22 @@ impl Forwarder {
                 continue;
             };
             session.is_queued = false;
-            let Some(socket) = session.socket() else {
+            let most = session.appetite.messages().min(SLOTS - filled);
+            let Some(received) = session.receive(batch, filled..filled + most) else {
                 continue;
             };
-            let most = session.appetite.datagrams().min(SLOTS - filled);
-            match batch.receive_from_peer(socket, filled..filled + most) {
-                Ok(n) => {
-                    session.appetite.had(n, most, round);
-                    let slots = filled..filled + n;
+            match received {
+                Ok(received) => {
+                    session.appetite.had(received.messages, most, round);
+                    let slots = filled..filled + received.datagrams;
                     let returned = slots.clone().map(|slot| batch.len(slot) as u64).sum();
+                    let (client, local) = (key.client(), key.local());
                     for slot in slots {
-                        batch.address_to(slot, key.0, key.1);
+                        batch.address_to(slot, client, local);
                     }
-                    session.returned(returned);
-                    filled += n;
-                    if n < most {
+                    session.returned(received.datagrams, returned);
+                    filled += received.datagrams;
+                    if received.messages < most {
                         session.drained();
                     } else if most > 1 || session.is_refused() {
                         // As much as it was asked for: there may be more. Others first. After one alone, the next round
@@ -309,6 +327,7 @@ impl Forwarder {
             }
         }
         self.reply(batch, filled);
+        filled
     }
 
     // Sends gathered replies from the listener's own address.
@@ -390,6 +409,6 @@ impl Forwarder {
     }
 }
 
-fn key(batch: &Batch, slot: usize) -> Option<Key> {
-    Some((batch.source(slot)?, batch.local(slot)))
+fn key(batch: &Batch, slot: usize) -> Option<FlowKey> {
+    Some(FlowKey::new(batch.source(slot)?, batch.local(slot)))
 }

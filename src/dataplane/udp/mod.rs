@@ -10,6 +10,7 @@
 
 mod appetite;
 mod delayed;
+mod flow_key;
 mod flows;
 mod forwarder;
 mod session;

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use crate::capture::plan::Entry;
 use crate::faults::{Carrier, FaultKind, Injection};
-use crate::net::batches::Batch;
+use crate::net::batches::{Batch, Received};
 use crate::net::descriptors::is_shortage;
-use crate::net::sockets::connected_udp;
+use crate::net::sockets::{connected_udp, gather_datagrams};
 use crate::routing::{Caller, FrontendKind, Route, Verdict};
 
 use super::super::Listener;
@@ -24,6 +24,10 @@ use super::appetite::Appetite;
 /// How many backends one datagram is offered at most.
 const ATTEMPTS: usize = 4;
 
+/// A backend that has had so many datagrams at a time, of so many bytes on average, sends in bulk: worth a call to have the
+/// kernel gather what its sender had cut by the kernel, and the plain `recv` of a lone one.
+const BULK: (usize, u64) = (8, 512);
+
 /// A flow's state beyond its place in the table.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -36,7 +40,7 @@ pub(super) struct Session {
     opened: Instant,
     bytes_to_backend: u64,
     bytes_to_client: u64,
-    /// How many datagrams its backend is asked for.
+    /// How many messages its backend is asked for.
     pub(super) appetite: Appetite,
     /// It is among those whose backends have sent something.
     pub(super) is_queued: bool,
@@ -49,6 +53,8 @@ struct Link {
     socket: UdpSocket,
     backend: InUse,
     account: Arc<BackendAccount>,
+    // The kernel gathers its datagrams.
+    gathers: bool,
     // The backend refused, but what it had sent before is not read yet.
     refused: bool,
 }
@@ -127,9 +133,18 @@ impl Session {
         }
     }
 
-    /// The socket to the backend, if there is one.
-    pub(super) fn socket(&self) -> Option<&UdpSocket> {
-        self.link.as_ref().map(|link| &link.socket)
+    /// Receives what the backend has sent; `None` if there is none.
+    pub(super) fn receive(
+        &self,
+        batch: &mut Batch,
+        slots: Range<usize>,
+    ) -> Option<io::Result<Received>> {
+        let link = self.link.as_ref()?;
+        Some(if link.gathers {
+            batch.receive_gathered_from_peer(&link.socket, slots)
+        } else {
+            batch.receive_from_peer(&link.socket, slots)
+        })
     }
 
     /// The backend, if there is one.
@@ -297,16 +312,17 @@ impl Session {
         *self.busy_until.insert(free + takes)
     }
 
-    /// Counts what came back.
-    pub(super) fn returned(&mut self, bytes: u64) {
+    /// Counts what came back at a time.
+    pub(super) fn returned(&mut self, datagrams: usize, bytes: u64) {
         self.bytes_to_client += bytes;
-        if let Some(link) = &self.link {
-            link.account.bytes_to_client.add(bytes);
-        }
         // It speaks: whoever refused before may be tried again next time.
         self.tried.clear();
-        if let Some(link) = &self.link {
+        if let Some(link) = &mut self.link {
+            link.account.bytes_to_client.add(bytes);
             link.backend.succeeded();
+            if !link.gathers && datagrams >= BULK.0 && bytes >= datagrams as u64 * BULK.1 {
+                link.gathers = gather_datagrams(&link.socket).is_ok();
+            }
         }
     }
 
@@ -397,6 +413,7 @@ impl Session {
             socket,
             backend,
             account,
+            gathers: false,
             refused: false,
         })
     }

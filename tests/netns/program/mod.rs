@@ -1,6 +1,7 @@
 //! The whole program on the node of a world: `viaduct run --manifests DIR --capture MODE`, both families at once.
 
 mod changes;
+mod datagrams;
 mod detect_local;
 mod figures;
 mod hammer;
@@ -82,6 +83,10 @@ const CASES: &[Case] = &[
     (
         "established_connections_survive_every_change",
         changes::established_connections_survive_every_change,
+    ),
+    (
+        "datagrams::datagrams_arrive_as_they_were_sent",
+        datagrams::datagrams_arrive_as_they_were_sent,
     ),
     (
         "streams::streams_end_as_their_peers_end_them",
@@ -272,6 +277,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
         "program::connection_tracking_is_set_where_this_namespace_may",
         &["nft"],
         || tracking::connection_tracking_is_set_where_this_namespace_may(Node::new(Mode::Nftables)),
+    );
+    trials.add(
+        Mode::Nftables,
+        "program::streams::a_shortage_of_descriptors_passes",
+        &["nft", "prlimit"],
+        || streams::a_shortage_of_descriptors_passes(Node::new(Mode::Nftables)),
     );
     for (name, case) in LADDER {
         let name = format!("program::ladder::{name}");

@@ -1,9 +1,10 @@
 //! TCP through the program between machines: an end stays an end, a reset a reset, who speaks first is heard, and a
-//! reader that stalls costs others nothing.
+//! reader that stalls costs others nothing, nor does one that no descriptor is left for.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -164,7 +165,60 @@ pub(super) fn a_stalled_reader_costs_a_fast_one_nothing(node: Node) {
     );
 }
 
+pub(super) fn a_shortage_of_descriptors_passes(node: Node) {
+    let streams = Streams::start(node);
+    let (mut client, mut backend) = streams.pair();
+    let limit = streams.descriptors_at_most("3");
+    // The kernel greets it, but nobody can take it in.
+    let mut late = streams.node.world.in_ns(Place::Outside, || {
+        TcpStream::connect_timeout(&streams.service, patience()).unwrap()
+    });
+    let before = streams.cpu_ticks();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        client.write_all(b"x").unwrap();
+        backend.read_exact(&mut [0]).unwrap();
+        thread::sleep(Duration::from_millis(10));
+    }
+    let ticks = streams.cpu_ticks() - before;
+    assert!(ticks < 20, "it spins: {ticks} of 50 ticks");
+
+    streams.descriptors_at_most(&limit);
+    late.write_all(b"late").unwrap();
+    let (mut served, _) = streams.backend.accept().unwrap();
+    served.read_exact(&mut [0; 4]).unwrap();
+    streams.pair();
+    client.write_all(b"y").unwrap();
+    backend.read_exact(&mut [0]).unwrap();
+}
+
 impl Streams {
+    // Changes the program's soft limit; says what it was.
+    fn descriptors_at_most(&self, n: &str) -> String {
+        let pid = self.node.pid().to_string();
+        let prlimit = |arguments: &[&str]| {
+            let output = Command::new("prlimit")
+                .args(["--pid", &pid])
+                .args(arguments)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let before = prlimit(&["--nofile", "--output", "SOFT", "--noheadings"]);
+        prlimit(&[&format!("--nofile={n}:")]);
+        before.trim().to_owned()
+    }
+
+    // Hundredths of a second that the program has computed.
+    fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.node.pid())).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        // utime and stime: proc(5) fields 14 and 15, the name being the second.
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
     // Bytes of the program's memory.
     fn resident(&self) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.node.pid())).unwrap();
