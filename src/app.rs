@@ -6,6 +6,7 @@
 //! ```
 
 mod kernel_settings;
+mod places;
 mod sources;
 
 use std::net::SocketAddr;
@@ -17,7 +18,6 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use prometheus::Registry;
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,19 +37,17 @@ use crate::net::streams::Liveness;
 use crate::readiness::Readiness;
 use crate::reconciler::{self, Draining, Parts, Reconciler, Tuning};
 use crate::routing::{Published, TableBuilder};
-use crate::sources::kube::{self, Contact, Notice, Notices};
+use crate::sources::kube::{self, Contact, Notice};
 use crate::sources::manifests::WatchError;
 use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
 use kernel_settings::{set_oom_score, set_tracking_limits};
+use places::{NEXT_FREE, Place, shifted};
 use sources::{SourceParts, local_pods, start_sources};
 
 pub use sources::control_plane;
-
-/// How far from a taken port `dev` looks for the next free one.
-const NEXT_FREE: u16 = 100;
 
 /// How long DNS may finish what it has begun.
 const DNS_GRACE: Duration = Duration::from_secs(2);
@@ -126,6 +124,9 @@ impl App {
         let (notices, noticed) = kube::notices();
 
         let admin = AdminServer::bind(&config.admin_socket).await?;
+        // Before anything else is begun: it may be the end.
+        let healthz_place = Place::bind("healthz-bind-address", config.healthz, &config).await?;
+        let metrics_place = Place::bind("metrics-bind-address", config.metrics, &config).await?;
         let capture_metrics = capture::Metrics::new(&registry).context("registering metrics")?;
         let captures = open_captures(&config, &capture_metrics, &health).await?;
         // Only now: a kernel that loads connection tracking when it is needed has it after the first rule.
@@ -200,8 +201,10 @@ impl App {
             mode: mode.as_str(),
             configz: configz.clone(),
         };
-        addresses.healthz = start_health(&config, probes, &servers, &notices).await;
-        addresses.metrics = start_metrics(&config, metrics_server, &servers, &notices).await;
+        addresses.healthz =
+            healthz_place.map(|place| place.serve_health(probes, &servers, &notices));
+        addresses.metrics =
+            metrics_place.map(|place| place.serve_metrics(metrics_server, &servers, &notices));
 
         let parts = Parts {
             metrics: loop_metrics,
@@ -393,56 +396,4 @@ async fn start_dns(
         }
     }
     unreachable!("the last try returns")
-}
-
-async fn start_health(
-    config: &Config,
-    server: HealthServer,
-    part: &Part,
-    notices: &Notices,
-) -> Option<SocketAddr> {
-    let (listener, address) = bind(config.healthz?, config.dev).await;
-    if listener.is_none() {
-        notices.tell(Notice::health_server(taken(address)));
-    }
-    let serving = admin::serve_health(server, address, listener, part.stop.clone());
-    part.tasks.spawn(serving);
-    Some(address)
-}
-
-async fn start_metrics(
-    config: &Config,
-    server: MetricsServer,
-    part: &Part,
-    notices: &Notices,
-) -> Option<SocketAddr> {
-    let (listener, address) = bind(config.metrics?, config.dev).await;
-    if listener.is_none() {
-        notices.tell(Notice::metrics_server(taken(address)));
-    }
-    let serving = admin::serve_metrics(server, address, listener, part.stop.clone());
-    part.tasks.spawn(serving);
-    Some(address)
-}
-
-fn taken(address: SocketAddr) -> String {
-    format!("{address} cannot be listened on; it is tried again")
-}
-
-// In `dev` a taken port gives way to the next free one; otherwise the server keeps trying by itself.
-async fn bind(address: SocketAddr, dev: bool) -> (Option<TcpListener>, SocketAddr) {
-    let tries = if dev { NEXT_FREE } else { 0 };
-    for offset in 0..=tries {
-        if let Ok(listener) = admin::bind(shifted(address, offset)).await {
-            let port = listener
-                .local_addr()
-                .map_or(address.port(), |bound| bound.port());
-            return (Some(listener), SocketAddr::new(address.ip(), port));
-        }
-    }
-    (None, address)
-}
-
-fn shifted(address: SocketAddr, offset: u16) -> SocketAddr {
-    SocketAddr::new(address.ip(), address.port().saturating_add(offset))
 }

@@ -5,7 +5,7 @@
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::net::tracking_limits::online_cores;
+use crate::net::tracking_limits::{SetLimitError, online_cores};
 
 /// Lowering it needs CAP_SYS_RESOURCE; without, the process runs as well, only less safely.
 pub(super) fn set_oom_score(config: &Config) {
@@ -17,13 +17,21 @@ pub(super) fn set_oom_score(config: &Config) {
     }
 }
 
-/// Sets what the `conntrack` settings ask for, as far as this namespace may.
+/// Sets what the `conntrack` settings ask for, as far as this namespace may. Defaults that it may not write are no fault of
+/// anybody's: a container has most of them read-only.
 pub(super) fn set_tracking_limits(config: &Config) {
-    let (set, failed) = config.tracking_limits.set(online_cores());
-    for (sysctl, value) in set {
+    let cores = online_cores();
+    let (set, failed) = config.tracking_limits.set(cores);
+    let (raised, wanting) = config.tracking_floor.raise(cores);
+    for (sysctl, value) in set.into_iter().chain(raised) {
         info!(sysctl, value, "connection tracking is set");
     }
     for error in failed {
         warn!(%error, "connection tracking is left as it is");
+    }
+    if let Some(first) = wanting.first() {
+        let wanting: Vec<String> = wanting.iter().map(SetLimitError::assignment).collect();
+        let (defaults, reason) = (wanting.join(", "), &first.source);
+        info!(defaults, %reason, "connection tracking has less; what should be so is set on the host");
     }
 }

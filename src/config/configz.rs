@@ -18,13 +18,13 @@ pub fn configz(config: &Config) -> Value {
         "minSyncPeriod": seconds(config.min_sync_period),
         "syncPeriod": seconds(config.sync_period),
     });
-    let limits = &config.tracking_limits;
+    let (limits, floor) = (&config.tracking_limits, &config.tracking_floor);
     let conntrack = json!({
-        "maxPerCore": limits.max_per_core,
-        "min": limits.min,
+        "maxPerCore": limits.max_per_core.or(floor.max_per_core),
+        "min": limits.min.or(floor.min),
         "tcpBeLiberal": limits.tcp_be_liberal,
-        "tcpCloseWaitTimeout": limits.tcp_close_wait.map(seconds),
-        "tcpEstablishedTimeout": limits.tcp_established.map(seconds),
+        "tcpCloseWaitTimeout": limits.tcp_close_wait.or(floor.tcp_close_wait).map(seconds),
+        "tcpEstablishedTimeout": limits.tcp_established.or(floor.tcp_established).map(seconds),
         "udpStreamTimeout": limits.udp_stream.map(seconds),
         "udpTimeout": limits.udp.map(seconds),
     });
@@ -49,6 +49,7 @@ pub fn configz(config: &Config) -> Value {
             "nodePortAddresses": settings.nodeport_addresses,
             "healthzBindAddress": address(config.healthz),
             "metricsBindAddress": address(config.metrics),
+            "bindAddressHardFail": config.bind_address_hard_fail,
             "oomScoreAdj": config.oom_score_adj,
             "iptables": iptables,
             "udpIdleTimeout": seconds(config.udp_idle_timeout),

@@ -82,6 +82,7 @@ impl Settings {
                 .to_owned(),
             ),
             metrics_bind_address: Some("127.0.0.1:10249".to_owned()),
+            bind_address_hard_fail: Some(false),
             admin_socket: Some(paths::admin_socket()),
             data_dir: Some(paths::data_dir()),
             drain_timeout: duration(5),

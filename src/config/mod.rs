@@ -35,7 +35,7 @@ use crate::sources::prober::ExecProbes;
 
 use narrow::{
     algorithm, api_rate, bind_address, min_sync_period, node_name, node_port_addresses,
-    oom_score_adj, positive, retries, seconds, service_cidrs, tracking_limits,
+    oom_score_adj, positive, retries, seconds, service_cidrs, tracking_floor, tracking_limits,
 };
 
 pub use configz::configz;
@@ -87,6 +87,8 @@ pub struct Config {
     pub min_sync_period: Duration,
     /// What connection tracking shall do.
     pub tracking_limits: TrackingLimits,
+    /// What it shall do at least where nobody said anything.
+    pub tracking_floor: TrackingLimits,
     /// The process's own `oom_score_adj`; `None` = left alone.
     pub oom_score_adj: Option<i32>,
     /// Idle end of a UDP flow.
@@ -109,6 +111,8 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// The metrics server.
     pub metrics: Option<SocketAddr>,
+    /// Whether the process ends where one of these two cannot be bound.
+    pub bind_address_hard_fail: bool,
     /// The admin socket.
     pub admin_socket: PathBuf,
     /// The data directory.
@@ -208,6 +212,14 @@ impl Config {
                 "loopback serves manifests only: a cluster's addresses are not on loopback",
             ));
         }
+        // Nothing else of the host is changed for a directory of manifests, which may be anybody's; kube-proxy's place is
+        // on a cluster.
+        let in_place_of_kube_proxy = source.manifests().is_none() && !capture.is(Mode::None);
+        let tracking_floor = if in_place_of_kube_proxy {
+            tracking_floor(&settings)
+        } else {
+            TrackingLimits::default()
+        };
         Ok(Self {
             settings: effective,
             source,
@@ -241,6 +253,7 @@ impl Config {
             sync_period: positive("iptables-sync-period", plain(settings.iptables_sync_period))?,
             min_sync_period: min_sync_period(&settings)?,
             tracking_limits: tracking_limits(&settings),
+            tracking_floor,
             oom_score_adj: oom_score_adj(settings.oom_score_adj)?,
             udp_idle_timeout: positive("udp-idle-timeout", plain(settings.udp_idle_timeout))?,
             connect_timeout: positive("connect-timeout", plain(settings.connect_timeout))?,
@@ -259,6 +272,7 @@ impl Config {
                 settings.metrics_bind_address.as_deref(),
                 10249,
             )?,
+            bind_address_hard_fail: settings.bind_address_hard_fail.unwrap_or(false),
             admin_socket: settings.admin_socket.unwrap_or_else(paths::admin_socket),
             data_dir: settings.data_dir.unwrap_or_else(paths::data_dir),
             drain_timeout: plain(settings.drain_timeout)

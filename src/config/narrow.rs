@@ -147,18 +147,42 @@ pub(super) fn api_rate(qps: Option<f64>, burst: Option<u32>) -> Result<Option<Ra
     Ok(Some(Rate { per_second, burst }))
 }
 
+/// kube-proxy's default of `--conntrack-max-per-core`.
+const TRACKED_PER_CORE: u32 = 32_768;
+/// kube-proxy's default of `--conntrack-min`.
+const TRACKED_AT_LEAST: u32 = 131_072;
+/// kube-proxy's default of `--conntrack-tcp-timeout-established`.
+const TRACKED_ESTABLISHED: Duration = Duration::from_secs(24 * 3600);
+/// kube-proxy's default of `--conntrack-tcp-timeout-close-wait`. The kernel's minute is too short for a connection that one
+/// side has ended: once it is forgotten, what the client sends is not translated any more.
+const TRACKED_CLOSE_WAIT: Duration = Duration::from_secs(3600);
+
 // One of the first two brings kube-proxy's default of the other; with neither, nothing is set.
 pub(super) fn tracking_limits(settings: &Settings) -> TrackingLimits {
     let limited = settings.conntrack_max_per_core.or(settings.conntrack_min);
     let timeout = |given: Option<Text<GoDuration>>| given.map(|Text(GoDuration(timeout))| timeout);
     TrackingLimits {
-        max_per_core: limited.map(|_| settings.conntrack_max_per_core.unwrap_or(32_768)),
-        min: limited.map(|_| settings.conntrack_min.unwrap_or(131_072)),
+        max_per_core: limited.map(|_| settings.conntrack_max_per_core.unwrap_or(TRACKED_PER_CORE)),
+        min: limited.map(|_| settings.conntrack_min.unwrap_or(TRACKED_AT_LEAST)),
         tcp_established: timeout(settings.conntrack_tcp_timeout_established),
         tcp_close_wait: timeout(settings.conntrack_tcp_timeout_close_wait),
         tcp_be_liberal: settings.conntrack_tcp_be_liberal.unwrap_or(false),
         udp: timeout(settings.conntrack_udp_timeout),
         udp_stream: timeout(settings.conntrack_udp_timeout_stream),
+    }
+}
+
+// kube-proxy's defaults of what is not named. Zero is a name for "leave it".
+pub(super) fn tracking_floor(settings: &Settings) -> TrackingLimits {
+    let named = tracking_limits(settings);
+    let unlimited = named.max_per_core.is_none();
+    let unless = |named: Option<Duration>, default| named.is_none().then_some(default);
+    TrackingLimits {
+        max_per_core: unlimited.then_some(TRACKED_PER_CORE),
+        min: unlimited.then_some(TRACKED_AT_LEAST),
+        tcp_established: unless(named.tcp_established, TRACKED_ESTABLISHED),
+        tcp_close_wait: unless(named.tcp_close_wait, TRACKED_CLOSE_WAIT),
+        ..TrackingLimits::default()
     }
 }
 

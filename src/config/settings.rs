@@ -164,15 +164,15 @@ pub struct Settings {
     )]
     pub iptables_min_sync_period: Option<Text<GoDuration>>,
 
-    /// Connections that the kernel may track, for each core; 0 leaves it as it is, and so is the default of every --conntrack flag
+    /// Connections that the kernel may track, for each core; 0 leaves it as it is [default: at least 32768 on a cluster, else left as it is]
     #[arg(long, value_name = "N", env = "VIADUCT_CONNTRACK_MAX_PER_CORE")]
     pub conntrack_max_per_core: Option<u32>,
 
-    /// Connections that it may track at least, whatever --conntrack-max-per-core comes to
+    /// Connections that it may track at least, whatever --conntrack-max-per-core comes to [default: 131072]
     #[arg(long, value_name = "N", env = "VIADUCT_CONNTRACK_MIN")]
     pub conntrack_min: Option<u32>,
 
-    /// Silence after which the kernel forgets an established TCP connection
+    /// Silence after which the kernel forgets an established TCP connection; 0 leaves it as it is [default: at least 24h on a cluster]
     #[arg(
         long,
         value_name = "DURATION",
@@ -180,7 +180,7 @@ pub struct Settings {
     )]
     pub conntrack_tcp_timeout_established: Option<Text<GoDuration>>,
 
-    /// Silence after which it forgets one that a side has ended
+    /// Silence after which it forgets one that a side has ended; 0 leaves it as it is [default: at least 1h on a cluster]
     #[arg(
         long,
         value_name = "DURATION",
@@ -332,6 +332,17 @@ pub struct Settings {
     #[arg(long, value_name = "ADDR:PORT", env = "VIADUCT_METRICS_BIND_ADDRESS")]
     pub metrics_bind_address: Option<String>,
 
+    /// End at once if one of these two addresses is taken, instead of serving without and trying again [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "VIADUCT_BIND_ADDRESS_HARD_FAIL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub bind_address_hard_fail: Option<bool>,
+
     /// Unix socket that `viaduct get` asks [default: /run/viaduct/admin.sock, or below $XDG_RUNTIME_DIR]
     #[arg(long, value_name = "PATH", env = "VIADUCT_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
@@ -430,6 +441,7 @@ impl Settings {
             exec_probes,
             healthz_bind_address,
             metrics_bind_address,
+            bind_address_hard_fail,
             admin_socket,
             data_dir,
             drain_timeout

@@ -71,6 +71,44 @@ fn connection_tracking_is_left_alone_unless_it_is_named() {
 }
 
 #[test]
+fn on_a_cluster_tracking_has_the_floor_of_kube_proxy_where_nothing_is_named() {
+    let floor = |settings| {
+        let cluster = Settings {
+            manifests: None,
+            master: Some(vec!["https://192.0.2.1:6443".parse().unwrap()]),
+            ..settings
+        };
+        Config::resolve(cluster, Profile::Run)
+            .unwrap()
+            .tracking_floor
+    };
+    let defaults = TrackingLimits {
+        max_per_core: Some(32_768),
+        min: Some(131_072),
+        tcp_established: Some(Duration::from_secs(86_400)),
+        tcp_close_wait: Some(Duration::from_secs(3600)),
+        ..TrackingLimits::default()
+    };
+    assert_eq!(floor(Settings::default()), defaults);
+    let named = Settings {
+        conntrack_min: Some(7),
+        conntrack_tcp_timeout_established: Some("0s".parse().unwrap()),
+        conntrack_tcp_timeout_close_wait: Some("2m".parse().unwrap()),
+        ..Settings::default()
+    };
+    assert_eq!(floor(named), TrackingLimits::default());
+    let dry = Settings {
+        capture: Some("none".parse().unwrap()),
+        ..Settings::default()
+    };
+    assert_eq!(floor(dry), TrackingLimits::default());
+    assert_eq!(
+        resolve(Settings::default()).unwrap().tracking_floor,
+        TrackingLimits::default()
+    );
+}
+
+#[test]
 fn a_bind_address_may_lack_its_port_or_be_empty() {
     let config = resolve(Settings {
         healthz_bind_address: Some("::1".into()),

@@ -2,6 +2,7 @@
 //!
 //! Owns the arithmetic of the largest number of connections and the files; who wants which values is not its affair.
 //! Nothing is written that holds already, and nothing is put back at the end: other programs may rely on it by then.
+//! kube-proxy writes its defaults even where they are less than what is there; here they are a floor (`raise`).
 //! Source: kubernetes/pkg/proxy/conntrack `setSysctls`; the kernel's nf_conntrack-sysctl documentation.
 
 use std::io;
@@ -19,6 +20,11 @@ const BUCKETS: &str = "/sys/module/nf_conntrack/parameters/hashsize";
 
 /// As many connections as a machine with many cores gets without being asked: what they take is a few hundred MB.
 const MAX_SCALED: u64 = 1 << 20;
+
+/// Whether a value that is there does for one that is wanted.
+type Holds = fn(u64, u64) -> bool;
+const EXACTLY: Holds = |held, wanted| held == wanted;
+const ENOUGH: Holds = |held, wanted| held >= wanted;
 
 /// What connection tracking shall do. What is absent or zero stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,11 +57,24 @@ pub struct SetLimitError {
     pub source: io::Error,
 }
 
+impl SetLimitError {
+    /// The sysctl and its value.
+    pub fn assignment(&self) -> String {
+        let name = self.file.rsplit('/').next().unwrap_or_default();
+        format!("{name}={}", self.value)
+    }
+}
+
 impl TrackingLimits {
     /// Sets what is not so yet, on a machine of `cores`. Returns what was set, and what could not be; one does not keep
     /// the others from being set.
     pub fn set(&self, cores: usize) -> (Vec<(&'static str, u64)>, Vec<SetLimitError>) {
-        self.set_below(Path::new(SYSCTLS), Path::new(BUCKETS), cores)
+        self.set_below(Path::new(SYSCTLS), Path::new(BUCKETS), cores, EXACTLY)
+    }
+
+    /// The same for what is less so far: nothing becomes less, nor shorter.
+    pub fn raise(&self, cores: usize) -> (Vec<(&'static str, u64)>, Vec<SetLimitError>) {
+        self.set_below(Path::new(SYSCTLS), Path::new(BUCKETS), cores, ENOUGH)
     }
 
     fn set_below(
@@ -63,6 +82,7 @@ impl TrackingLimits {
         sysctls: &Path,
         buckets: &Path,
         cores: usize,
+        holds: Holds,
     ) -> (Vec<(&'static str, u64)>, Vec<SetLimitError>) {
         let (mut set, mut failed) = (Vec::new(), Vec::new());
         let mut note = |name, value, outcome| match outcome {
@@ -71,7 +91,7 @@ impl TrackingLimits {
             Err(error) => failed.push(error),
         };
         if let Some(max) = self.max(cores) {
-            let outcome = write_unless(&sysctls.join(MAX), max, |held| held == max);
+            let outcome = write_unless(&sysctls.join(MAX), max, |held| holds(held, max));
             let allowed = outcome.is_ok();
             note(MAX, max, outcome);
             // More buckets are of no use to fewer connections.
@@ -82,7 +102,7 @@ impl TrackingLimits {
             }
         }
         for (name, value) in self.values() {
-            let outcome = write_unless(&sysctls.join(name), value, |held| held == value);
+            let outcome = write_unless(&sysctls.join(name), value, |held| holds(held, value));
             note(name, value, outcome);
         }
         (set, failed)
@@ -232,7 +252,7 @@ mod tests {
             tcp_close_wait: Some(Duration::from_millis(900)),
             ..with_max(1000, 0)
         };
-        let (set, failed) = limits.set_below(directory.path(), &buckets, 2);
+        let (set, failed) = limits.set_below(directory.path(), &buckets, 2, EXACTLY);
         assert!(failed.is_empty(), "{failed:?}");
         let expected = [
             ("nf_conntrack_max", 2000),
@@ -242,10 +262,38 @@ mod tests {
         assert_eq!(set, expected);
         assert_eq!(std::fs::read_to_string(&buckets).unwrap(), "500");
         assert_eq!(
-            limits.set_below(directory.path(), &buckets, 2).0,
+            limits.set_below(directory.path(), &buckets, 2, EXACTLY).0,
             [],
             "a second time there is nothing to do"
         );
+    }
+
+    #[test]
+    fn a_floor_raises_and_never_lowers() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        for (name, held) in [
+            ("nf_conntrack_max", "1000"),
+            ("nf_conntrack_tcp_timeout_established", "432000"),
+            ("nf_conntrack_tcp_timeout_close_wait", "60"),
+            ("hashsize", "1000"),
+        ] {
+            std::fs::write(place(name), held).unwrap();
+        }
+        let raise = |max| {
+            let floor = TrackingLimits {
+                tcp_established: Some(Duration::from_secs(86_400)),
+                tcp_close_wait: Some(Duration::from_secs(3600)),
+                ..with_max(max, 0)
+            };
+            floor
+                .set_below(directory.path(), &place("hashsize"), 1, ENOUGH)
+                .0
+        };
+        let close_wait = ("nf_conntrack_tcp_timeout_close_wait", 3600);
+        assert_eq!(raise(1000), [close_wait]);
+        assert_eq!(raise(999), []);
+        assert_eq!(raise(1001), [("nf_conntrack_max", 1001)]);
     }
 
     #[test]
@@ -258,7 +306,7 @@ mod tests {
             ..with_max(1000, 0)
         };
         let buckets = directory.path().join("hashsize");
-        let (set, failed) = limits.set_below(directory.path(), &buckets, 1);
+        let (set, failed) = limits.set_below(directory.path(), &buckets, 1, EXACTLY);
         assert_eq!(set, [("nf_conntrack_tcp_be_liberal", 1)]);
         assert_eq!(std::fs::read_to_string(&liberal).unwrap(), "1");
         let [error] = &failed[..] else {

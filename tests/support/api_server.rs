@@ -16,8 +16,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use axum::{Json, Router};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 /// The server.
 pub(crate) struct ApiServer {
     shared: Arc<Shared>,
+    faults: Faults,
     address: SocketAddr,
     runtime: Option<Runtime>,
 }
@@ -46,9 +48,18 @@ pub(crate) enum Fault {
     Silence,
     /// A list that never ends.
     Endless,
+    /// Every answer comes a byte at a time.
+    Trickle,
+    /// The first half of a list, or of an event, and then nothing more for ever.
+    Stall,
+    /// The first half of a list, and then the end of the connection.
+    Break,
     /// Watches are accepted and ended at once.
     ShortWatches,
 }
+
+/// What goes wrong with a server, by resource; the other servers of its cluster are well.
+type Faults = Arc<Mutex<BTreeMap<&'static str, Fault>>>;
 
 /// A request that came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +93,6 @@ struct Inner {
     asked: Vec<Asked>,
     posted: Vec<Value>,
     refused_events: Option<u16>,
-    fault: Fault,
     token: Option<String>,
     // Watches of an older epoch end.
     epoch: u64,
@@ -109,10 +119,11 @@ const RESOURCES: [(&str, &str, &str); 5] = [
 impl ApiServer {
     /// Starts it on a free port of loopback.
     pub(crate) fn start() -> Self {
-        Self::at(SocketAddr::from(([127, 0, 0, 1], 0)), Arc::default())
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::at(any, Arc::default(), Faults::default())
     }
 
-    fn at(address: SocketAddr, shared: Arc<Shared>) -> Self {
+    fn at(address: SocketAddr, shared: Arc<Shared>, faults: Faults) -> Self {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -127,10 +138,13 @@ impl ApiServer {
                 "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
                 post(take_event),
             )
-            .with_state(shared.clone());
+            .with_state((shared.clone(), faults.clone()));
+        // Bytes that come one by one are sent one by one.
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         runtime.spawn(async move { axum::serve(listener, router).await });
         Self {
             shared,
+            faults,
             address,
             runtime: Some(runtime),
         }
@@ -141,6 +155,7 @@ impl ApiServer {
         Self::at(
             SocketAddr::from(([127, 0, 0, 1], 0)),
             Arc::clone(&self.shared),
+            Faults::default(),
         )
     }
 
@@ -164,7 +179,8 @@ impl ApiServer {
     /// Starts it again on its port, with what it knew.
     pub(crate) fn restart(&mut self) {
         self.stop();
-        *self = Self::at(self.address, Arc::clone(&self.shared));
+        let (shared, faults) = (Arc::clone(&self.shared), Arc::clone(&self.faults));
+        *self = Self::at(self.address, shared, faults);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -253,9 +269,16 @@ impl ApiServer {
         self.shared.changed.send_modify(|n| *n += 1);
     }
 
-    /// What goes wrong from now on.
+    /// What goes wrong with this server from now on.
     pub(crate) fn set_fault(&self, fault: Fault) {
-        self.inner().fault = fault;
+        for (resource, ..) in RESOURCES {
+            self.set_fault_of(resource, fault.clone());
+        }
+    }
+
+    /// What goes wrong with requests for one resource from now on.
+    pub(crate) fn set_fault_of(&self, resource: &str, fault: Fault) {
+        self.faults.lock().unwrap().insert(known(resource), fault);
     }
 
     /// Whom to answer from now on.
@@ -338,13 +361,13 @@ fn known(resource: &str) -> &'static str {
 }
 
 async fn answer(
-    State(shared): State<Arc<Shared>>,
+    State((shared, faults)): State<(Arc<Shared>, Faults)>,
     Path(resource): Path<String>,
     Query(query): Query<BTreeMap<String, String>>,
     headers: HeaderMap,
 ) -> Response {
     let resource = known(&resource);
-    let fault = {
+    {
         let mut inner = shared.state.lock().unwrap();
         let asked = Asked {
             resource: resource.to_owned(),
@@ -358,8 +381,9 @@ async fn answer(
         if wanted.is_some() && wanted != given {
             return status(401, "Unauthorized");
         }
-        inner.fault.clone()
-    };
+    }
+    let fault = faults.lock().unwrap().get(resource).cloned();
+    let fault = fault.unwrap_or_default();
     let watching = query.contains_key("watch");
     match fault {
         Fault::Refuse(code) => return status(code, "as the test wants it"),
@@ -372,18 +396,61 @@ async fn answer(
         }
         Fault::RefuseWatches(code) if watching => return status(code, "as the test wants it"),
         Fault::ShortWatches if watching => return Body::empty().into_response(),
-        Fault::None | Fault::Endless | Fault::RefuseWatches(_) | Fault::ShortWatches => {}
+        Fault::None
+        | Fault::Endless
+        | Fault::RefuseWatches(_)
+        | Fault::ShortWatches
+        | Fault::Trickle
+        | Fault::Stall
+        | Fault::Break => {}
     }
-    if watching {
+    let answer = if watching {
         watch_events(shared, resource, &query)
     } else {
         list(&shared, resource, &query)
+    };
+    if fault == Fault::Trickle {
+        answer.map(trickling)
+    } else if fault == Fault::Stall {
+        answer.map(|body| first_half(body, None))
+    } else if fault == Fault::Break && !watching {
+        let broken = io::Error::other("broken by the test");
+        answer.map(|body| first_half(body, Some(broken)))
+    } else {
+        answer
     }
+}
+
+// Each byte a piece of its own; others may run in between.
+fn trickling(body: Body) -> Body {
+    let bytes = body.into_data_stream().flat_map(|piece| {
+        let bytes: Vec<u8> = piece.unwrap_or_default().into();
+        stream::iter(bytes).then(|byte| async move {
+            tokio::task::yield_now().await;
+            Ok::<_, Infallible>(Bytes::from(vec![byte]))
+        })
+    });
+    Body::from_stream(bytes)
+}
+
+// Half of the first piece, then the error, or nothing at all.
+fn first_half(body: Body, then: Option<io::Error>) -> Body {
+    let half = body.into_data_stream().take(1).map(|piece| {
+        let piece = piece.unwrap_or_default();
+        Ok(piece.slice(..piece.len() / 2))
+    });
+    let end = stream::once(async {
+        match then {
+            Some(error) => Err(error),
+            None => std::future::pending().await,
+        }
+    });
+    Body::from_stream(half.chain(end))
 }
 
 // It says where it belongs, as it would have to.
 async fn take_event(
-    State(shared): State<Arc<Shared>>,
+    State((shared, _)): State<(Arc<Shared>, Faults)>,
     Path(namespace): Path<String>,
     Json(event): Json<Value>,
 ) -> Response {

@@ -144,13 +144,22 @@ pub(super) fn duration(
     field: &'static str,
     given: Option<&str>,
 ) -> Result<Option<Text<GoDuration>>, Invalid> {
+    let given = zero_or_duration(field, given)?;
+    Ok(given.filter(|duration| !duration.0.0.is_zero()))
+}
+
+/// A duration, of which zero is one.
+pub(super) fn zero_or_duration(
+    field: &'static str,
+    given: Option<&str>,
+) -> Result<Option<Text<GoDuration>>, Invalid> {
     let Some(given) = given.filter(|given| !given.is_empty()) else {
         return Ok(None);
     };
-    let duration: GoDuration = given
-        .parse()
-        .map_err(|error: String| invalid(field, error))?;
-    Ok((!duration.0.is_zero()).then_some(Text(duration)))
+    match given.parse() {
+        Ok(duration) => Ok(Some(Text(duration))),
+        Err(error) => Err(invalid(field, error)),
+    }
 }
 
 /// A number within `range`.

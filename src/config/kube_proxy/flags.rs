@@ -90,7 +90,6 @@ const MEANINGLESS: &[(&str, Takes)] = &[
     ("add-dir-header", Takes::Switch),
     ("add_dir_header", Takes::Switch),
     ("alsologtostderr", Takes::Switch),
-    ("bind-address-hard-fail", Takes::Switch),
     ("cleanup-ipvs", Takes::Switch),
     ("config-sync-period", Takes::Value),
     ("feature-gates", Takes::Value),

@@ -18,7 +18,7 @@ use super::{ConfigError, Settings};
 use document::{Conntrack, Iptables, KubeProxyConfiguration};
 use fields::{
     Interfaces, Invalid, Servers, check_detect_local, cidrs, count, duration, host_port, in_range,
-    is_zero, mode, said, says_something,
+    is_zero, mode, said, says_something, zero_or_duration,
 };
 
 pub use flags::KubeProxyFlags;
@@ -99,6 +99,7 @@ fn settings(document: KubeProxyConfiguration) -> Result<Settings, Invalid> {
             .or(servers.healthz),
         metrics_bind_address: host_port("metricsBindAddress", document.metrics_bind_address)?
             .or(servers.metrics),
+        bind_address_hard_fail: document.bind_address_hard_fail.filter(|hard| *hard),
         oom_score_adj: in_range("oomScoreAdj", document.oom_score_adj, -1000..=1000)?,
         ..Settings::default()
     };
@@ -139,10 +140,6 @@ fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
             "bindAddress",
             address.is_some_and(|ip| !ip.is_unspecified()),
         ),
-        (
-            "bindAddressHardFail",
-            document.bind_address_hard_fail == Some(true),
-        ),
         ("enableProfiling", document.enable_profiling == Some(true)),
         (
             "showHiddenMetricsForVersion",
@@ -171,15 +168,17 @@ fn without_meaning(document: &KubeProxyConfiguration) -> Vec<String> {
 
 fn conntrack(given: &Conntrack) -> Result<Settings, Invalid> {
     let timeout = |field, given: &Option<String>| duration(field, given.as_deref());
+    // Absent they have a default, and zero leaves the kernel's.
+    let timeout_or_zero = |field, given: &Option<String>| zero_or_duration(field, given.as_deref());
     Ok(Settings {
         conntrack_max_per_core: count("conntrack.maxPerCore", given.max_per_core)?,
         conntrack_min: count("conntrack.min", given.min)?,
         conntrack_tcp_be_liberal: given.tcp_be_liberal.filter(|liberal| *liberal),
-        conntrack_tcp_timeout_established: timeout(
+        conntrack_tcp_timeout_established: timeout_or_zero(
             "conntrack.tcpEstablishedTimeout",
             &given.tcp_established_timeout,
         )?,
-        conntrack_tcp_timeout_close_wait: timeout(
+        conntrack_tcp_timeout_close_wait: timeout_or_zero(
             "conntrack.tcpCloseWaitTimeout",
             &given.tcp_close_wait_timeout,
         )?,

@@ -100,7 +100,7 @@ fn every_field_with_a_meaning_is_taken() {
          nftables: {syncPeriod: 1m, minSyncPeriod: 2s, masqueradeAll: true}\niptables: {syncPeriod: 9s}\n\
          clusterCIDR: '10.0.0.0/8,fd00::/8'\nudpIdleTimeout: 250ms\nmetricsBindAddress: 0.0.0.0\n\
          clientConnection: {qps: 7.5, burst: 9}\n\
-         conntrack: {maxPerCore: 1, min: 0, tcpEstablishedTimeout: 1h, tcpCloseWaitTimeout: 2m, tcpBeLiberal: true,\n\
+         conntrack: {maxPerCore: 1, min: 0, tcpEstablishedTimeout: 1h, tcpCloseWaitTimeout: 0s, tcpBeLiberal: true,\n\
          \x20 udpTimeout: 3s, udpStreamTimeout: 4s}\n",
     );
     let settings = taken.unwrap().settings;
@@ -110,7 +110,7 @@ fn every_field_with_a_meaning_is_taken() {
          clusterCidr: [10.0.0.0/8, 'fd00::/8']\nnodeportAddresses: [primary]\nmasqueradeAll: true\noomScoreAdj: -998\n\
          iptablesSyncPeriod: 1m\niptablesMinSyncPeriod: 2s\nudpIdleTimeout: 250ms\n\
          healthzBindAddress: '[::]:10256'\nmetricsBindAddress: 0.0.0.0\nkubeApiQps: 7.5\nkubeApiBurst: 9\n\
-         conntrackMaxPerCore: 1\nconntrackMin: 0\nconntrackTcpTimeoutEstablished: 1h\nconntrackTcpTimeoutCloseWait: 2m\n\
+         conntrackMaxPerCore: 1\nconntrackMin: 0\nconntrackTcpTimeoutEstablished: 1h\nconntrackTcpTimeoutCloseWait: 0s\n\
          conntrackTcpBeLiberal: true\nconntrackUdpTimeout: 3s\nconntrackUdpTimeoutStream: 4s\n",
     );
     let expected = Settings {
@@ -315,7 +315,6 @@ fn every_flag_of_kube_proxy_is_taken_and_what_has_no_effect_is_named() {
     assert_eq!(
         read.without_meaning,
         [
-            "--bind-address-hard-fail",
             "--config-sync-period",
             "--feature-gates",
             "--healthz-port",
@@ -348,6 +347,7 @@ fn every_flag_of_kube_proxy_is_taken_and_what_has_no_effect_is_named() {
     );
     assert_eq!(settings.conntrack_max_per_core, Some(32_768));
     assert_eq!(settings.conntrack_tcp_be_liberal, Some(true));
+    assert_eq!(settings.bind_address_hard_fail, Some(true));
 }
 
 /// Every field of the document, none of them empty.
@@ -406,7 +406,6 @@ fn every_field_of_kube_proxy_is_taken_and_what_has_no_effect_is_named() {
             "clientConnection.contentType",
             "logging",
             "bindAddress",
-            "bindAddressHardFail",
             "enableProfiling",
             "showHiddenMetricsForVersion",
             "iptables.masqueradeBit",
@@ -420,6 +419,7 @@ fn every_field_of_kube_proxy_is_taken_and_what_has_no_effect_is_named() {
     );
     let settings = taken.settings;
     assert_eq!(settings.iptables_localhost_nodeports, Some(false));
+    assert_eq!(settings.bind_address_hard_fail, Some(true));
     assert_eq!(
         (settings.kube_api_qps, settings.kube_api_burst),
         (Some(7.0), Some(12))

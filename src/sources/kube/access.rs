@@ -191,10 +191,17 @@ fn told(error: &KubeconfigError) -> String {
 
 /// What the client says about credentials, without what a plugin wrote and without the environment it got.
 pub(super) fn credentials_error(error: &kube::Error) -> AccessError {
-    let kube::Error::Auth(error) = error else {
-        return AccessError::Credentials(error.to_string());
+    let told = if let kube::Error::Auth(error) = error {
+        why_refused(error)
+    } else {
+        error.to_string()
     };
-    let message = if let AuthError::AuthExecRun { out, .. } = error {
+    AccessError::Credentials(told)
+}
+
+/// The same of credentials that are fetched again while the client is in use.
+pub(super) fn why_refused(error: &AuthError) -> String {
+    if let AuthError::AuthExecRun { out, .. } = error {
         format!("the exec plugin failed: {}", out.status)
     } else if let AuthError::AuthExecParse(_) = error {
         "the exec plugin printed no ExecCredential".to_owned()
@@ -204,8 +211,7 @@ pub(super) fn credentials_error(error: &kube::Error) -> AccessError {
         format!("{}: {error}", path.display())
     } else {
         error.to_string()
-    };
-    AccessError::Credentials(message)
+    }
 }
 
 #[cfg(test)]

@@ -12,12 +12,17 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower::BoxError;
 
 /// What an answer may come to.
-pub(super) enum Bound {
-    /// A whole answer: so many bytes, by then.
-    Whole { bytes: usize, until: Instant },
-    /// A stream without end, of lines of so many bytes.
-    Lines { bytes: usize },
+pub(super) struct Bound {
+    /// Bytes of it, or of each of its lines.
+    pub(super) bytes: usize,
+    /// Whether it is a stream of lines.
+    pub(super) per_line: bool,
+    /// When it has to be over.
+    pub(super) until: Instant,
 }
+
+/// Who is told that an answer was not over in time.
+pub(super) type OnStall = Box<dyn Fn() + Send>;
 
 /// Why an answer is cut off.
 #[derive(Debug, thiserror::Error)]
@@ -33,28 +38,26 @@ pub(super) struct BoundedBody {
     body: KubeBody,
     count: usize,
     bytes: usize,
-    lines: bool,
-    until: Option<Pin<Box<Sleep>>>,
+    per_line: bool,
+    until: Pin<Box<Sleep>>,
+    on_stall: OnStall,
 }
 
 impl BoundedBody {
-    pub(super) fn new(body: KubeBody, bound: Bound) -> Self {
-        let (bytes, lines, until) = match bound {
-            Bound::Whole { bytes, until } => (bytes, false, Some(Box::pin(sleep_until(until)))),
-            Bound::Lines { bytes } => (bytes, true, None),
-        };
+    pub(super) fn new(body: KubeBody, bound: Bound, on_stall: OnStall) -> Self {
         Self {
             body,
             count: 0,
-            bytes,
-            lines,
-            until,
+            bytes: bound.bytes,
+            per_line: bound.per_line,
+            until: Box::pin(sleep_until(bound.until)),
+            on_stall,
         }
     }
 
     fn admit(&mut self, data: &[u8]) -> Result<(), CutOff> {
         let last_line = data.iter().rposition(|byte| *byte == b'\n');
-        let (count, longest) = match last_line.filter(|_| self.lines) {
+        let (count, longest) = match last_line.filter(|_| self.per_line) {
             None => (self.count + data.len(), self.count + data.len()),
             Some(end) => {
                 let rest = data.len() - end - 1;
@@ -80,9 +83,8 @@ impl Body for BoundedBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        if let Some(until) = &mut this.until
-            && until.as_mut().poll(cx).is_ready()
-        {
+        if this.until.as_mut().poll(cx).is_ready() {
+            (this.on_stall)();
             return Poll::Ready(Some(Err(CutOff::TooSlow.into())));
         }
         let frame = match pin!(&mut this.body).poll_frame(cx) {
@@ -98,50 +100,59 @@ impl Body for BoundedBody {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use http_body_util::BodyExt;
 
     use super::*;
 
-    async fn read(text: &str, bound: Bound) -> Result<String, String> {
-        let body = BoundedBody::new(KubeBody::from(text.as_bytes().to_vec()), bound);
-        let bytes = body.collect().await.map_err(|error| error.to_string())?;
-        Ok(String::from_utf8_lossy(&bytes.to_bytes()).into_owned())
+    async fn read(text: &str, bound: Bound) -> (Result<String, String>, bool) {
+        let body = KubeBody::from(text.as_bytes().to_vec());
+        let told = Arc::new(AtomicBool::new(false));
+        let note = Arc::clone(&told);
+        let on_stall = Box::new(move || note.store(true, Ordering::Relaxed));
+        let read = BoundedBody::new(body, bound, on_stall).collect().await;
+        let read = read.map_err(|error| error.to_string());
+        let read = read.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
+        (read, told.load(Ordering::Relaxed))
     }
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(3600)
+    fn bound(seconds: i64) -> Bound {
+        let (now, off) = (Instant::now(), Duration::from_secs(seconds.unsigned_abs()));
+        Bound {
+            bytes: 4,
+            per_line: false,
+            until: if seconds < 0 { now - off } else { now + off },
+        }
     }
 
     #[tokio::test]
     async fn a_whole_answer_ends_at_its_bound() {
-        let bound = || Bound::Whole {
-            bytes: 4,
-            until: soon(),
-        };
-        assert_eq!(read("1\n34", bound()).await.unwrap(), "1\n34");
         assert_eq!(
-            read("1\n345", bound()).await.unwrap_err(),
-            "the answer has more than 4 bytes"
+            read("1\n34", bound(3600)).await,
+            (Ok("1\n34".to_owned()), false)
         );
+        let (refused, stalled) = read("1\n345", bound(3600)).await;
+        assert_eq!(refused.unwrap_err(), "the answer has more than 4 bytes");
+        assert!(!stalled);
     }
 
     #[tokio::test]
-    async fn time_ends_it_too() {
-        let bound = Bound::Whole {
-            bytes: 4,
-            until: Instant::now() - Duration::from_secs(1),
-        };
-        assert_eq!(
-            read("1", bound).await.unwrap_err(),
-            "the answer takes too long"
-        );
+    async fn time_ends_it_too_and_somebody_is_told() {
+        let (refused, stalled) = read("1", bound(-1)).await;
+        assert_eq!(refused.unwrap_err(), "the answer takes too long");
+        assert!(stalled);
     }
 
-    #[test]
-    fn a_stream_may_go_on_as_long_as_its_lines_end() {
-        let mut body = BoundedBody::new(KubeBody::empty(), Bound::Lines { bytes: 4 });
+    #[tokio::test]
+    async fn a_stream_may_go_on_as_long_as_its_lines_end() {
+        let lines = Bound {
+            per_line: true,
+            ..bound(3600)
+        };
+        let mut body = BoundedBody::new(KubeBody::empty(), lines, Box::new(|| {}));
         for part in ["1234\n12", "34", "\n\n", "1234\n"] {
             body.admit(part.as_bytes()).unwrap();
         }

@@ -23,6 +23,8 @@ mod keeper;
 mod kept;
 mod metrics;
 mod notices;
+#[cfg(test)]
+mod outage_tests;
 mod servers;
 mod trim;
 

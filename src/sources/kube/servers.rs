@@ -10,16 +10,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use hyper::http::uri::Scheme;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ConfigExt};
+use kube::client::{AuthError, Body, ConfigExt};
 use kube::config::Config;
 use tokio::sync::Mutex;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tower::{BoxError, ServiceBuilder};
 use tracing::{debug, info};
 
@@ -29,7 +30,7 @@ use crate::net::http_connector::http_connector;
 use crate::routing::{Published, RoutingTable};
 
 use super::Patience;
-use super::access::{Access, AccessError, credentials_error};
+use super::access::{Access, AccessError, credentials_error, why_refused};
 use super::body::{Bound, BoundedBody};
 use super::bucket::{Bucket, Rate};
 use super::contact::Contact;
@@ -41,6 +42,7 @@ pub(super) struct ApiServers {
     table: Published,
     contact: Contact,
     state: Mutex<State>,
+    stalled: Stalled,
     bucket: Option<std::sync::Mutex<Bucket>>,
 }
 
@@ -52,7 +54,13 @@ struct State {
     client: Option<kube::Client>,
     /// Changes with every client, so that a late failure of an old one does not end a new one.
     generation: u64,
+    /// A client in the making. It outlives who waits for it, so that an exec plugin that hangs is run once, not once for
+    /// every retry.
+    making: Option<JoinHandle<Made>>,
 }
+
+/// A client, and the server that it is for.
+type Made = Result<(Uri, kube::Client), AccessError>;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +89,7 @@ impl ApiServers {
             table,
             contact,
             state: Mutex::default(),
+            stalled: Stalled::default(),
             bucket: rate.map(|rate| std::sync::Mutex::new(Bucket::new(rate, Instant::now()))),
         }
     }
@@ -127,26 +136,36 @@ impl ApiServers {
         if status == StatusCode::UNAUTHORIZED || status.is_server_error() {
             self.failed(generation).await;
         }
+        let (now, patience) = (tokio::time::Instant::now(), &self.patience);
         let bound = if watching && status.is_success() {
             // A watch that goes on where it was says nothing until something changes.
             if let Some(kind) = kind {
                 self.contact.heard(kind, Instant::now());
             }
-            Bound::Lines {
-                bytes: self.patience.event_bytes,
+            Bound {
+                bytes: patience.event_bytes,
+                per_line: true,
+                // The server ends it before that, unless it hangs.
+                until: now + patience.watch + patience.answer,
             }
         } else {
-            Bound::Whole {
-                bytes: self.patience.page_bytes,
-                until: tokio::time::Instant::now() + self.patience.page,
+            Bound {
+                bytes: patience.page_bytes,
+                per_line: false,
+                until: now + patience.page,
             }
         };
-        Ok(answer.map(|body| BoundedBody::new(body, bound)))
+        let stalled = self.stalled.clone();
+        Ok(answer
+            .map(|body| BoundedBody::new(body, bound, Box::new(move || stalled.note(generation)))))
     }
 
     // The client in use, or a new one to the server whose turn it is.
     async fn connected(&self) -> Result<(u64, kube::Client), SendError> {
         let mut state = self.state.lock().await;
+        if self.stalled.is(state.generation) {
+            state.give_up();
+        }
         if let Some(client) = &state.client
             && client
                 .valid_until()
@@ -154,17 +173,11 @@ impl ApiServers {
         {
             return Ok((state.generation, client.clone()));
         }
-        let (access, table, turn) = (self.access.clone(), self.table.load_full(), state.turn);
-        let connect = self.patience.connect;
-        // Files are read, and an exec plugin may run for a while.
-        let making = tokio::task::spawn_blocking(move || {
-            let candidates = candidates(access.load()?, &table);
-            let config = &candidates[turn % candidates.len()];
-            let client = make_client(config, connect).map_err(|error| credentials_error(&error))?;
-            Ok::<_, AccessError>((config.cluster_url.clone(), client))
-        });
+        let turn = state.turn;
+        let making = state.making.get_or_insert_with(|| self.make(turn));
         let made = tokio::time::timeout(self.patience.answer, making).await;
         let made = made.map_err(|_| SendError::TimedOut(self.patience.answer))?;
+        state.making = None;
         let (server, client) = match made? {
             Ok(made) => made,
             Err(error) => {
@@ -182,12 +195,48 @@ impl ApiServers {
         Ok((state.generation, client))
     }
 
-    // Whoever asks next goes to the next server, with credentials read anew.
+    // Files are read, and an exec plugin may run for a while.
+    fn make(&self, turn: usize) -> JoinHandle<Made> {
+        let (access, table) = (self.access.clone(), self.table.load_full());
+        let connect = self.patience.connect;
+        tokio::task::spawn_blocking(move || {
+            let candidates = candidates(access.load()?, &table);
+            let config = &candidates[turn % candidates.len()];
+            let client = make_client(config, connect).map_err(|error| credentials_error(&error))?;
+            Ok((config.cluster_url.clone(), client))
+        })
+    }
+
     async fn failed(&self, generation: u64) {
         let mut state = self.state.lock().await;
-        if state.generation == generation && state.client.take().is_some() {
-            state.turn = state.turn.wrapping_add(1);
+        if state.generation == generation {
+            state.give_up();
         }
+    }
+}
+
+impl State {
+    // Whoever asks next goes to the next server, with credentials read anew.
+    fn give_up(&mut self) {
+        if self.client.take().is_some() {
+            self.turn = self.turn.wrapping_add(1);
+        }
+    }
+}
+
+/// The newest client whose server began an answer and did not end it: it is no better than one that says nothing. Noted
+/// by bodies, which outlive their request and cannot wait for the state.
+#[derive(Clone, Debug, Default)]
+struct Stalled(Arc<AtomicU64>);
+
+impl Stalled {
+    fn note(&self, generation: u64) {
+        self.0.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    // Generations of clients begin with 1.
+    fn is(&self, generation: u64) -> bool {
+        generation > 0 && self.0.load(Ordering::Relaxed) == generation
     }
 }
 
@@ -259,9 +308,14 @@ fn directly(server: &Config, endpoint: SocketAddr) -> Option<Config> {
 
 /// The innermost reason of an error: `connection refused` rather than three layers of who was told so.
 pub(super) fn cause(error: &kube::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+    let mut innermost: &(dyn std::error::Error + 'static) = error;
+    loop {
+        if let Some(error) = innermost.downcast_ref::<AuthError>() {
+            return why_refused(error);
+        }
+        match innermost.source() {
+            Some(source) => innermost = source,
+            None => return innermost.to_string(),
+        }
     }
-    innermost.to_string()
 }

@@ -36,6 +36,7 @@ pub(super) struct Listener {
     heard: Arc<Mutex<Heard>>,
     pub(super) contact: Contact,
     pub(super) table: Published,
+    registry: prometheus::Registry,
     stop: CancellationToken,
     runtime: Option<Runtime>,
 }
@@ -71,7 +72,8 @@ impl Listener {
             .unwrap();
         let (heard, contact) = (Arc::new(Mutex::new(Heard::default())), Contact::default());
         let (table, stop) = (Published::default(), CancellationToken::new());
-        let metrics = Metrics::new(&prometheus::Registry::new(), contact.clone()).unwrap();
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::new(&registry, contact.clone()).unwrap();
         let config = Config {
             access,
             node: NodeName::parse("here").unwrap(),
@@ -100,6 +102,7 @@ impl Listener {
             heard,
             contact,
             table,
+            registry,
             stop,
             runtime: Some(runtime),
         }
@@ -134,6 +137,17 @@ impl Listener {
                 Err((known, wanted, self.out_of_touch()))
             }
         });
+    }
+
+    /// How many lists and watches have failed so far.
+    pub(super) fn failures(&self) -> f64 {
+        let families = self.registry.gather();
+        let counted = families.iter();
+        let counted = counted.filter(|family| family.name() == "viaduct_api_failures_total");
+        let counters = counted.flat_map(|family| family.get_metric());
+        counters
+            .map(|metric| metric.get_counter().get_value())
+            .sum()
     }
 
     pub(super) fn out_of_touch(&self) -> Option<OutOfTouch> {

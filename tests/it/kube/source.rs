@@ -301,33 +301,3 @@ fn a_server_behind_a_service_is_reached_through_its_endpoints() {
     listener.synced();
     agree(&listener, &server);
 }
-
-#[test]
-fn a_token_that_is_refused_is_read_again() {
-    let server = server();
-    server.expect_token("first");
-    let directory = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
-    write("token", "first");
-    write(
-        "config",
-        &format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: a\ncontexts:\n- {{name: a, context: {{cluster: c, user: u}}}}\nclusters:\n- {{name: c, cluster: {{server: '{}'}}}}\nusers:\n- {{name: u, user: {{tokenFile: {}}}}}\n",
-            server.url(),
-            directory.path().join("token").display()
-        ),
-    );
-    let access = Access {
-        kubeconfig: Some(directory.path().join("config")),
-        masters: Vec::new(),
-    };
-    let listener = Listener::with(access, DnsNeeds::Nothing, patience());
-    listener.synced();
-    server.expect_token("second");
-    server.end_watches();
-    listener.loses_touch("401");
-    write("token", "second");
-    listener.is_in_touch();
-    server.apply(service("s9", "10.96.0.9"));
-    agree(&listener, &server);
-}

@@ -29,7 +29,7 @@ const SECTIONS: &[(&str, usize)] = &[
     ("service-proxy 7.4", 1),
     ("service-proxy 7.5", 1),
     ("service-proxy 8.1", 6),
-    ("service-proxy 8.2", 4),
+    ("service-proxy 8.2", 5),
     ("service-proxy 8.3", 15),
     ("service-proxy 8.4", 4),
     ("service-proxy 10", 6),

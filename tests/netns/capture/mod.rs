@@ -5,6 +5,7 @@ mod flows;
 mod ownership;
 mod reach;
 mod silence;
+mod transactions;
 
 use viaduct::capture::Mode;
 use viaduct::model::Family;
@@ -21,7 +22,8 @@ pub(crate) fn add_to(trials: &mut Trials) {
     let led = [reach::CASES, silence::CASES, ownership::CASES, flows::CASES].concat();
     for mode in [Mode::Nftables, Mode::Iptables, Mode::Tproxy, Mode::Local] {
         let cases = match mode {
-            Mode::Nftables | Mode::Iptables => [ownership::KERNEL_CASES, &led].concat(),
+            Mode::Nftables => [ownership::KERNEL_CASES, &led, transactions::CASES].concat(),
+            Mode::Iptables => [ownership::KERNEL_CASES, &led].concat(),
             Mode::Local => [ownership::KERNEL_CASES, extent::CASES].concat(),
             Mode::Tproxy | Mode::Loopback | Mode::None => ownership::KERNEL_CASES.to_vec(),
         };

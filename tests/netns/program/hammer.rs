@@ -40,7 +40,7 @@ pub(super) fn changes_and_handovers_disturb_nobody(mut node: Node) {
     assert_undisturbed(&mut node, call, |node| {
         (0..rounds).for_each(|round| come_and_go(node, round));
     });
-    // Two processes cannot both be bound to one address, as UDP listeners are without NAT, and without rules all.
+    // An address is bound exclusively, as UDP listeners are without NAT, and without rules all: the next process waits.
     let replaced = |node: &mut Node| {
         for round in rounds..rounds + HANDOVERS {
             node.hand_over();
