@@ -38,8 +38,8 @@ const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// Batches taken after the end was asked for: what the kernel had queued by then.
 const LAST_BATCHES: usize = 64;
 
-/// Within so long a datagram that the kernel had assigned to this socket, when it left the port, is in its queue. Seen on a
-/// machine that had far too much to do: one question of a thousand came after the queue was empty.
+/// Within so long a datagram that the kernel had assigned to this socket, when it left the port, is in its queue. A question
+/// of a thousand was lost once where nobody waited, on a machine that had far too much to do; why was not seen.
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
 
 /// One socket and its thread. Both end when it is dropped.

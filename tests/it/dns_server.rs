@@ -24,7 +24,11 @@ pub(crate) struct Server {
 pub(crate) fn command(root: &Path, listen: &str) -> Command {
     let manifests = root.join("manifests");
     std::fs::create_dir_all(&manifests).unwrap();
-    std::fs::write(manifests.join("dns.yaml"), OBJECTS).unwrap();
+    // Another process may be serving them: a file that is written again is empty for a moment.
+    let objects = manifests.join("dns.yaml");
+    if !objects.exists() {
+        std::fs::write(objects, OBJECTS).unwrap();
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_viaduct"));
     command
         .args(["run", "--capture", "none", "--dns-listen", listen])
