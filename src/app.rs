@@ -43,7 +43,7 @@ use crate::sources::prober::{self, Prober};
 use crate::telemetry::{self, Health};
 use crate::workload::Simulator;
 
-use kernel_settings::{set_oom_score, set_tracking_limits};
+use kernel_settings::{set_migration, set_oom_score, set_tracking_limits};
 use places::{NEXT_FREE, Place, shifted};
 use sources::{SourceParts, local_pods, start_sources};
 
@@ -131,7 +131,16 @@ impl App {
         let captures = open_captures(&config, &capture_metrics, &health).await?;
         // Only now: a kernel that loads connection tracking when it is needed has it after the first rule.
         set_tracking_limits(&config);
+        if captures.iter().any(|capture| capture.mode() == Mode::Local) {
+            set_migration();
+        }
         let mode = captures.first().map_or(Mode::None, |first| first.mode());
+        let is_handed_over = captures.iter().any(|capture| match capture.mode() {
+            Mode::Nftables | Mode::Iptables | Mode::Tproxy | Mode::Local => true,
+            // Nothing is left in the kernel, and two of them run side by side.
+            Mode::Loopback | Mode::None => false,
+        });
+        let rules_owner = is_handed_over.then(|| config.data_dir.join("rules-owner"));
         let metrics = Arc::new(dataplane::Metrics::new(&registry).context("registering metrics")?);
         let dataplane = Dataplane::start(
             dataplane::Config {
@@ -218,13 +227,7 @@ impl App {
             objects,
             dataplane: dataplane.clone(),
             captures,
-            rules_owner: match mode {
-                Mode::Nftables | Mode::Iptables | Mode::Tproxy => {
-                    Some(config.data_dir.join("rules-owner"))
-                }
-                // Two processes cannot both be bound to one address.
-                Mode::Local | Mode::Loopback | Mode::None => None,
-            },
+            rules_owner,
             health_checks: HealthCheckPorts::new(health.clone(), health_timeout),
             simulator: Simulator::new(faults.clone()),
             prober,

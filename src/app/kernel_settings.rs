@@ -1,4 +1,5 @@
-//! What the kernel is told beside rules: how dear this process is, and what connection tracking may hold.
+//! What the kernel is told beside rules: how dear this process is, what connection tracking may hold, and who gets the
+//! handshakes of a listener that ends.
 //!
 //! Never fatal: the process serves as well without, and says so.
 
@@ -33,5 +34,23 @@ pub(super) fn set_tracking_limits(config: &Config) {
         let wanting: Vec<String> = wanting.iter().map(SetLimitError::assignment).collect();
         let (defaults, reason) = (wanting.join(", "), &first.source);
         info!(defaults, %reason, "connection tracking has less; what should be so is set on the host");
+    }
+}
+
+/// Where connections that a listener has not accepted go when it ends: to another at the same address, rather than nowhere.
+/// Source: Linux `ip-sysctl`, since 5.14.
+const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
+/// Has handshakes that are under way with a listener at a virtual address go on with the one that follows it. Without, those
+/// few are reset when a listener ends.
+pub(super) fn set_migration() {
+    if std::fs::read_to_string(MIGRATE).is_ok_and(|value| value.trim() != "0") {
+        return;
+    }
+    match std::fs::write(MIGRATE, "1") {
+        Ok(()) => info!(sysctl = "net.ipv4.tcp_migrate_req", value = 1, "set"),
+        Err(error) => {
+            info!(sysctl = "net.ipv4.tcp_migrate_req", %error, "not set; a handshake that is under way when one process follows another is reset")
+        }
     }
 }

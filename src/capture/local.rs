@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use tracing::debug;
 
 use crate::model::Family;
-use crate::net::established::tcp_addresses;
 use crate::net::local_routes::LocalRoutes;
 use crate::net::netlink::IpVersion;
+use crate::net::socket_lists::tcp_addresses;
 
 use super::plan::{Arrival, Rules};
 use super::tool::refused_by_rtnetlink;

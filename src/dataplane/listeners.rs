@@ -8,21 +8,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::capture::plan::{Arrival, Callers, ListenerId, ListenerSpec, ListenerState, Tenure};
-use crate::model::Protocol;
-use crate::net::sockets::{Bound, Held, Sharing, Terms, Transport};
-use crate::net::source_filter::SourceFilter;
+use crate::capture::plan::{Callers, ListenerId, ListenerSpec, ListenerState};
+use crate::net::socket_lists::bound_sockets;
+use crate::net::sockets::{Bound, Held, Sharing, Transport};
 use crate::net::streams::Liveness;
 
+use super::binding::{Begun, Company, bind, bind_first, transport_of};
 use super::mailbox::{Period, Socket};
 use super::thread::DataThread;
 use super::{Listener, Shared};
-
-/// How far above its own number a port that may not be bound is served: 80 → 8080, 443 → 8443.
-const SHIFT: u16 = 8000;
-
-/// How many ports are tried from there on.
-const TRIES: u16 = 64;
 
 /// Why a listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +39,15 @@ pub enum OpenError {
     },
 }
 
+/// A listener after it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Where it is bound.
+    pub addr: SocketAddr,
+    /// What it does; held closed for now if somebody else serves there, see [`Dataplane::open_beside`](super::Dataplane::open_beside).
+    pub state: ListenerState,
+}
+
 /// All open listeners. Owned by the facade; one change at a time.
 #[derive(Debug)]
 pub(super) struct Listeners {
@@ -58,6 +61,8 @@ struct Open {
     addr: SocketAddr,
     state: State,
     callers: Callers,
+    // It was opened beside another process.
+    shared: bool,
 }
 
 #[derive(Debug)]
@@ -71,6 +76,14 @@ impl State {
         match self {
             Self::Held(_) => 1,
             Self::Serving { threads, .. } => threads.len(),
+        }
+    }
+
+    // How many of them the kernel lists: a TCP port that is held closed is not.
+    fn bound(&self, transport: Transport) -> usize {
+        match (self, transport) {
+            (Self::Held(_), Transport::Tcp) => 0,
+            (Self::Held(_), Transport::Udp) | (Self::Serving { .. }, _) => self.sockets(),
         }
     }
 
@@ -93,30 +106,38 @@ impl Listeners {
         }
     }
 
-    /// Opens a listener, or changes the state of an open one in place. Returns where it is bound.
+    /// Opens a listener, or changes the state of an open one in place.
     pub(super) async fn open(
         &mut self,
         spec: &ListenerSpec,
+        company: Company,
         threads: &[DataThread],
-    ) -> Result<SocketAddr, OpenError> {
+    ) -> Result<Opened, OpenError> {
         if let Some(open) = self.open.get(&spec.id)
             && open.state.is(spec.state)
             && (open.callers == spec.callers || spec.state == ListenerState::HeldClosed)
         {
-            return Ok(open.addr);
+            let (addr, state) = (open.addr, spec.state);
+            return Ok(Opened { addr, state });
         }
-        let before = self.open.get(&spec.id).map(|open| open.addr);
-        let mut first = match before {
-            Some(addr) => bind(spec, addr, Sharing::Join)?,
-            None => bind_first(spec)?,
+        let before = self.open.get(&spec.id).map(|open| (open.addr, open.shared));
+        let mut begun = match before {
+            Some((addr, shared)) => Begun {
+                bound: bind(spec, addr, Sharing::Join)
+                    .map_err(|source| OpenError::Bind { addr, source })?,
+                state: spec.state,
+                shared,
+            },
+            None => bind_first(spec, company)
+                .map_err(|(addr, source)| OpenError::Bind { addr, source })?,
         };
-        let addr = first.addr;
-        let on = match spec.state {
+        let (addr, state) = (begun.bound.addr, begun.state);
+        let on = match state {
             ListenerState::HeldClosed => Vec::new(),
             ListenerState::Serving => self.place(&spec.id, threads.len()),
         };
         let sockets = on.len().max(1);
-        let unfiltered = first.unfiltered.take();
+        let unfiltered = begun.bound.unfiltered.take();
         let callers = match unfiltered {
             Some(_) => spec.callers.clone(),
             None => Callers::All,
@@ -124,25 +145,48 @@ impl Listeners {
         if !self.shared.admission.take_listeners(sockets) {
             return Err(OpenError::Descriptors { addr });
         }
-        let opened = match spec.state {
-            ListenerState::HeldClosed => first.hold().map(State::Held),
-            ListenerState::Serving => self.serve(spec, first, &callers, on, threads),
+        let opened = match state {
+            ListenerState::HeldClosed => begun.bound.hold().map(State::Held),
+            ListenerState::Serving => self.serve(spec, begun.bound, &callers, on, threads),
         };
-        let state = opened.map_err(|source| {
+        let opened = opened.map_err(|source| {
             self.shared.admission.return_listeners(sockets);
             OpenError::Bind { addr, source }
         })?;
         self.shared.audible.opened(&spec.id, unfiltered.as_ref());
         let opened = Open {
             addr,
-            state,
+            state: opened,
             callers: spec.callers.clone(),
+            shared: begun.shared,
         };
         // Only now is the old socket closed: the port is never free in between.
         if let Some(before) = self.open.insert(spec.id.clone(), opened) {
             self.end(before, threads).await;
         }
-        Ok(addr)
+        Ok(Opened { addr, state })
+    }
+
+    /// Of those that were opened beside another process, the ones where still somebody else is bound.
+    pub(super) async fn accompanied(&self) -> io::Result<Vec<ListenerId>> {
+        let mut found = Vec::new();
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let shared = |(id, open): &(&ListenerId, &Open)| {
+                open.shared && transport_of(id.route.protocol) == transport
+            };
+            let mut shared = self.open.iter().filter(shared).peekable();
+            if shared.peek().is_none() {
+                continue;
+            }
+            // As long as the list of all connections.
+            let listing = tokio::task::spawn_blocking(move || bound_sockets(transport));
+            let bound = listing.await.map_err(io::Error::other)??;
+            let others = |(_, open): &(&ListenerId, &Open)| {
+                bound.get(&open.addr).copied().unwrap_or(0) > open.state.bound(transport)
+            };
+            found.extend(shared.filter(others).map(|(id, _)| id.clone()));
+        }
+        Ok(found)
     }
 
     /// Closes a listener, if it is open.
@@ -194,13 +238,13 @@ impl Listeners {
         on: Vec<usize>,
         threads: &[DataThread],
     ) -> io::Result<State> {
-        let transport = transport(spec);
+        let transport = transport_of(spec.protocol());
         let addr = first.addr;
         let liveness = self.shared.liveness;
         let mut sockets = vec![start(first, transport, liveness)?];
         for _further in on.iter().skip(1) {
             sockets.push(start(
-                bound(spec, addr, Sharing::Join)?,
+                bind(spec, addr, Sharing::Join)?,
                 transport,
                 liveness,
             )?);
@@ -220,13 +264,6 @@ impl Listeners {
     }
 }
 
-fn transport(spec: &ListenerSpec) -> Transport {
-    match spec.protocol() {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-    }
-}
-
 fn start(bound: Bound, transport: Transport, liveness: Liveness) -> io::Result<Socket> {
     match transport {
         Transport::Tcp => {
@@ -236,83 +273,5 @@ fn start(bound: Bound, transport: Transport, liveness: Liveness) -> io::Result<S
             Ok(Socket::Tcp(socket))
         }
         Transport::Udp => bound.receive().map(Socket::Udp),
-    }
-}
-
-fn bind(spec: &ListenerSpec, addr: SocketAddr, sharing: Sharing) -> Result<Bound, OpenError> {
-    bound(spec, addr, sharing).map_err(|source| OpenError::Bind { addr, source })
-}
-
-// A port that is held closed refuses everybody.
-fn bound(spec: &ListenerSpec, addr: SocketAddr, sharing: Sharing) -> io::Result<Bound> {
-    let filter = match (&spec.callers, spec.state) {
-        (Callers::Only(networks), ListenerState::Serving) => Some(SourceFilter::only(networks)),
-        (Callers::All, _) | (_, ListenerState::HeldClosed) => None,
-    };
-    let terms = Terms {
-        filter: filter.as_ref(),
-        transparent: spec.tenure == Tenure::Transparent,
-    };
-    Bound::under(terms, transport(spec), addr, sharing)
-}
-
-// Binds a new listener: a direct one whose port may not be bound moves to another.
-fn bind_first(spec: &ListenerSpec) -> Result<Bound, OpenError> {
-    let mut refused = None;
-    for port in ports_to_try(spec.bind.port()) {
-        let addr = SocketAddr::new(spec.bind.ip(), port);
-        match bound(spec, addr, Sharing::First) {
-            Ok(bound) => return Ok(bound),
-            Err(error) if may_move(spec) && is_taken(&error) => {
-                refused = Some(error);
-            }
-            Err(source) => return Err(OpenError::Bind { addr, source }),
-        }
-    }
-    Err(OpenError::Bind {
-        addr: spec.bind,
-        source: refused.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()),
-    })
-}
-
-// An address of the loopback network is ours to choose, and so is its port; clients of any other know no stand-in.
-fn may_move(spec: &ListenerSpec) -> bool {
-    spec.arrival() == Arrival::Direct && spec.bind.ip().is_loopback()
-}
-
-fn is_taken(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied
-    )
-}
-
-// A port and those that stand in for it, best first.
-fn ports_to_try(port: u16) -> impl Iterator<Item = u16> {
-    let stand_in = port.checked_add(SHIFT).or(port.checked_add(1));
-    let stand_ins = stand_in
-        .filter(|_| port != 0)
-        .into_iter()
-        .flat_map(|first| first..=first.saturating_add(TRIES - 1));
-    std::iter::once(port).chain(stand_ins)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn taken_ports_move_8000_higher_and_then_on() {
-        let ports: Vec<u16> = ports_to_try(80).collect();
-        assert_eq!(ports[..3], [80, 8080, 8081]);
-        assert_eq!(ports.len(), 65);
-        assert_eq!(
-            ports_to_try(0).collect::<Vec<_>>(),
-            [0],
-            "any port is any port"
-        );
-        let ports: Vec<u16> = ports_to_try(60_000).collect();
-        assert_eq!(ports[..2], [60_000, 60_001], "no room 8000 higher");
-        assert_eq!(ports_to_try(65_535).collect::<Vec<_>>(), [65_535]);
     }
 }

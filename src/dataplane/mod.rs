@@ -13,6 +13,7 @@ mod accounts;
 mod admission;
 mod audible;
 mod backend;
+mod binding;
 mod engine;
 mod flow_log;
 mod listeners;
@@ -41,10 +42,11 @@ use crate::routing::{Origin, Published, RoutingTable};
 use accounts::ServiceAccount;
 use admission::Admission;
 use audible::Audible;
+use binding::Company;
 use listeners::Listeners;
 use thread::DataThread;
 
-pub use listeners::OpenError;
+pub use listeners::{OpenError, Opened};
 pub use metrics::Metrics;
 pub use observer::{Carried, Observer, OpenFlow, OpenFlows, WhoseFlows};
 pub use tcp::Effort;
@@ -147,7 +149,32 @@ impl Dataplane {
     /// # Errors
     /// If no port can be bound or the descriptor budget is used up; a listener that was open stays as it was.
     pub async fn open(&self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {
-        self.listeners.lock().await.open(spec, &self.threads).await
+        let opened = self.open_in(spec, Company::Nobody).await?;
+        Ok(opened.addr)
+    }
+
+    /// The same while a process of our kind may be at the address, which will end. The port is shared with it then
+    /// (`SO_REUSEPORT`), and held closed for now, whatever was asked for: to serve, it is opened again. Strangers who
+    /// share theirs are not told from it here, but by [`Self::accompanied`] once it has ended.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_beside(&self, spec: &ListenerSpec) -> Result<Opened, OpenError> {
+        self.open_in(spec, Company::Predecessor).await
+    }
+
+    async fn open_in(&self, spec: &ListenerSpec, company: Company) -> Result<Opened, OpenError> {
+        let mut listeners = self.listeners.lock().await;
+        listeners.open(spec, company, &self.threads).await
+    }
+
+    /// Of the listeners that share their port with another process since they were opened, those where still somebody
+    /// else is bound. Reads the kernel's lists of all sockets.
+    ///
+    /// # Errors
+    /// There is no `/proc`, or it may not be read.
+    pub async fn accompanied(&self) -> io::Result<Vec<ListenerId>> {
+        self.listeners.lock().await.accompanied().await
     }
 
     /// Closes a listener: its port is free when this returns. Connections that were queued are accepted first, and

@@ -16,7 +16,7 @@ use tokio::net::TcpSocket;
 use super::source_filter::SourceFilter;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096).
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// 4 MiB of receive buffer per UDP listener: bursts of some 5,000 small datagrams. The default holds about 280.
 const UDP_LISTENER_BUFFER: usize = 4 << 20;

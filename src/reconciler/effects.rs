@@ -1,6 +1,6 @@
 //! The real effects: the data path, the published table and the kernel.
 
-use std::net::SocketAddr;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use tracing::{info, warn};
 
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, Rules};
 use crate::capture::{Capture, CaptureError};
-use crate::dataplane::{Dataplane, OpenError};
+use crate::dataplane::{Dataplane, OpenError, Opened};
 use crate::health_checks::{HealthCheckPorts, Unbound};
 use crate::model::{Family, ServicePortKey};
 use crate::routing::{HealthCheck, Published, RoutingTable};
 use crate::sources::kube::{Notice, Notices};
 
-use super::handover::Claim;
+use super::handover::{Claim, Predecessor};
 use super::program::Effects;
 
 /// Does what the programmer decides.
@@ -55,18 +55,29 @@ impl Live {
 /// The families that are captured, as long as this process owns the node's rules.
 pub(super) struct Captured {
     captures: Vec<Box<dyn Capture>>,
+    predecessor: Option<Predecessor>,
     owner: Option<PathBuf>,
     claim: Option<Claim>,
 }
 
 impl Captured {
-    /// Nothing is claimed before the first write. Without an `owner` file nobody else can claim it.
+    /// Nothing is claimed before there is something to do. Without an `owner` file nobody else can claim it.
     pub(super) fn new(captures: Vec<Box<dyn Capture>>, owner: Option<PathBuf>) -> Self {
         Self {
             captures,
+            predecessor: owner.as_deref().and_then(Predecessor::find),
             owner,
             claim: None,
         }
+    }
+
+    // Once it has ended it is not looked for again.
+    fn predecessor_lives(&mut self) -> bool {
+        let lives = self.predecessor.as_ref().is_some_and(Predecessor::lives);
+        if !lives {
+            self.predecessor = None;
+        }
+        lives
     }
 
     /// Removes our rules from the kernel.
@@ -99,8 +110,8 @@ impl Captured {
         self.claim.as_ref().is_some_and(Claim::is_superseded)
     }
 
-    // The family's capture, if the rules are ours; the first to ask makes them so.
-    fn owned(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
+    // Takes the rules over, the first time.
+    fn claim(&mut self) {
         if let Some(path) = self.owner.take() {
             match Claim::take(&path) {
                 Ok(claim) => self.claim = Some(claim),
@@ -109,6 +120,11 @@ impl Captured {
                 }
             }
         }
+    }
+
+    // The family's capture, if the rules are ours.
+    fn owned(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
+        self.claim();
         if self.is_superseded() {
             return None;
         }
@@ -124,12 +140,30 @@ impl Effects for Live {
         capture.map(|capture| capture.arrival())
     }
 
-    async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {
-        self.dataplane.open(spec).await
+    async fn open(&mut self, spec: &ListenerSpec) -> Result<Opened, OpenError> {
+        // Whoever finds our sockets beside its own knows by then who we are.
+        self.captures.claim();
+        if self.predecessor_lives() {
+            return self.dataplane.open_beside(spec).await;
+        }
+        let addr = self.dataplane.open(spec).await?;
+        let state = spec.state;
+        Ok(Opened { addr, state })
     }
 
     async fn close(&mut self, id: &ListenerId) {
         self.dataplane.close(id).await;
+    }
+
+    fn predecessor_lives(&mut self) -> bool {
+        self.captures.predecessor_lives()
+    }
+
+    async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>> {
+        let found = self.dataplane.accompanied().await?;
+        // Asked for last: a successor claims first and opens then.
+        let are_a_successors = self.captures.is_superseded();
+        Ok(if are_a_successors { Vec::new() } else { found })
     }
 
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]) {

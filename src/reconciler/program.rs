@@ -9,11 +9,13 @@
 //! ends first of all, and where an earlier change still waits for its rules it does not serve before them. Everything
 //! here works through [`Effects`], so that a test can watch the order.
 
+mod company;
 mod direct;
 mod shown_clients;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ use crate::capture::CaptureError;
 use crate::capture::plan::{
     Arrival, Callers, Entry, ListenerId, ListenerSpec, ListenerState, Rules, plan_listeners,
 };
-use crate::dataplane::OpenError;
+use crate::dataplane::{OpenError, Opened};
 use crate::health_checks::Unbound;
 use crate::model::{Family, ServiceName, ServicePortKey};
 use crate::routing::{HealthCheck, NodeView, Route, RoutingTable, ServiceEntry, TableBuilder};
@@ -35,13 +37,20 @@ use crate::telemetry::Health;
 use super::health_checks::HealthChecks;
 use super::metrics::{Metrics, NoLocal};
 use super::rules::{Due, KernelRules};
+use company::Company;
 
 /// What programming does to the world.
 pub(super) trait Effects {
     /// How traffic of that family arrives; `None` captures nothing and opens nothing.
     fn arrival(&self, family: Family) -> Option<Arrival>;
-    async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError>;
+    /// Opens a listener, or changes its state. Beside the process before this one it is held closed at first, whatever was
+    /// asked for.
+    async fn open(&mut self, spec: &ListenerSpec) -> Result<Opened, OpenError>;
     async fn close(&mut self, id: &ListenerId);
+    /// Whether the process before this one still runs.
+    fn predecessor_lives(&mut self) -> bool;
+    /// Listeners that were opened beside the process before this one, where a stranger is.
+    async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>>;
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]);
     /// Families that can be captured here.
     fn families(&self) -> Vec<Family>;
@@ -77,6 +86,7 @@ pub(super) struct Programmer<E> {
     closing: Vec<ListenerId>,
     reopen: BTreeSet<ServiceName>,
     reopen_at: Option<Instant>,
+    company: Company,
     sweep_at: Instant,
     node: Option<Arc<NodeView>>,
 }
@@ -114,6 +124,7 @@ impl<E: Effects> Programmer<E> {
             closing: Vec::new(),
             reopen: BTreeSet::new(),
             reopen_at: None,
+            company: Company::Predecessor { look_at: now },
             sweep_at: now + SWEEP,
             node: None,
         }
@@ -207,6 +218,7 @@ impl<E: Effects> Programmer<E> {
             self.rules.note_effects();
         }
         self.close_unused().await;
+        self.look_for_company(now).await;
         if self.sweep_at <= now {
             self.sweep_at = now + SWEEP;
             self.services
@@ -216,6 +228,7 @@ impl<E: Effects> Programmer<E> {
         self.health_checks.apply(&mut self.effects, now).await;
         let next = self.rules.next().into_iter().chain(self.reopen_at);
         let next = next.chain(self.health_checks.next());
+        let next = next.chain(self.company.next());
         next.fold(self.sweep_at, Instant::min)
     }
 
@@ -297,20 +310,20 @@ impl<E: Effects> Programmer<E> {
                 continue;
             }
             self.closing.retain(|closing| closing != id);
+            let wanted = spec.state;
             let mut spec = Cow::Borrowed(spec);
-            let must_wait = self.must_wait(&spec);
-            if must_wait {
+            if self.must_wait(&spec) {
                 spec.to_mut().state = ListenerState::HeldClosed;
             }
             match self.effects.open(&spec).await {
-                Ok(addr) => {
-                    if must_wait {
+                Ok(Opened { addr, state }) => {
+                    if state != wanted {
                         self.waiting.insert(id.clone());
                         self.rules.changed(&[id.route.family], now);
                     }
                     let bound = Bound {
                         addr,
-                        state: spec.state,
+                        state,
                         callers: spec.callers.clone(),
                     };
                     self.bound.insert(id.clone(), bound);

@@ -1,6 +1,9 @@
 //! The order of effects, watched through a recorder.
 
+mod company;
+
 use std::collections::BTreeSet;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::balancers::Algorithms;
 use crate::capture::CaptureError;
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, ListenerState, Rules};
-use crate::dataplane::OpenError;
+use crate::dataplane::{OpenError, Opened};
 use crate::health_checks::Unbound;
 use crate::model::{
     Algorithm, Event, Family, Protocol, ServiceKind, ServicePortKey, SourceIp, TrafficPolicy,
@@ -32,6 +35,9 @@ struct Recorder {
     fail_opens: usize,
     fail_writes: usize,
     fail_health_checks: usize,
+    predecessor_lives: bool,
+    opened_beside: BTreeSet<ListenerId>,
+    stranger: bool,
 }
 
 impl Recorder {
@@ -43,6 +49,9 @@ impl Recorder {
             fail_opens: 0,
             fail_writes: 0,
             fail_health_checks: 0,
+            predecessor_lives: false,
+            opened_beside: BTreeSet::new(),
+            stranger: false,
         }
     }
 }
@@ -52,7 +61,7 @@ impl Effects for Recorder {
         self.arrival
     }
 
-    async fn open(&mut self, spec: &ListenerSpec) -> Result<SocketAddr, OpenError> {
+    async fn open(&mut self, spec: &ListenerSpec) -> Result<Opened, OpenError> {
         let word = match spec.state {
             ListenerState::Serving => "open",
             ListenerState::HeldClosed => "hold",
@@ -68,11 +77,28 @@ impl Effects for Recorder {
         } else {
             spec.bind.port() + 8000
         };
-        Ok(SocketAddr::new(spec.bind.ip(), port))
+        let is_new = self.predecessor_lives && self.opened_beside.insert(spec.id.clone());
+        let state = if is_new {
+            ListenerState::HeldClosed
+        } else {
+            spec.state
+        };
+        let addr = SocketAddr::new(spec.bind.ip(), port);
+        Ok(Opened { addr, state })
     }
 
     async fn close(&mut self, id: &ListenerId) {
         self.log.push(format!("close {}", id.route));
+        self.opened_beside.remove(id);
+    }
+
+    fn predecessor_lives(&mut self) -> bool {
+        self.predecessor_lives
+    }
+
+    async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>> {
+        let found = self.opened_beside.iter().filter(|_| self.stranger);
+        Ok(found.cloned().collect())
     }
 
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]) {
@@ -111,7 +137,7 @@ impl Effects for Recorder {
         let unbound = |check: &HealthCheck| Unbound {
             service: check.service.clone(),
             bind: check.bind,
-            source: std::io::ErrorKind::AddrInUse.into(),
+            source: io::ErrorKind::AddrInUse.into(),
         };
         wanted[..failures].iter().map(unbound).collect()
     }

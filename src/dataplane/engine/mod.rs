@@ -172,8 +172,11 @@ impl Engine {
                     let _nobody_waits = done.send(flows);
                 }
                 Order::Drain { patience, done } => {
-                    for (_, place) in std::mem::take(&mut self.served) {
-                        self.stop(place);
+                    for place in self.served.values() {
+                        match *place {
+                            Place::Tcp(key) => self.tcp.stop(key, &mut self.reactor),
+                            Place::Udp(key) => self.udp.leave(key, &mut self.reactor),
+                        }
                     }
                     let until = self.reactor.now().checked_add(patience);
                     if let Some(until) = until {
@@ -216,14 +219,15 @@ impl Engine {
     fn stop(&mut self, place: Place) {
         match place {
             Place::Tcp(key) => self.tcp.stop(key, &mut self.reactor),
-            Place::Udp(key) => self.udp.stop(key),
+            Place::Udp(key) => self.udp.stop(key, &mut self.reactor),
         }
     }
 
     fn is_drained(&self) -> bool {
         self.ending.as_ref().is_some_and(|ending| {
             let is_over = |until| until <= self.reactor.now();
-            self.tcp.connections() == 0 || ending.until.is_some_and(is_over)
+            let is_idle = self.tcp.connections() == 0 && self.udp.is_over();
+            is_idle || ending.until.is_some_and(is_over)
         })
     }
 
@@ -231,6 +235,9 @@ impl Engine {
     fn end(mut self) {
         let aborted = self.tcp.connections();
         self.tcp.reset_all();
+        for (_, place) in std::mem::take(&mut self.served) {
+            self.stop(place);
+        }
         if let Some(ending) = self.ending.take() {
             // What was accepted while the listeners were closed counts as well, so there may be more than there were.
             let finished = ending.active.saturating_sub(aborted);

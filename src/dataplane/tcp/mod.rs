@@ -31,7 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::net::poller::Readiness;
-use crate::net::sockets::reset_on_close;
+use crate::net::sockets::{BACKLOG, reset_on_close};
 
 use super::Listener;
 use super::admission::{Admitted, FlowKind};
@@ -99,7 +99,10 @@ impl Tcp {
     /// Closes a listener. Who waits in its backlog is still served: closing the socket would reset them.
     pub(super) fn stop(&mut self, key: Key, reactor: &mut Reactor) {
         if let Some(mut acceptor) = self.acceptors.remove(key) {
-            while let Some((client, peer)) = acceptor.take_waiting() {
+            for _ in 0..BACKLOG {
+                let Some((client, peer)) = acceptor.take_waiting() else {
+                    return;
+                };
                 self.begin(acceptor.listener(), client, peer, reactor);
             }
         }

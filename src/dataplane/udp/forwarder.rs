@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::model::ServicePortKey;
 use crate::net::batches::{Batch, SLOTS};
 use crate::net::poller::Interest;
-use crate::net::sockets::gather_datagrams;
+use crate::net::sockets::{gather_datagrams, leave_port};
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
@@ -34,6 +34,13 @@ const TURN: usize = 2 * ROUNDS * SLOTS;
 /// A flow idle for less than this is not ended to make room for another: it may be waiting for its reply.
 const EVICTABLE: Duration = Duration::from_secs(5);
 
+/// Datagrams that are still taken when a listener ends: at least as many as its receive buffer holds, each of which the
+/// kernel counts with 768 octets or more.
+const QUEUED: usize = 8192;
+
+/// How long a flow of a listener that has left its port waits for another reply.
+const LAST_REPLY: Duration = Duration::from_millis(500);
+
 /// One listener's datagrams on one thread.
 pub(super) struct Forwarder {
     listener: Arc<Listener>,
@@ -48,6 +55,7 @@ pub(super) struct Forwarder {
     // Flows whose backends have.
     ready: VecDeque<FlowId>,
     has_asked_for_a_turn: bool,
+    has_left: bool,
     // Datagrams that the kernel had no room for, modulo 2^32.
     lost: u32,
     // Late on purpose.
@@ -88,6 +96,7 @@ impl Forwarder {
             gathers: false,
             ready: VecDeque::new(),
             has_asked_for_a_turn: false,
+            has_left: false,
             lost: 0,
             delayed: Delayed::default(),
             called_at: None,
@@ -104,6 +113,30 @@ impl Forwarder {
         for session in self.flows.sessions() {
             flows.add(|| session.as_open());
         }
+    }
+
+    /// Leaves what comes from now on to whoever shares the port, or refuses it, and forwards what has come. Flows wait for
+    /// replies that are on their way.
+    pub(super) fn leave(&mut self, batch: &mut Batch, reactor: &mut Reactor) {
+        self.has_left = true;
+        if let Err(error) = leave_port(&self.socket) {
+            tracing::debug!(listener = %self.listener.id, %error, "port could not be left; flows end");
+            return self.end_flows("listener_closed");
+        }
+        self.readable = true;
+        let mut taken = 0;
+        while self.readable && taken < QUEUED {
+            // An error that was pending is one less of a few.
+            taken += self.take_from_clients(batch, reactor).max(1);
+        }
+        self.flows.set_idle_timeout(LAST_REPLY);
+        self.called_at = None;
+        self.expire(reactor);
+    }
+
+    /// Whether no reply is waited for any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.flows.len() == 0
     }
 
     /// Ends all flows and closes the socket.
@@ -359,8 +392,10 @@ impl Forwarder {
             drop(table);
             return self.end_flows("service_gone");
         };
-        self.flows
-            .set_idle_timeout(idle_timeout(&self.listener, route));
+        if !self.has_left {
+            self.flows
+                .set_idle_timeout(idle_timeout(&self.listener, route));
+        }
         let gone = |session: &Session| {
             // Without a backend it was refused; what refused it may be different now.
             session

@@ -81,8 +81,21 @@ impl Udp {
         Ok(key)
     }
 
-    /// Closes a listener; its flows end.
-    pub(super) fn stop(&mut self, key: Key) {
+    /// Leaves a listener's port; its flows go on until no reply comes any more.
+    pub(super) fn leave(&mut self, key: Key, reactor: &mut Reactor) {
+        if let (Some(forwarder), Some(batch)) = (self.forwarders.get_mut(key), &mut self.batch) {
+            forwarder.leave(batch, reactor);
+        }
+    }
+
+    /// Whether no listener has a flow.
+    pub(super) fn is_over(&self) -> bool {
+        self.forwarders.iter().all(Forwarder::is_over)
+    }
+
+    /// Closes a listener. What clients have sent there is still forwarded, but its flows end.
+    pub(super) fn stop(&mut self, key: Key, reactor: &mut Reactor) {
+        self.leave(key, reactor);
         if let Some(forwarder) = self.forwarders.remove(key) {
             let route = forwarder.route();
             if let Some(keys) = self.by_route.get_mut(route) {

@@ -11,7 +11,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
-use viaduct::capture::Mode;
 use viaduct::model::Protocol;
 
 use super::load::{changes, under_load};
@@ -22,7 +21,8 @@ use crate::world::{Answer, Place, QUIET, World, eventually};
 /// How often a caller sends a datagram, as resolvers do: one that is on its way while NAT forgets its flow is lost.
 const ATTEMPTS: usize = 3;
 
-/// How often the program is replaced.
+/// The program is replaced once in so many changes, and no less than this.
+const CHANGES_PER_HANDOVER: u32 = 50;
 const HANDOVERS: u32 = 2;
 
 pub(super) fn changes_and_handovers_disturb_nobody(mut node: Node) {
@@ -37,30 +37,19 @@ pub(super) fn changes_and_handovers_disturb_nobody(mut node: Node) {
         eventually(|| served(&node, Protocol::Udp, to, "local"));
     }
     let rounds = changes() / 3;
-    assert_undisturbed(&mut node, call, |node| {
+    assert_undisturbed(&mut node, |node| {
         (0..rounds).for_each(|round| come_and_go(node, round));
     });
-    // An address is bound exclusively, as UDP listeners are without NAT, and without rules all: the next process waits.
     let replaced = |node: &mut Node| {
-        for round in rounds..rounds + HANDOVERS {
+        for round in rounds..rounds + HANDOVERS.max(changes() / CHANGES_PER_HANDOVER) {
             node.hand_over();
             come_and_go(node, round);
         }
     };
-    match node.mode {
-        Mode::Nftables | Mode::Iptables => assert_undisturbed(&mut node, call, replaced),
-        Mode::Tproxy => {
-            assert_undisturbed(&mut node, call_over_tcp, replaced);
-        }
-        Mode::Local | Mode::Loopback | Mode::None => {}
-    }
+    assert_undisturbed(&mut node, replaced);
 }
 
-fn assert_undisturbed<F: Future<Output = io::Result<String>> + Send + 'static>(
-    node: &mut Node,
-    call: fn(usize) -> F,
-    during: impl FnOnce(&mut Node),
-) {
+fn assert_undisturbed(node: &mut Node, during: impl FnOnce(&mut Node)) {
     let world = node.world.clone();
     let places = [Place::Pod, Place::Outside];
     let (outcomes, ()) = under_load(&world, &places, call, || during(node));
@@ -148,10 +137,6 @@ async fn call(n: usize) -> io::Result<String> {
         Protocol::Udp => call_udp(to).await,
     };
     answer.map_err(|error| io::Error::new(error.kind(), format!("{to}/{protocol}: {error}")))
-}
-
-async fn call_over_tcp(n: usize) -> io::Result<String> {
-    call_tcp(targets()[n % targets().len()]).await
 }
 
 async fn call_tcp(to: SocketAddr) -> io::Result<String> {

@@ -1,0 +1,68 @@
+//! Listeners beside the process before this one.
+
+use super::*;
+
+fn beside_predecessor() -> Bench {
+    let mut recorder = Recorder::new(Arrival::Direct);
+    recorder.predecessor_lives = true;
+    Bench::new(recorder)
+}
+
+#[tokio::test]
+async fn beside_its_predecessor_a_listener_serves_once_table_and_rules_are_in_effect() {
+    let mut bench = beside_predecessor();
+    let log = bench.step(vec![web(), endpoints(true)]).await;
+    assert_eq!(
+        log,
+        [
+            "open default/web",
+            "publish 1 routes, 1 changed",
+            "rules {8080}",
+            "open default/web"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn who_shares_a_port_after_the_predecessor_ended_is_left_alone_there() {
+    let mut bench = beside_predecessor();
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench.programmer.effects_mut().stranger = true;
+    let second = Duration::from_secs(1);
+    bench.now += second;
+    assert_eq!(
+        bench.step(vec![]).await[1..],
+        [""; 0],
+        "it may be the predecessor"
+    );
+    bench.programmer.effects_mut().predecessor_lives = false;
+    bench.now += second;
+    assert_eq!(
+        bench.step(vec![]).await[1..],
+        [""; 0],
+        "its sockets may outlast it"
+    );
+    bench.now += second;
+    assert_eq!(bench.step(vec![]).await[1..], ["close default/web"]);
+    bench.now += second;
+    assert!(bench.programmer.reopen_due(bench.now));
+    assert_eq!(bench.step(vec![]).await[0], "open default/web");
+    bench.now += second;
+    assert!(
+        !bench
+            .step(vec![])
+            .await
+            .contains(&"close default/web".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn with_nobody_else_there_a_port_that_was_taken_over_stays_open() {
+    let mut bench = beside_predecessor();
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench.programmer.effects_mut().predecessor_lives = false;
+    for _ in 0..4 {
+        bench.now += Duration::from_secs(1);
+        assert_eq!(bench.step(vec![]).await[1..], [""; 0]);
+    }
+}
