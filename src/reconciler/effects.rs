@@ -1,5 +1,6 @@
 //! The real effects: the data path, the published table and the kernel.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,14 +8,14 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, Rules};
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, Mode};
 use crate::dataplane::{Dataplane, OpenError, Opened};
 use crate::health_checks::{HealthCheckPorts, Unbound};
 use crate::model::{Family, ServicePortKey};
 use crate::routing::{HealthCheck, Published, RoutingTable};
 use crate::sources::kube::{Notice, Notices};
 
-use super::handover::{Claim, Predecessor};
+use super::handover::{Claim, Predecessor, Standing};
 use super::program::Effects;
 
 /// Does what the programmer decides.
@@ -58,6 +59,8 @@ pub(super) struct Captured {
     predecessor: Option<Predecessor>,
     owner: Option<PathBuf>,
     claim: Option<Claim>,
+    // Of which the kernel may hold what a successor wrote.
+    doubtful: BTreeSet<Family>,
 }
 
 impl Captured {
@@ -68,6 +71,7 @@ impl Captured {
             predecessor: owner.as_deref().and_then(Predecessor::find),
             owner,
             claim: None,
+            doubtful: BTreeSet::new(),
         }
     }
 
@@ -81,11 +85,17 @@ impl Captured {
     }
 
     /// Removes our rules from the kernel.
-    pub(super) async fn release(self) {
+    pub(super) async fn release(mut self) {
         if self.is_superseded() {
             return info!("another viaduct serves this node; its rules stay");
         }
+        let predecessor_lives = self.predecessor_lives();
         for mut capture in self.captures {
+            // Addresses lead to both; rules would lead to us alone.
+            if predecessor_lives && capture.mode() == Mode::Local {
+                info!(family = %capture.family(), "the viaduct before this one still serves; addresses stay");
+                continue;
+            }
             match capture.release().await {
                 Ok(()) => info!(family = %capture.family(), "capture released"),
                 Err(error) => {
@@ -106,8 +116,30 @@ impl Captured {
         }
     }
 
+    // Without a claim nobody else can have one.
+    fn standing(&self) -> Standing {
+        self.claim.as_ref().map_or(Standing::Ours, Claim::standing)
+    }
+
     fn is_superseded(&self) -> bool {
-        self.claim.as_ref().is_some_and(Claim::is_superseded)
+        self.standing() == Standing::Superseded
+    }
+
+    // Takes the rules over again from a successor that has ended. True if it did.
+    fn regain(&mut self) -> bool {
+        let Some(claim) = &mut self.claim else {
+            return false;
+        };
+        if claim.standing() != Standing::Abandoned {
+            return false;
+        }
+        if let Err(error) = claim.renew() {
+            warn!(%error, "the process that took over has ended, but its rules cannot be claimed");
+            return false;
+        }
+        let families = self.captures.iter().map(|capture| capture.family());
+        self.doubtful.extend(families);
+        true
     }
 
     // Takes the rules over, the first time.
@@ -125,11 +157,27 @@ impl Captured {
     // The family's capture, if the rules are ours.
     fn owned(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
         self.claim();
-        if self.is_superseded() {
-            return None;
+        match self.standing() {
+            Standing::Ours => {}
+            // What was abandoned is regained first.
+            Standing::Superseded | Standing::Abandoned => return None,
         }
         let mut captures = self.captures.iter_mut();
         captures.find(|capture| capture.family() == family)
+    }
+
+    // What has been written before is brought back first, where a successor wrote since: a change builds on it.
+    async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        let is_doubtful = self.doubtful.contains(&rules.family);
+        let Some(capture) = self.owned(rules.family) else {
+            return Ok(());
+        };
+        if is_doubtful {
+            capture.reassert().await?;
+        }
+        capture.apply(rules).await?;
+        self.doubtful.remove(&rules.family);
+        Ok(())
     }
 }
 
@@ -159,6 +207,10 @@ impl Effects for Live {
         self.captures.predecessor_lives()
     }
 
+    fn regain(&mut self) -> bool {
+        self.captures.regain()
+    }
+
     async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>> {
         let found = self.dataplane.accompanied().await?;
         // Asked for last: a successor claims first and opens then.
@@ -177,10 +229,7 @@ impl Effects for Live {
     }
 
     async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        match self.captures.owned(rules.family) {
-            Some(capture) => capture.apply(rules).await,
-            None => Ok(()),
-        }
+        self.captures.apply(rules).await
     }
 
     async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError> {

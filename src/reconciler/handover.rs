@@ -3,10 +3,11 @@
 //! While a new version starts beside the old one, both serve what they accept; but only the new one writes rules, and the
 //! old one, when it ends, leaves them alone. Who is the owner stands in a file in the data directory, which both share, and
 //! the owner holds that very file locked: the kernel takes the lock back however the process ends, and shows it to whoever
-//! shares the directory, also from another PID namespace.
+//! shares the directory, also from another PID namespace. A successor that ends before the one that it came to replace leaves
+//! the rules to it again.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// This process's claim to the rules.
@@ -39,9 +40,54 @@ impl Claim {
         })
     }
 
-    /// Whether another process has taken them since. A file that cannot be read says nothing.
-    pub(super) fn is_superseded(&self) -> bool {
-        fs::read_to_string(&self.path).is_ok_and(|owner| owner != self.owner)
+    /// Whose the rules are by now. A file that cannot be read says nothing.
+    pub(super) fn standing(&self) -> Standing {
+        let Ok(mut file) = File::open(&self.path) else {
+            return Standing::Ours;
+        };
+        let mut owner = String::new();
+        match file.read_to_string(&mut owner) {
+            Ok(_) if owner != self.owner => {}
+            Ok(_) | Err(_) => return Standing::Ours,
+        }
+        match holder(&file) {
+            Holder::Lives | Holder::Unknown => Standing::Superseded,
+            Holder::Gone => Standing::Abandoned,
+        }
+    }
+
+    /// Takes them again.
+    pub(super) fn renew(&mut self) -> io::Result<()> {
+        *self = Self::take(&self.path)?;
+        Ok(())
+    }
+}
+
+/// Whose the rules are that this process has claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// This one's.
+    Ours,
+    /// Another process has taken them since.
+    Superseded,
+    /// Another process has, and has ended.
+    Abandoned,
+}
+
+// Whether the process lives that claimed by this file.
+enum Holder {
+    Lives,
+    Gone,
+    // The file system knows no locks.
+    Unknown,
+}
+
+fn holder(file: &File) -> Holder {
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Holder::Lives,
+        Err(TryLockError::Error(_)) => Holder::Unknown,
+        // The lock ends with the file, or is renewed.
+        Ok(()) => Holder::Gone,
     }
 }
 
@@ -57,14 +103,9 @@ impl Predecessor {
 
     /// Whether it still runs.
     pub(super) fn lives(&self) -> bool {
-        match self.0.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => true,
-            Err(TryLockError::Error(_)) => false,
-            Ok(()) => {
-                // Fails for no descriptor that could be locked.
-                let _released_with_it = self.0.unlock();
-                false
-            }
+        match holder(&self.0) {
+            Holder::Lives => true,
+            Holder::Gone | Holder::Unknown => false,
         }
     }
 }
@@ -78,15 +119,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deeper/rules-owner");
         let first = Claim::take(&path).unwrap();
-        assert!(!first.is_superseded());
+        assert_eq!(first.standing(), Standing::Ours);
         let second = Claim::take(&path).unwrap();
-        assert!(first.is_superseded() && !second.is_superseded());
+        assert_eq!(first.standing(), Standing::Superseded);
+        assert_eq!(second.standing(), Standing::Ours);
         fs::remove_file(&path).unwrap();
-        assert!(
-            !first.is_superseded(),
+        assert_eq!(
+            first.standing(),
+            Standing::Ours,
             "without a file there is no other owner"
         );
         assert!(Claim::take(Path::new("/proc/none/owner")).is_err());
+    }
+
+    #[test]
+    fn rules_of_a_successor_that_has_ended_are_taken_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rules-owner");
+        let mut first = Claim::take(&path).unwrap();
+        let second = Claim::take(&path).unwrap();
+        drop(second);
+        assert_eq!(first.standing(), Standing::Abandoned);
+        assert_eq!(
+            first.standing(),
+            Standing::Abandoned,
+            "however often one looks"
+        );
+        first.renew().unwrap();
+        assert_eq!(first.standing(), Standing::Ours);
+        assert!(Predecessor::find(&path).unwrap().lives());
     }
 
     #[test]

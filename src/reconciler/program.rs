@@ -49,6 +49,8 @@ pub(super) trait Effects {
     async fn close(&mut self, id: &ListenerId);
     /// Whether the process before this one still runs.
     fn predecessor_lives(&mut self) -> bool;
+    /// Takes the rules over again that a successor had claimed, if it has ended; true if it had.
+    fn regain(&mut self) -> bool;
     /// Listeners that were opened beside the process before this one, where a stranger is.
     async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>>;
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]);
@@ -124,7 +126,7 @@ impl<E: Effects> Programmer<E> {
             closing: Vec::new(),
             reopen: BTreeSet::new(),
             reopen_at: None,
-            company: Company::Predecessor { look_at: now },
+            company: Company::beginning(now),
             sweep_at: now + SWEEP,
             node: None,
         }
@@ -228,7 +230,7 @@ impl<E: Effects> Programmer<E> {
         self.health_checks.apply(&mut self.effects, now).await;
         let next = self.rules.next().into_iter().chain(self.reopen_at);
         let next = next.chain(self.health_checks.next());
-        let next = next.chain(self.company.next());
+        let next = next.chain([self.company.look_at]);
         next.fold(self.sweep_at, Instant::min)
     }
 

@@ -38,6 +38,7 @@ struct Recorder {
     predecessor_lives: bool,
     opened_beside: BTreeSet<ListenerId>,
     stranger: bool,
+    successor_has_ended: bool,
 }
 
 impl Recorder {
@@ -52,6 +53,7 @@ impl Recorder {
             predecessor_lives: false,
             opened_beside: BTreeSet::new(),
             stranger: false,
+            successor_has_ended: false,
         }
     }
 }
@@ -94,6 +96,10 @@ impl Effects for Recorder {
 
     fn predecessor_lives(&mut self) -> bool {
         self.predecessor_lives
+    }
+
+    fn regain(&mut self) -> bool {
+        std::mem::take(&mut self.successor_has_ended)
     }
 
     async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>> {

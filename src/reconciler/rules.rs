@@ -115,6 +115,14 @@ impl KernelRules {
         }
     }
 
+    /// The kernel may hold anything.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        for state in self.families.values_mut() {
+            state.written = None;
+        }
+        self.changed(&Family::BOTH, now);
+    }
+
     /// What is due at `now`.
     pub(super) fn due(&self, now: Instant) -> Vec<(Family, Due)> {
         let due = |pace: &Pace| {

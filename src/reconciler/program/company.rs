@@ -1,54 +1,64 @@
-//! Whose ports are shared: while the process before this one lives, a listener may be opened beside it. Once it has ended,
-//! whoever else is at such a port is a stranger, and the port is given up until he is gone.
+//! Processes of our kind on the same node: the one before this one, whose ports may be shared while it lives, and one that has
+//! come to follow it.
+//!
+//! Once the predecessor has ended, whoever else is at a port that was shared with it is a stranger, and the port is given up
+//! until he is gone. Once a successor has ended, what it wrote is replaced.
 
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{Effects, Programmer, REOPEN};
 
-/// How often it is looked whether the process before this one lives, and how long its sockets may outlast it: the kernel
-/// closes them one by one.
+/// How often is looked, and how long the sockets of a process may outlast it: the kernel closes them one by one.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What is known of the process before this one.
+/// What is known of others, and when to look again.
+#[derive(Debug)]
+pub(super) struct Company {
+    pub(super) look_at: Instant,
+    predecessor: Predecessor,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Company {
-    /// It lives, or did so when it was looked at.
-    Predecessor { look_at: Instant },
+enum Predecessor {
+    /// It may live.
+    Possible,
     /// It has just ended.
-    Ended { since: Instant },
-    /// Nobody is left of whom we know.
-    Nobody,
+    Ended,
+    /// It has, and nobody is left whom we know.
+    Gone,
 }
 
 impl Company {
-    /// When to look again.
-    pub(super) fn next(self) -> Option<Instant> {
-        match self {
-            Self::Predecessor { look_at } => Some(look_at),
-            Self::Ended { since } => Some(since + LOOK),
-            Self::Nobody => None,
+    /// Nobody has looked yet.
+    pub(super) fn beginning(now: Instant) -> Self {
+        Self {
+            look_at: now,
+            predecessor: Predecessor::Possible,
         }
     }
 }
 
 impl<E: Effects> Programmer<E> {
-    /// Looks after the process before this one, if that is due.
+    /// Looks after the others, if that is due.
     pub(super) async fn look_for_company(&mut self, now: Instant) {
-        if self.company.next().is_none_or(|next| next > now) {
+        if self.company.look_at > now {
             return;
         }
-        self.company = match self.company {
-            Company::Predecessor { .. } if self.effects.predecessor_lives() => {
-                let look_at = now + LOOK;
-                Company::Predecessor { look_at }
-            }
-            Company::Predecessor { .. } => Company::Ended { since: now },
-            Company::Ended { .. } | Company::Nobody => {
+        self.company.look_at = now + LOOK;
+        if self.effects.regain() {
+            warn!("the process that had taken over has ended; its rules are replaced");
+            self.rules.doubt(now);
+        }
+        self.company.predecessor = match self.company.predecessor {
+            Predecessor::Possible if self.effects.predecessor_lives() => Predecessor::Possible,
+            Predecessor::Possible => Predecessor::Ended,
+            Predecessor::Ended => {
                 self.leave_strangers(now).await;
-                Company::Nobody
+                Predecessor::Gone
             }
+            Predecessor::Gone => Predecessor::Gone,
         };
     }
 
@@ -60,10 +70,6 @@ impl<E: Effects> Programmer<E> {
                 return;
             }
         };
-        debug!(
-            strangers = shared.len(),
-            "the process before this one has ended"
-        );
         for id in shared {
             warn!(service = %id.route, "somebody else serves this port as well; it is tried again until he is gone");
             self.effects.close(&id).await;

@@ -66,3 +66,14 @@ async fn with_nobody_else_there_a_port_that_was_taken_over_stays_open() {
         assert_eq!(bench.step(vec![]).await[1..], [""; 0]);
     }
 }
+
+#[tokio::test]
+async fn what_a_successor_wrote_is_replaced_once_it_has_ended() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Redirected));
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench.programmer.effects_mut().successor_has_ended = true;
+    bench.now += Duration::from_secs(1);
+    assert_eq!(bench.step(vec![]).await.len(), 1, "it is found");
+    assert_eq!(bench.step(vec![]).await[1..], ["rules {40001}"]);
+    assert_eq!(bench.step(vec![]).await.len(), 1, "once");
+}

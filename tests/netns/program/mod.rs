@@ -5,6 +5,7 @@ mod datagrams;
 mod detect_local;
 mod figures;
 mod hammer;
+mod handover;
 mod ladder;
 mod legacy;
 mod load;
@@ -119,6 +120,10 @@ const CASES: &[Case] = &[
     (
         "hammer::changes_and_handovers_disturb_nobody",
         hammer::changes_and_handovers_disturb_nobody,
+    ),
+    (
+        "handover::a_successor_that_ends_leaves_everything_to_the_one_before",
+        handover::a_successor_that_ends_leaves_everything_to_the_one_before,
     ),
     (
         "a_pod_reaches_itself_through_its_service",
@@ -247,6 +252,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
                 case(Node::new(mode))
             });
         }
+    }
+    for mode in [Mode::Tproxy, Mode::Local] {
+        let name = "program::handover::a_stranger_at_a_port_that_is_taken_over_is_noticed";
+        trials.add(mode, name, &["nft"], move || {
+            handover::a_stranger_at_a_port_that_is_taken_over_is_noticed(Node::new(mode));
+        });
     }
     for (name, case) in VARIANTS {
         let name = format!("program::legacy::{name}");

@@ -318,6 +318,22 @@ impl Node {
     /// Replaces it by its like, as an update does: the new process starts beside the old one, which ends once the new one
     /// is ready.
     pub(super) fn hand_over(&mut self) {
+        let old = self.start_beside();
+        let new = self.program.replace(old);
+        assert!(self.end().success());
+        self.program = new;
+    }
+
+    /// Starts its like beside it, which ends once it is ready; the one before stays.
+    pub(super) fn try_successor(&mut self, end: Signal) {
+        let old = self.start_beside();
+        kill(self.pid(), end).unwrap();
+        self.await_end();
+        self.program = Some(old);
+    }
+
+    // Starts its like, and returns the one before when that is ready.
+    fn start_beside(&mut self) -> Running {
         let old = self.program.take().expect("it was started");
         self.handovers += 1;
         self.start();
@@ -326,9 +342,7 @@ impl Node {
             Ok(answer) if answer.starts_with("http/1.0 200") => Ok(()),
             other => Err(format!("{other:?}")),
         });
-        let new = self.program.replace(old);
-        assert!(self.end().success());
-        self.program = new;
+        old
     }
 
     // Two processes cannot share one.
