@@ -5,9 +5,12 @@ use std::net::{SocketAddr, UdpSocket};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::node::{Node, SERVICE};
+use viaduct::model::Protocol;
+
+use super::BALANCER;
+use super::node::{NODE_PORT, Node, SERVICE, Web};
 use super::pods::PORT;
-use crate::world::{Place, QUIET, eventually, patience};
+use crate::world::{Answer, Place, QUIET, eventually, patience};
 
 /// What is sent at a time: so many bytes, in pieces of that many.
 const MESSAGES: [(usize, usize); 8] = [
@@ -99,6 +102,45 @@ endpoints: [{{addresses: ['{address}']}}]
             let from = receive(&backend, &bytes, piece);
             send(&backend, Some(from), &bytes, piece);
             receive(&client, &bytes, piece);
+        }
+    }
+}
+
+/// A socket of its own port asks at all addresses of the Service in turn, and is answered from the address that it asked.
+pub(super) fn one_socket_reaches_every_address(mut node: Node) {
+    node.apply(&Web {
+        kind: "LoadBalancer",
+        spec: "externalIPs: ['198.51.100.7', '2001:db8:5::7']",
+        status: "{loadBalancer: {ingress: [{ip: 203.0.113.7}, {ip: '2001:db8:7::7'}]}}",
+        endpoints: &["local"],
+    });
+    node.start();
+    let families = [
+        ("0.0.0.0", [SERVICE[0], "198.51.100.7", BALANCER[0]]),
+        ("::", [SERVICE[1], "2001:db8:5::7", BALANCER[1]]),
+    ];
+    for (any, fixed) in families {
+        let fixed = fixed.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80));
+        let node_port = SocketAddr::new(Place::Node.ip(fixed[0].is_ipv6()), NODE_PORT);
+        for from in [Place::Pod, Place::Outside, Place::Node] {
+            let all = || fixed.into_iter().chain([node_port]);
+            for to in all() {
+                eventually(|| match node.ask(from, Protocol::Udp, to, QUIET) {
+                    Answer::Words(_) => Ok(()),
+                    other => Err(format!("{from:?} to {to}: {other:?}")),
+                });
+            }
+            let socket = node
+                .world
+                .in_ns(from, || UdpSocket::bind((any, 0)).unwrap());
+            socket.set_read_timeout(Some(patience())).unwrap();
+            for to in all().chain(all()) {
+                socket.send_to(b"hello", to).unwrap();
+                let (_, answered) = socket
+                    .recv_from(&mut [0; 64])
+                    .unwrap_or_else(|error| panic!("{from:?} to {to}: {error}"));
+                assert_eq!(answered, to, "{from:?}");
+            }
         }
     }
 }

@@ -90,6 +90,10 @@ const CASES: &[Case] = &[
         datagrams::datagrams_arrive_as_they_were_sent,
     ),
     (
+        "datagrams::one_socket_reaches_every_address",
+        datagrams::one_socket_reaches_every_address,
+    ),
+    (
         "streams::streams_end_as_their_peers_end_them",
         streams::streams_end_as_their_peers_end_them,
     ),
