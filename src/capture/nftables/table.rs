@@ -52,8 +52,18 @@ struct Applied {
     table: Table,
     rules: Rules,
     skeleton: String,
-    /// This `nft` lists elements as they are written here, so that they can be compared.
-    comparable: bool,
+    elements: Comparison,
+}
+
+/// Whether this `nft` lists elements as they are written here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    /// It has not been asked yet: 20,000 take it longer to list than to load.
+    Untried,
+    /// It does, so they can be compared.
+    Possible,
+    /// It has a way of its own.
+    Impossible,
 }
 
 impl Loaded {
@@ -93,7 +103,7 @@ impl Loaded {
                 }
             }
         }
-        self.replace(table, rules.clone()).await
+        self.replace(table, rules.clone(), Look::Brief).await
     }
 
     /// Gives no answer to new connections at these from now on, until [`Self::change`]; everything else stays. Without a
@@ -119,17 +129,17 @@ impl Loaded {
 
     /// Restores the table in one transaction if it is not as it was left. True if it was not.
     pub(in crate::capture) async fn reassert(&mut self) -> Result<bool, CaptureError> {
-        let Some(applied) = &self.applied else {
+        let Some(applied) = &mut self.applied else {
             return Ok(false);
         };
-        match list(applied.table).await {
+        match list(applied.table, Look::Thorough).await {
             Ok(listing) if applied.is_listed(&listing) => return Ok(false),
             Ok(_) => {}
             Err(error) if error.says_absent() => {}
             Err(error) => return Err(error),
         }
         let (table, rules) = (applied.table, applied.rules.clone());
-        self.replace(table, rules).await?;
+        self.replace(table, rules, Look::Thorough).await?;
         Ok(true)
     }
 
@@ -139,7 +149,12 @@ impl Loaded {
         remove(self.purpose.table(self.family)).await
     }
 
-    async fn replace(&mut self, table: Table, rules: Rules) -> Result<(), CaptureError> {
+    async fn replace(
+        &mut self,
+        table: Table,
+        rules: Rules,
+        look: Look,
+    ) -> Result<(), CaptureError> {
         self.applied = None;
         let elements = table.plan_elements(&rules);
         match load(&table.render_replacement(&elements)).await {
@@ -150,26 +165,39 @@ impl Loaded {
             }
             outcome => outcome?,
         }
-        let listing = list(table).await?;
-        let comparable = same_elements(&elements, &listing);
-        if !comparable {
-            warn!(family = %self.family, "this nft lists elements in its own way; only whole rules are watched");
-        }
+        let listing = list(table, look).await?;
+        let comparison = match look {
+            Look::Brief => Comparison::Untried,
+            Look::Thorough if same_elements(&elements, &listing) => Comparison::Possible,
+            Look::Thorough => {
+                warn!(family = %self.family, "this nft lists elements in its own way; only whole rules are watched");
+                Comparison::Impossible
+            }
+        };
         self.applied = Some(Applied {
             table,
             rules,
             skeleton: listing.skeleton,
-            comparable,
+            elements: comparison,
         });
         Ok(())
     }
 }
 
 impl Applied {
-    fn is_listed(&self, listing: &Listing) -> bool {
-        let elements = || self.table.plan_elements(&self.rules);
-        self.skeleton == listing.skeleton
-            && (!self.comparable || same_elements(&elements(), listing))
+    fn is_listed(&mut self, listing: &Listing) -> bool {
+        let has_elements = || same_elements(&self.table.plan_elements(&self.rules), listing);
+        if self.skeleton != listing.skeleton {
+            return false;
+        }
+        match self.elements {
+            Comparison::Impossible => true,
+            Comparison::Untried | Comparison::Possible if has_elements() => {
+                self.elements = Comparison::Possible;
+                true
+            }
+            Comparison::Untried | Comparison::Possible => false,
+        }
     }
 }
 
@@ -210,7 +238,72 @@ async fn load(text: &str) -> Result<(), CaptureError> {
     run(NFT, &["-f", "-"], text).await.map(drop)
 }
 
-async fn list(table: Table) -> Result<Listing, CaptureError> {
-    let text = run(NFT, &table.listing_arguments(), "").await?;
+/// How a table is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Without its elements, where `nft` can leave them out (0.9.2).
+    Brief,
+    /// All of it.
+    Thorough,
+}
+
+async fn list(table: Table, look: Look) -> Result<Listing, CaptureError> {
+    let listing = table.listing_arguments();
+    let text = match look {
+        Look::Thorough => None,
+        Look::Brief => {
+            let brief: Vec<&str> = ["-t"].into_iter().chain(listing).collect();
+            // Who knows no such option is asked for everything.
+            run(NFT, &brief, "").await.ok()
+        }
+    };
+    let text = match text {
+        Some(text) => text,
+        None => run(NFT, &listing, "").await?,
+    };
     Ok(parse_listing(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied() -> Applied {
+        Applied {
+            table: Purpose::Translate.table(Family::V4),
+            rules: Rules {
+                node_addresses: ["192.0.2.1".parse().unwrap()].into(),
+                ..Rules::none(Family::V4)
+            },
+            skeleton: "table ip viaduct { }".to_owned(),
+            elements: Comparison::Untried,
+        }
+    }
+
+    fn listing(elements: &str) -> Listing {
+        let set = format!("set node_addresses {{\n elements = {{ {elements} }} }}");
+        let skeleton = "table ip viaduct { }".to_owned();
+        let elements = parse_listing(&set).elements;
+        Listing { skeleton, elements }
+    }
+
+    #[test]
+    fn elements_are_compared_from_the_first_look_on() {
+        let mut applied = applied();
+        assert!(!applied.is_listed(&listing("192.0.2.2")));
+        assert_eq!(applied.elements, Comparison::Untried);
+        assert!(applied.is_listed(&listing("192.0.2.1")));
+        assert_eq!(applied.elements, Comparison::Possible);
+        assert!(!applied.is_listed(&listing("192.0.2.2")));
+    }
+
+    #[test]
+    fn where_elements_cannot_be_compared_the_rules_are() {
+        let mut applied = applied();
+        applied.elements = Comparison::Impossible;
+        let other = listing("192.0.2.1-192.0.2.1");
+        assert!(applied.is_listed(&other));
+        let skeleton = "table ip viaduct { flags dormant; }".to_owned();
+        assert!(!applied.is_listed(&Listing { skeleton, ..other }));
+    }
 }
