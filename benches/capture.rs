@@ -82,7 +82,7 @@ fn main() {
 
 // The median of three.
 fn from_nothing(mode: Mode, services: u16) -> Duration {
-    let rules = rules(services);
+    let rules = rules(services, own_port);
     let once = |_| {
         let node = Node::new(mode);
         let ((), took) = timed(|| node.drive(async |capture| capture.apply(&rules).await));
@@ -95,7 +95,7 @@ fn from_nothing(mode: Mode, services: u16) -> Duration {
 fn one_change(mode: Mode) -> [Duration; 2] {
     let node = Node::new(mode);
     let times = node.drive(async |capture| {
-        let mut rules = rules(MANY);
+        let mut rules = rules(MANY, own_port);
         capture.apply(&rules).await?;
         let mut times = [Vec::new(), Vec::new()];
         for number in 0..CHANGES {
@@ -148,8 +148,7 @@ fn connections(mode: Mode) -> String {
         }
         for _ in 0..ROUNDS {
             for (size, services) in [FEW, MANY].into_iter().enumerate() {
-                let mut rules = rules(services);
-                rules.redirects.values_mut().for_each(|to| *to = port);
+                let rules = rules(services, |_| port);
                 node.drive(async |capture| capture.apply(&rules).await);
                 let any = |n: u16| {
                     if direct {
@@ -322,7 +321,8 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(work)
 }
 
-fn rules(services: u16) -> Rules {
+// `services` Services, led to the ports that `to` gives them.
+fn rules(services: u16, to: impl Fn(u16) -> u16) -> Rules {
     let mut rules = Rules::none(Family::V4);
     let node = [Place::Pod, Place::Outside].map(|place| place.gateway(false));
     rules.local_addresses = node
@@ -333,9 +333,13 @@ fn rules(services: u16) -> Rules {
     for number in 0..services {
         let frontend = frontend(number);
         rules.cluster_ips.insert(frontend.ip);
-        rules.redirects.insert(frontend, 20_000 + number);
+        rules.redirects.insert(frontend, to(number));
     }
     rules
+}
+
+fn own_port(number: u16) -> u16 {
+    20_000 + number
 }
 
 fn frontend(number: u16) -> Frontend {

@@ -5,7 +5,9 @@
 //!  client ─► 127.96.0.10:8080 ────────── bound directly ─────────► listener ──► Route
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+mod rules;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -13,6 +15,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::{Family, Frontend, Protocol, ServicePortKey};
 use crate::routing::{FrontendKind, NodeView, Origin, Route, Verdict};
+
+pub use rules::{Rules, Share, Silence};
 
 /// How captured traffic reaches a listener, which decides where listeners are bound and how a flow's destination is
 /// found.
@@ -247,179 +251,11 @@ fn allowed_at(ip: IpAddr, route: &Route, local: &BTreeSet<IpAddr>) -> Option<Vec
     Some(ranges)
 }
 
-/// Everything the kernel should do for one family: the desired state, whole. Capture modes work out the difference
-/// to what they applied last.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// The family.
-    pub family: Family,
-    /// Frontend → proxy port.
-    pub redirects: BTreeMap<Frontend, u16>,
-    /// Cluster IPs that are captured: at any other port of theirs callers are refused, where the mode can do that.
-    pub cluster_ips: BTreeSet<IpAddr>,
-    /// Node port → proxy port, at every one of `node_addresses` that is no frontend itself.
-    pub node_ports: BTreeMap<(Protocol, u16), u16>,
-    /// The addresses that answer node ports. 127.0.0.1 stands for all of 127.0.0.0/8; `::1` is never here.
-    pub node_addresses: BTreeSet<IpAddr>,
-    /// Frontends that give no answer, and to whom.
-    pub silent: BTreeMap<Frontend, Silence>,
-    /// Node ports that give no answer to callers from outside.
-    pub silent_node_ports: BTreeSet<(Protocol, u16)>,
-    /// Frontends that answer only callers from these networks, and give no answer to anybody else.
-    pub source_ranges: BTreeMap<Frontend, Vec<IpNet>>,
-    /// UDP proxy ports: a datagram to one of them at a local address that was not captured is turned away and counted.
-    pub guarded_udp_ports: BTreeSet<u16>,
-    /// Every address of the node's interfaces. Set before [`Self::add`]. 127.0.0.1 stands for all of 127.0.0.0/8.
-    pub local_addresses: BTreeSet<IpAddr>,
-    /// Pods of this node: not outside.
-    pub pod_cidrs: Vec<IpNet>,
-}
-
-/// To whom a frontend gives no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
-    /// To nobody.
-    Everyone,
-    /// Only to callers that are neither Pods of this node nor the node itself.
-    Outside,
-}
-
-impl Rules {
-    /// No rules at all.
-    pub fn none(family: Family) -> Self {
-        Self {
-            family,
-            redirects: BTreeMap::new(),
-            cluster_ips: BTreeSet::new(),
-            node_ports: BTreeMap::new(),
-            node_addresses: BTreeSet::new(),
-            silent: BTreeMap::new(),
-            silent_node_ports: BTreeSet::new(),
-            source_ranges: BTreeMap::new(),
-            guarded_udp_ports: BTreeSet::new(),
-            local_addresses: BTreeSet::new(),
-            pod_cidrs: Vec::new(),
-        }
-    }
-
-    /// Rules that capture nobody: their only redirect is for an address that no packet has. It keeps the kernel's
-    /// connection tracking and NAT at work, which it takes down with the last rule that needs them, and established
-    /// flows with it.
-    pub fn translating(family: Family) -> Self {
-        let mut rules = Self::none(family);
-        let nobody = Frontend {
-            ip: family.unspecified(),
-            port: 1,
-            protocol: Protocol::Tcp,
-        };
-        rules.redirects.insert(nobody, 1);
-        rules
-    }
-
-    /// The node's own address that captured traffic is led to. `before` stays as long as the node has it; otherwise one
-    /// that comes and goes neither with Pods nor with a load balancer is preferred. `None` if there is nothing but loopback and link-local ones:
-    /// then it is the address of the interface that the traffic came in by, and the kernel drops what comes in by one
-    /// without, as the Pods of many network plugins do.
-    pub fn landing(&self, before: Option<IpAddr>) -> Option<IpAddr> {
-        let is_frontend = |ip| self.redirects.keys().any(|frontend| frontend.ip == ip);
-        let is_pods = |ip: &IpAddr| self.pod_cidrs.iter().any(|cidr| cidr.contains(ip));
-        let lasting = |ip: &IpAddr| !is_pods(ip) && !is_frontend(*ip);
-        let usable = || {
-            self.local_addresses
-                .iter()
-                .filter(|ip| is_global(**ip))
-                .copied()
-        };
-        before
-            .filter(|ip| self.local_addresses.contains(ip))
-            .or_else(|| usable().find(lasting))
-            .or_else(|| usable().next())
-    }
-
-    /// What gives no answer, and to whom, node ports included. At a frontend's own address and port the frontend
-    /// decides, not the node port.
-    pub fn silenced(&self) -> BTreeMap<Frontend, Silence> {
-        let mut silenced = self.silent.clone();
-        for (protocol, port) in &self.silent_node_ports {
-            let at = |ip: &IpAddr| Frontend {
-                ip: *ip,
-                port: *port,
-                protocol: *protocol,
-            };
-            // Nobody calls from outside there.
-            let reachable = self.node_addresses.iter().filter(|ip| !ip.is_loopback());
-            let node_ports = reachable.map(at);
-            let node_ports = node_ports.filter(|frontend| !self.redirects.contains_key(frontend));
-            silenced.extend(node_ports.map(|frontend| (frontend, Silence::Outside)));
-        }
-        silenced
-    }
-
-    /// Adds what `route` needs; `port_of` is the proxy port of each of its listeners, `None` where one could not be
-    /// opened (its frontends are then not captured).
-    pub fn add(&mut self, route: &Route, port_of: impl Fn(Entry) -> Option<u16>) {
-        let internal = if route.key.protocol == Protocol::Tcp {
-            Entry::All
-        } else {
-            Entry::ClusterIp
-        };
-        let external = if route.key.protocol == Protocol::Tcp {
-            Entry::All
-        } else {
-            Entry::External
-        };
-        for (frontend, kind) in &route.frontends {
-            let entry = if *kind == FrontendKind::ClusterIp {
-                internal
-            } else {
-                external
-            };
-            let ways = [entry, Entry::Diverted, Entry::At(*frontend, *kind)];
-            let port = ways.into_iter().find_map(&port_of);
-            let Some(port) = port else { continue };
-            self.redirects.insert(*frontend, port);
-            if *kind == FrontendKind::ClusterIp {
-                self.cluster_ips.insert(frontend.ip);
-            }
-            if let Some(silence) = silence(route, *kind) {
-                self.silent.insert(*frontend, silence);
-            }
-            if *kind == FrontendKind::LoadBalancer
-                && let Some(ranges) = allowed_at(frontend.ip, route, &self.local_addresses)
-            {
-                self.source_ranges.insert(*frontend, ranges);
-            }
-        }
-        if let Some(node_port) = route.node_port
-            && let Some(port) = port_of(external).or_else(|| port_of(Entry::Diverted))
-        {
-            self.node_ports
-                .insert((route.key.protocol, node_port), port);
-            if silence(route, FrontendKind::NodePort).is_some() {
-                self.silent_node_ports
-                    .insert((route.key.protocol, node_port));
-            }
-        }
-        if route.key.protocol == Protocol::Udp {
-            self.guarded_udp_ports
-                .extend([internal, external].into_iter().filter_map(port_of));
-        }
-    }
-}
-
 /// The addresses that `ip` stands for among a node's own: itself, or all of 127.0.0.0/8.
 pub fn local_network(ip: IpAddr) -> IpNet {
     match ip {
         IpAddr::V4(Ipv4Addr::LOCALHOST) => LOOPBACK,
         IpAddr::V4(_) | IpAddr::V6(_) => ip.into(),
-    }
-}
-
-// Neither loopback nor link-local.
-fn is_global(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     }
 }
 

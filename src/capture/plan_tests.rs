@@ -129,18 +129,21 @@ fn diverted_tcp_is_led_to_one_port_and_udp_to_its_own() {
     let tcp_rules = rules(&exposed(Protocol::Tcp), |entry| {
         (entry == Entry::Diverted).then_some(4000)
     });
-    let redirects = [(tcp("10.96.0.10:80"), 4000), (tcp("192.0.2.1:80"), 4000)];
-    assert_eq!(tcp_rules.redirects, redirects.into());
+    let redirects = [
+        (tcp("10.96.0.10:80"), 4000_u16),
+        (tcp("192.0.2.1:80"), 4000_u16),
+    ];
+    assert_eq!(tcp_rules.redirects, redirects.into_iter().collect());
     assert_eq!(
         tcp_rules.node_ports,
-        [((Protocol::Tcp, 30080), 4000)].into()
+        [((Protocol::Tcp, 30080), 4000_u16)].into_iter().collect()
     );
     let udp_rules = rules(&exposed(Protocol::Udp), |entry| match entry {
         Entry::At(frontend, _) => Some(frontend.port),
         Entry::All | Entry::Diverted | Entry::ClusterIp | Entry::External => None,
     });
-    let redirects = [(udp("10.96.0.10:80"), 80), (udp("192.0.2.1:80"), 80)];
-    assert_eq!(udp_rules.redirects, redirects.into());
+    let redirects = [(udp("10.96.0.10:80"), 80_u16), (udp("192.0.2.1:80"), 80)];
+    assert_eq!(udp_rules.redirects, redirects.into_iter().collect());
     assert!(udp_rules.node_ports.is_empty(), "bound where it is");
 }
 
@@ -231,11 +234,14 @@ fn by_entry(entry: Entry) -> Option<u16> {
 #[test]
 fn tcp_is_led_to_one_port() {
     let rules = rules(&exposed(Protocol::Tcp), by_entry);
-    let redirects = [(tcp("10.96.0.10:80"), 4000), (tcp("192.0.2.1:80"), 4000)];
+    let redirects = [
+        (tcp("10.96.0.10:80"), 4000_u16),
+        (tcp("192.0.2.1:80"), 4000),
+    ];
     let expected = Rules {
-        cluster_ips: [ip("10.96.0.10")].into(),
-        redirects: redirects.into(),
-        node_ports: [((Protocol::Tcp, 30080), 4000)].into(),
+        cluster_ips: [ip("10.96.0.10")].into_iter().collect(),
+        redirects: redirects.into_iter().collect(),
+        node_ports: [((Protocol::Tcp, 30080), 4000_u16)].into_iter().collect(),
         ..Rules::none(Family::V4)
     };
     assert_eq!(rules, expected);
@@ -244,10 +250,15 @@ fn tcp_is_led_to_one_port() {
 #[test]
 fn udp_is_led_to_a_port_for_each_class_and_both_are_guarded() {
     let expected = Rules {
-        cluster_ips: [ip("10.96.0.10")].into(),
-        redirects: [(udp("10.96.0.10:80"), 4001), (udp("192.0.2.1:80"), 4002)].into(),
-        node_ports: [((Protocol::Udp, 30080), 4002)].into(),
-        guarded_udp_ports: [4001, 4002].into(),
+        cluster_ips: [ip("10.96.0.10")].into_iter().collect(),
+        redirects: [
+            (udp("10.96.0.10:80"), 4001_u16),
+            (udp("192.0.2.1:80"), 4002),
+        ]
+        .into_iter()
+        .collect(),
+        node_ports: [((Protocol::Udp, 30080), 4002_u16)].into_iter().collect(),
+        guarded_udp_ports: [4001_u16, 4002].into_iter().collect(),
         ..Rules::none(Family::V4)
     };
     assert_eq!(rules(&exposed(Protocol::Udp), by_entry), expected);
@@ -257,9 +268,9 @@ fn udp_is_led_to_a_port_for_each_class_and_both_are_guarded() {
 fn what_has_no_listener_is_not_captured() {
     let only_internal = |entry| by_entry(entry).filter(|_| entry == Entry::ClusterIp);
     let expected = Rules {
-        cluster_ips: [ip("10.96.0.10")].into(),
-        redirects: [(udp("10.96.0.10:80"), 4001)].into(),
-        guarded_udp_ports: [4001].into(),
+        cluster_ips: [ip("10.96.0.10")].into_iter().collect(),
+        redirects: [(udp("10.96.0.10:80"), 4001_u16)].into_iter().collect(),
+        guarded_udp_ports: [4001_u16].into_iter().collect(),
         ..Rules::none(Family::V4)
     };
     assert_eq!(rules(&exposed(Protocol::Udp), only_internal), expected);
@@ -281,9 +292,13 @@ fn local_policies_without_a_local_endpoint_are_silent_to_whom_they_concern() {
             (tcp("10.96.0.10:80"), Silence::Everyone),
             (tcp("192.0.2.1:80"), Silence::Outside)
         ]
-        .into()
+        .into_iter()
+        .collect()
     );
-    assert_eq!(silent.silent_node_ports, [(Protocol::Tcp, 30080)].into());
+    assert_eq!(
+        silent.silent_node_ports,
+        [(Protocol::Tcp, 30080)].into_iter().collect()
+    );
 
     route.local = route.cluster.clone();
     let served = rules(&route, by_entry);
@@ -305,7 +320,9 @@ fn source_ranges_guard_load_balancer_addresses_alone() {
     let added = rules(&route, by_entry);
     assert_eq!(
         added.source_ranges,
-        [(balancer, route.source_ranges.clone())].into()
+        [(balancer, route.source_ranges.clone())]
+            .into_iter()
+            .collect()
     );
 
     route.any_endpoints = false;

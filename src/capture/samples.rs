@@ -31,19 +31,24 @@ pub(super) fn one_of_everything(family: Family) -> Rules {
     let loopback: IpAddr = of("127.0.0.1", "::1").parse().unwrap();
     let mut rules = Rules::none(family);
     rules.redirects = [
-        (frontend(web, 80, Protocol::Tcp), 40001),
+        (frontend(web, 80, Protocol::Tcp), 40001_u16),
         (frontend(dns, 53, Protocol::Udp), 40002),
         (frontend(dns, 53, Protocol::Tcp), 40003),
         (frontend(balancer, 443, Protocol::Tcp), 40004),
         (frontend(balancer, 443, Protocol::Udp), 40005),
     ]
-    .into();
-    rules.cluster_ips = [web, dns].map(|ip| ip.parse().unwrap()).into();
+    .into_iter()
+    .collect();
+    rules.cluster_ips = [web, dns]
+        .map(|ip| ip.parse::<IpAddr>().unwrap())
+        .into_iter()
+        .collect();
     rules.node_ports = [
-        ((Protocol::Tcp, 30080), 40001),
+        ((Protocol::Tcp, 30080), 40001_u16),
         ((Protocol::Udp, 30053), 40006),
     ]
-    .into();
+    .into_iter()
+    .collect();
     rules.node_addresses = match family {
         Family::V4 => [node, loopback].into(),
         Family::V6 => [node].into(),
@@ -52,8 +57,9 @@ pub(super) fn one_of_everything(family: Family) -> Rules {
         (frontend(web, 80, Protocol::Tcp), Silence::Everyone),
         (frontend(balancer, 443, Protocol::Udp), Silence::Outside),
     ]
-    .into();
-    rules.silent_node_ports = [(Protocol::Tcp, 30080)].into();
+    .into_iter()
+    .collect();
+    rules.silent_node_ports = [(Protocol::Tcp, 30080)].into_iter().collect();
     let ranges = [
         of("192.0.2.0/25", "2001:db8::/80"),
         of("198.51.100.1/32", "2001:db8:1::1/128"),
@@ -63,8 +69,9 @@ pub(super) fn one_of_everything(family: Family) -> Rules {
         (frontend(balancer, 443, Protocol::Tcp), ranges.clone()),
         (frontend(balancer, 443, Protocol::Udp), ranges),
     ]
-    .into();
-    rules.guarded_udp_ports = [40002, 40005, 40006].into();
+    .into_iter()
+    .collect();
+    rules.guarded_udp_ports = [40002_u16, 40005, 40006].into_iter().collect();
     rules.local_addresses = [node, loopback].into();
     rules.pod_cidrs = vec![of("10.244.0.0/24", "fd00:10:244::/64").parse().unwrap()];
     rules
@@ -165,11 +172,11 @@ pub(super) fn any_rules() -> impl Strategy<Value = Rules> {
                 silent_node_ports: node_ports.keys().take(1).copied().collect(),
                 node_addresses: addresses.clone(),
                 local_addresses: addresses,
-                redirects,
-                node_ports,
-                silent,
-                source_ranges,
-                guarded_udp_ports,
+                redirects: redirects.into(),
+                node_ports: node_ports.into(),
+                silent: silent.into(),
+                source_ranges: source_ranges.into(),
+                guarded_udp_ports: guarded_udp_ports.into(),
                 pod_cidrs,
                 ..Rules::none(Family::V4)
             },

@@ -60,7 +60,7 @@ impl StaleFlows {
         // A flow straight to a proxy port that was not guarded then would go on.
         let guarded = after.guarded_udp_ports.iter();
         let guarded = guarded
-            .filter(|port| state == Before::Unknown || !before.guarded_udp_ports.contains(port));
+            .filter(|port| state == Before::Unknown || !before.guarded_udp_ports.contains(*port));
         for port in guarded {
             ports.entry(*port).or_insert(Some(0));
         }
@@ -163,11 +163,13 @@ mod tests {
 
     fn rules(port: u16) -> Rules {
         let mut rules = Rules::none(Family::V4);
-        rules.redirects = [(udp("10.96.0.10:53"), port), (tcp("10.96.0.10:53"), 1)].into();
-        rules.node_ports = [((Protocol::Udp, 30053), port)].into();
+        rules.redirects = [(udp("10.96.0.10:53"), port), (tcp("10.96.0.10:53"), 1)]
+            .into_iter()
+            .collect();
+        rules.node_ports = [((Protocol::Udp, 30053), port)].into_iter().collect();
         rules.node_addresses = [ip("172.18.0.2"), ip("127.0.0.1")].into();
         rules.local_addresses = rules.node_addresses.clone();
-        rules.guarded_udp_ports = [port].into();
+        rules.guarded_udp_ports = [port].into_iter().collect();
         rules
     }
 

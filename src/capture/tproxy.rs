@@ -105,11 +105,14 @@ impl Capture for Tproxy {
 }
 
 fn datagrams(rules: &Rules) -> Rules {
-    let mut datagrams = rules.clone();
-    datagrams
-        .redirects
-        .retain(|frontend, _| frontend.protocol == Protocol::Udp);
-    datagrams
+    let redirects = rules.redirects.iter();
+    let redirects = redirects.filter(|(frontend, _)| frontend.protocol == Protocol::Udp);
+    Rules {
+        redirects: redirects
+            .map(|(frontend, port)| (*frontend, *port))
+            .collect(),
+        ..rules.clone()
+    }
 }
 
 /// Loads a table like ours, makes the policy route under another mark, and takes both back.

@@ -11,6 +11,7 @@
 
 mod company;
 mod direct;
+mod gathered;
 mod shown_clients;
 
 use std::borrow::Cow;
@@ -38,6 +39,7 @@ use super::health_checks::HealthChecks;
 use super::metrics::{Metrics, NoLocal};
 use super::rules::{Due, KernelRules};
 use company::Company;
+use gathered::{Gathered, Shares, of_family};
 
 /// What programming does to the world.
 pub(super) trait Effects {
@@ -80,6 +82,8 @@ pub(super) struct Programmer<E> {
     rules: KernelRules,
     health_checks: HealthChecks,
     services: HashMap<ServiceName, Programmed>,
+    // What their shares add up to.
+    gathered: Gathered,
     bound: HashMap<ListenerId, Bound>,
     // Addresses with direct listeners that the kernel does not bring here before the next write.
     uncaptured: BTreeSet<IpAddr>,
@@ -104,7 +108,7 @@ struct Bound {
 struct Programmed {
     specs: BTreeMap<ListenerId, ListenerSpec>,
     routes: Vec<Arc<Route>>,
-    rules: Vec<Rules>,
+    shares: Shares,
 }
 
 impl<E: Effects> Programmer<E> {
@@ -120,6 +124,7 @@ impl<E: Effects> Programmer<E> {
             effects,
             health_checks: HealthChecks::default(),
             services: HashMap::new(),
+            gathered: Gathered::default(),
             bound: HashMap::new(),
             uncaptured: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -156,7 +161,8 @@ impl<E: Effects> Programmer<E> {
         self.reopen_at = None;
         // The first time there is no view before: that write replaces what an earlier run may have left, even if there
         // is nothing to capture.
-        if self.node.as_ref() != Some(&built.table.node) {
+        let node_is_new = self.node.as_ref() != Some(&built.table.node);
+        if node_is_new {
             let has_node_port = |(_, p): &(&ServiceName, &Programmed)| {
                 p.routes.iter().any(|route| route.node_port.is_some())
             };
@@ -196,9 +202,19 @@ impl<E: Effects> Programmer<E> {
                 .want(name, self.health_checks_of(name, &table));
         }
         self.publish(&wanted, table);
+        // One may have from now on what another had before.
+        for before in wanted
+            .iter()
+            .filter_map(|(name, _)| self.services.get(name))
+        {
+            self.gathered.remove(&before.shares);
+        }
         for (name, service) in wanted {
             sweep(&service.routes, now);
             self.settle(name, service, now);
+        }
+        if node_is_new {
+            self.gather_anew();
         }
         self.health_checks.apply(&mut self.effects, now).await;
     }
@@ -208,7 +224,7 @@ impl<E: Effects> Programmer<E> {
         for (family, due) in self.rules.due(now) {
             match due {
                 Due::Write => {
-                    let rules = self.all_rules(family);
+                    let rules = self.gathered.rules(family, self.node.as_deref());
                     self.rules.write(rules, &mut self.effects, now).await;
                     self.serve_waiting(family).await;
                 }
@@ -279,7 +295,7 @@ impl<E: Effects> Programmer<E> {
         Programmed {
             specs,
             routes: routes.to_vec(),
-            rules: Vec::new(),
+            shares: Shares::new(),
         }
     }
 
@@ -400,14 +416,13 @@ impl<E: Effects> Programmer<E> {
                 self.closing.push(id.clone());
             }
         }
-        service.rules = self.rules_of(&service);
+        service.shares = self.shares_of(&service);
         for family in Family::BOTH {
-            let part =
-                |p: &Programmed| p.rules.iter().find(|rules| rules.family == family).cloned();
-            if part(&before) != part(&service) {
+            if before.shares.get(&family) != service.shares.get(&family) {
                 self.rules.changed(&[family], now);
             }
         }
+        self.gathered.add(&service.shares);
         if !service.routes.is_empty() {
             self.services.insert(name, service);
         }
@@ -433,50 +448,40 @@ impl<E: Effects> Programmer<E> {
         }
     }
 
-    fn rules_of(&self, service: &Programmed) -> Vec<Rules> {
-        let mut parts: Vec<Rules> = self.rules.families().map(Rules::none).collect();
-        for route in &service.routes {
-            if let Some(part) = parts
-                .iter_mut()
-                .find(|rules| rules.family == route.key.family)
-            {
-                self.add_route(part, route);
-            }
+    fn shares_of(&self, service: &Programmed) -> Shares {
+        let mut shares = Shares::new();
+        let captured = |route: &&Arc<Route>| self.rules.has(route.key.family);
+        for route in service.routes.iter().filter(captured) {
+            let family = route.key.family;
+            let node = self.node.as_ref();
+            let local = node.map(|node| of_family(&node.local_addresses, family));
+            let share = shares.entry(family).or_default();
+            share.add(route, &local.unwrap_or_default(), |entry| {
+                let id = ListenerId {
+                    route: route.key.clone(),
+                    entry,
+                };
+                self.bound.get(&id).map(|bound| bound.addr.port())
+            });
         }
-        parts
+        shares
     }
 
-    fn all_rules(&self, family: Family) -> Rules {
-        let mut rules = Rules::none(family);
-        if let Some(node) = &self.node {
-            let of_family = |addresses: &BTreeSet<IpAddr>| {
-                let mut addresses = addresses.clone();
-                addresses.retain(|ip| Family::of(*ip) == family);
-                addresses
+    // Who may call an address depends on those of the node.
+    fn gather_anew(&mut self) {
+        let mut gathered = Gathered::default();
+        let names: Vec<ServiceName> = self.services.keys().cloned().collect();
+        for name in names {
+            let Some(service) = self.services.get(&name) else {
+                continue;
             };
-            rules.local_addresses = of_family(&node.local_addresses);
-            rules.node_addresses = of_family(&node.node_port_addresses);
-            rules.pod_cidrs.clone_from(&node.pod_cidrs);
-            rules
-                .pod_cidrs
-                .retain(|cidr| Family::of(cidr.addr()) == family);
-        }
-        for route in self.services.values().flat_map(|service| &service.routes) {
-            if route.key.family == family {
-                self.add_route(&mut rules, route);
+            let shares = self.shares_of(service);
+            gathered.add(&shares);
+            if let Some(service) = self.services.get_mut(&name) {
+                service.shares = shares;
             }
         }
-        rules
-    }
-
-    fn add_route(&self, rules: &mut Rules, route: &Route) {
-        rules.add(route, |entry| {
-            let id = ListenerId {
-                route: route.key.clone(),
-                entry,
-            };
-            self.bound.get(&id).map(|bound| bound.addr.port())
-        });
+        self.gathered = gathered;
     }
 }
 

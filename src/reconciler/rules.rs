@@ -99,11 +99,6 @@ impl KernelRules {
         self.families.contains_key(&family)
     }
 
-    /// The captured families.
-    pub(super) fn families(&self) -> impl Iterator<Item = Family> {
-        self.families.keys().copied()
-    }
-
     /// The kernel must learn something about these families, where they are captured.
     pub(super) fn changed(&mut self, families: &[Family], now: Instant) {
         for family in families {

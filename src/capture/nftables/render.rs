@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet, ordset};
 use ipnet::IpNet;
 
 use crate::capture::plan::{Rules, Silence, local_network};
@@ -286,53 +288,96 @@ fn frontend_key(frontend: &Frontend) -> String {
     format!("{ip} . {} . {port}", protocol.lower())
 }
 
-// `rules` without the frontends and cluster IPs that `other` has as well, but for those that decide about other elements:
-// at the node's addresses, and those that `guarded` looks for.
+// `rules` without what `other` has as well, but for what decides about other elements.
 fn apart_from(rules: &Rules, other: &Rules) -> Rules {
-    let at_node = |ip| rules.node_addresses.contains(&ip) || other.node_addresses.contains(&ip);
-    let mut theirs = other.redirects.iter().peekable();
-    let redirects = rules.redirects.iter().filter(|(frontend, port)| {
-        while theirs.next_if(|(theirs, _)| theirs < frontend).is_some() {}
-        let common = theirs.peek() == Some(&(*frontend, *port));
-        !common || at_node(frontend.ip) || is_unmoved(frontend.protocol, frontend.port, **port)
+    let is_at_node = |frontend: &Frontend| {
+        rules.node_addresses.contains(&frontend.ip) || other.node_addresses.contains(&frontend.ip)
+    };
+    let redirects = apart(&rules.redirects, &other.redirects, |frontend, target| {
+        is_at_node(frontend) || is_unmoved(frontend.protocol, frontend.port, *target)
     });
+    let node_ports = apart(&rules.node_ports, &other.node_ports, |node_port, target| {
+        is_unmoved(node_port.0, node_port.1, *target)
+    });
+    // A frontend at one of the node's addresses decides there, not the node port.
+    let at_node = |rules: &Rules| -> Vec<Frontend> {
+        let frontends = rules.redirects.keys().filter(|it| is_at_node(it));
+        frontends.copied().collect()
+    };
+    let same_places =
+        rules.node_addresses == other.node_addresses && at_node(rules) == at_node(other);
     Rules {
-        redirects: redirects
-            .map(|(frontend, port)| (*frontend, *port))
-            .collect(),
-        cluster_ips: rules
-            .cluster_ips
-            .difference(&other.cluster_ips)
-            .copied()
-            .collect(),
+        redirects,
+        node_ports,
+        cluster_ips: set_apart(&rules.cluster_ips, &other.cluster_ips, true),
+        silent: apart(&rules.silent, &other.silent, |frontend, _| {
+            is_at_node(frontend)
+        }),
+        silent_node_ports: set_apart(
+            &rules.silent_node_ports,
+            &other.silent_node_ports,
+            same_places,
+        ),
+        source_ranges: apart(&rules.source_ranges, &other.source_ranges, |_, _| false),
+        guarded_udp_ports: set_apart(
+            &rules.guarded_udp_ports,
+            &other.guarded_udp_ports,
+            unmoved(rules) == unmoved(other),
+        ),
         family: rules.family,
-        node_ports: rules.node_ports.clone(),
         node_addresses: rules.node_addresses.clone(),
-        silent: rules.silent.clone(),
-        silent_node_ports: rules.silent_node_ports.clone(),
-        source_ranges: rules.source_ranges.clone(),
-        guarded_udp_ports: rules.guarded_udp_ports.clone(),
         local_addresses: rules.local_addresses.clone(),
         pod_cidrs: rules.pod_cidrs.clone(),
     }
 }
 
+// The entries that `others` has not, or has otherwise, and those that are wanted besides.
+fn apart<K: Ord + Clone, V: PartialEq + Clone>(
+    entries: &OrdMap<K, V>,
+    others: &OrdMap<K, V>,
+    besides: impl Fn(&K, &V) -> bool,
+) -> OrdMap<K, V> {
+    let differing = entries.diff(others).filter_map(|item| match item {
+        DiffItem::Update { old, .. } => Some(old),
+        DiffItem::Remove(key, value) => Some((key, value)),
+        DiffItem::Add(..) => None,
+    });
+    let wanted = entries.iter().filter(|(key, value)| besides(key, value));
+    let apart = differing.chain(wanted);
+    apart
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+// The members that `others` has not, or all of them if that does not do.
+fn set_apart<K: Ord + Clone>(members: &OrdSet<K>, others: &OrdSet<K>, does: bool) -> OrdSet<K> {
+    if !does {
+        return members.clone();
+    }
+    let missing = members.diff(others).filter_map(|item| match item {
+        ordset::DiffItem::Remove(member) => Some(member),
+        ordset::DiffItem::Add(_) => None,
+    });
+    missing.cloned().collect()
+}
+
 // A listener may be given the very port that is redirected to it. Such a redirect changes nothing, so the kernel does
 // not mark the flow as translated, and it must not be taken for one that was never captured.
-fn guarded(rules: &Rules) -> BTreeSet<u16> {
+fn guarded(rules: &Rules) -> impl Iterator<Item = u16> {
+    let unmoved = unmoved(rules);
+    let ports = rules.guarded_udp_ports.iter().copied();
+    ports.filter(move |port| !unmoved.contains(port))
+}
+
+fn unmoved(rules: &Rules) -> BTreeSet<u16> {
     let frontends = rules.redirects.iter();
     let frontends = frontends.map(|(frontend, target)| (frontend.protocol, frontend.port, *target));
     let node_ports = rules.node_ports.iter();
     let node_ports = node_ports.map(|((protocol, port), target)| (*protocol, *port, *target));
-    let unmoved: BTreeSet<u16> = frontends
+    frontends
         .chain(node_ports)
         .filter(|(protocol, port, target)| is_unmoved(*protocol, *port, *target))
         .map(|(_, port, _)| port)
-        .collect();
-    rules
-        .guarded_udp_ports
-        .difference(&unmoved)
-        .copied()
         .collect()
 }
 

@@ -16,16 +16,18 @@ pub(super) const CASES: &[Case] = &[(
 
 const MANY: u16 = 10_000;
 
+/// The ports of each: an address is one route however many lead there.
+const PORTS: [(u16, Protocol); 3] = [
+    (80, Protocol::Tcp),
+    (53, Protocol::Udp),
+    (53, Protocol::Tcp),
+];
+
 fn ten_thousand_services_are_as_many_routes_and_no_address(mut rig: Rig) {
     let addresses = |rig: &Rig| rig.world.shell(Place::Node, "ip -br addr");
     let before = addresses(&rig);
     for number in 0..MANY {
-        // Two ports of each, over both protocols: an address is one route however many lead there.
-        for (port, protocol) in [
-            (80, Protocol::Tcp),
-            (53, Protocol::Udp),
-            (53, Protocol::Tcp),
-        ] {
+        for (port, protocol) in PORTS {
             let ip = address(rig.v6(), number);
             rig.rules
                 .redirects
@@ -36,9 +38,10 @@ fn ten_thousand_services_are_as_many_routes_and_no_address(mut rig: Rig) {
     assert_eq!(routes(&rig), usize::from(MANY));
     assert_eq!(addresses(&rig), before);
     let last = address(rig.v6(), MANY - 1);
-    rig.rules
-        .redirects
-        .retain(|frontend, _| frontend.ip != last);
+    for (port, protocol) in PORTS {
+        let ip = last;
+        rig.rules.redirects.remove(&Frontend { ip, port, protocol });
+    }
     rig.apply();
     assert_eq!(routes(&rig), usize::from(MANY) - 1);
     assert!(!rig.reassert());

@@ -105,7 +105,7 @@ fn a_frontend_decides_before_the_node_port_of_another_service() {
     let mut rules = Rules::none(Family::V4);
     let node = "172.18.0.2".parse().unwrap();
     rules.node_addresses = [node].into();
-    rules.silent_node_ports = [(Protocol::Tcp, 80)].into();
+    rules.silent_node_ports = [(Protocol::Tcp, 80)].into_iter().collect();
     assert_eq!(V4.plan_elements(&rules)["silent_outside"].len(), 1);
     let external = Frontend {
         ip: node,
@@ -119,12 +119,13 @@ fn a_frontend_decides_before_the_node_port_of_another_service() {
 #[test]
 fn a_port_that_is_redirected_to_itself_is_not_guarded() {
     let mut rules = Rules::none(Family::V4);
-    rules.guarded_udp_ports = [40000, 40001].into();
+    rules.guarded_udp_ports = [40000_u16, 40001].into_iter().collect();
     rules.node_ports = [
-        ((Protocol::Udp, 40000), 40000),
+        ((Protocol::Udp, 40000), 40000_u16),
         ((Protocol::Udp, 40001), 40000),
     ]
-    .into();
+    .into_iter()
+    .collect();
     assert!(V4.plan_elements(&rules)["guarded"].keys().eq(["40001"]));
 }
 
