@@ -158,6 +158,7 @@ pub(super) fn any_rules() -> impl Strategy<Value = Rules> {
         ranges,
         guarded,
         networks(),
+        proptest::collection::btree_set(ip(), 0..3),
     )
         .prop_map(
             |(
@@ -168,11 +169,13 @@ pub(super) fn any_rules() -> impl Strategy<Value = Rules> {
                 source_ranges,
                 guarded_udp_ports,
                 pod_cidrs,
+                cluster_ips,
             )| Rules {
                 silent_node_ports: node_ports.keys().take(1).copied().collect(),
                 node_addresses: addresses.clone(),
                 local_addresses: addresses,
                 redirects: redirects.into(),
+                cluster_ips: cluster_ips.into(),
                 node_ports: node_ports.into(),
                 silent: silent.into(),
                 source_ranges: source_ranges.into(),

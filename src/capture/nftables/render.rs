@@ -318,7 +318,12 @@ fn apart_from(rules: &Rules, other: &Rules) -> Rules {
             &other.silent_node_ports,
             same_places,
         ),
-        source_ranges: apart(&rules.source_ranges, &other.source_ranges, |_, _| false),
+        // Intervals are replaced as a whole.
+        source_ranges: if rules.source_ranges == other.source_ranges {
+            OrdMap::new()
+        } else {
+            rules.source_ranges.clone()
+        },
         guarded_udp_ports: set_apart(
             &rules.guarded_udp_ports,
             &other.guarded_udp_ports,
