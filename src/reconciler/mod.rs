@@ -247,12 +247,14 @@ impl Reconciler {
                 self.program().await;
             }
             next = self.programmer.write(Instant::now()).await;
+            facts.save();
             if self.programmer.has_written() && self.builder.is_synced() && synced.take().is_some()
             {
                 // What came in as text is in the table now.
                 heap::give_back();
             }
         }
+        facts.save();
         self.prober.shutdown().await;
         Draining {
             captures: self.programmer.into_effects().stop_capturing().await,

@@ -1,12 +1,12 @@
 //! When the kernel is written to. Pure: the clock is an argument, and it says when to ask again.
 //!
-//! Changes within [`GATHER`] of the first are written together, and an interval that the operator gave is kept between
-//! writes. A write that failed is tried again, waiting longer
+//! A change that comes alone is written at once; those that come within [`GATHER`] of a write are written together, and an
+//! interval that the operator gave is kept between writes. A write that failed is tried again, waiting longer
 //! each time but never longer than the sync period; and once per sync period everything is checked.
 
 use std::time::{Duration, Instant};
 
-/// How long changes are gathered before a write. A burst becomes one transaction, and nobody notices 10 ms.
+/// How long after a write changes are gathered for the next. A burst becomes two transactions, and nobody notices 10 ms.
 pub(super) const GATHER: Duration = Duration::from_millis(10);
 
 /// The first wait after a failed write; each further one doubles it.
@@ -42,8 +42,9 @@ impl Pace {
 
     /// Something changed that the kernel must learn.
     pub(super) fn changed(&mut self, now: Instant) {
-        let earliest = self.last_write.map(|last| last + self.min_period);
-        let due = (now + GATHER).max(earliest.unwrap_or(now));
+        let interval = self.min_period.max(GATHER);
+        let earliest = self.last_write.map(|last| last + interval);
+        let due = now.max(earliest.unwrap_or(now));
         self.write_at = Some(self.write_at.map_or(due, |at| at.min(due)));
     }
 
@@ -93,16 +94,25 @@ mod tests {
     const PERIOD: Duration = Duration::from_secs(30);
 
     #[test]
-    fn changes_are_gathered_but_the_first_is_never_delayed_by_later_ones() {
+    fn a_change_alone_is_written_at_once_and_those_that_follow_are_gathered() {
         let start = Instant::now();
         let mut pace = Pace::new(PERIOD, start);
         pace.changed(start);
-        pace.changed(start + Duration::from_millis(9));
-        assert!(!pace.write_due(start + Duration::from_millis(9)));
-        assert!(pace.write_due(start + GATHER));
+        assert!(pace.write_due(start));
+        pace.written(start, true);
+        let (soon, later) = (Duration::from_millis(1), Duration::from_millis(9));
+        pace.changed(start + soon);
+        pace.changed(start + later);
+        assert!(!pace.write_due(start + later));
+        assert!(
+            pace.write_due(start + GATHER),
+            "the first is not delayed by later ones"
+        );
         pace.written(start + GATHER, true);
         assert!(!pace.is_waiting());
         assert_eq!(pace.next(), start + GATHER + PERIOD);
+        pace.changed(start + GATHER * 2);
+        assert!(pace.write_due(start + GATHER * 2));
     }
 
     #[test]
@@ -111,15 +121,15 @@ mod tests {
         let mut pace = Pace::new(PERIOD, start);
         pace.set_min_period(Duration::from_secs(1));
         pace.changed(start);
-        assert_eq!(pace.next(), start + GATHER, "nothing was written yet");
-        let written = start + GATHER;
+        assert_eq!(pace.next(), start, "nothing was written yet");
+        let written = start;
         pace.written(written, true);
         pace.changed(written + GATHER);
         assert_eq!(pace.next(), written + Duration::from_secs(1));
         pace.written(pace.next(), true);
         let later = written + Duration::from_secs(9);
         pace.changed(later);
-        assert_eq!(pace.next(), later + GATHER);
+        assert_eq!(pace.next(), later);
     }
 
     #[test]

@@ -75,8 +75,14 @@ impl Standalone {
                 let holds = self.intake.allocation_of(&key);
                 kept.note(key, holds);
             }
-            kept.save();
         }
         outcome
+    }
+
+    /// Keeps allocations for the next start, if there are others than before.
+    pub(super) fn save(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.save();
+        }
     }
 }
