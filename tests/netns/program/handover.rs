@@ -1,6 +1,7 @@
 //! One process beside another, and what happens if it does not end as planned.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
@@ -9,7 +10,7 @@ use viaduct::model::Protocol;
 use super::node::{BOTH, Node, SERVICE, Web};
 use super::targets;
 use crate::rig::all_rules;
-use crate::world::{Answer, Place, QUIET, eventually};
+use crate::world::{Answer, Place, QUIET, eventually, patience};
 
 /// Whoever is served is served by the one Pod of that name.
 fn assert_served(node: &Node, by: &str) {
@@ -88,4 +89,34 @@ pub(super) fn a_stranger_at_a_port_that_is_taken_over_is_noticed(mut node: Node)
     );
     drop(strangers);
     assert_served(&node, "local");
+}
+
+/// The client has its half of a connection when the process that it came to ends: the rest of the handshake arrives when
+/// there is only the next one.
+pub(super) fn a_handshake_under_way_goes_on_with_the_successor(mut node: Node) {
+    node.apply(&Web {
+        endpoints: &["local"],
+        ..Web::default()
+    });
+    node.start();
+    assert_served(&node, "local");
+    let hold_back = "nft 'add table inet hold; \
+        add chain inet hold out { type filter hook output priority 0; }; \
+        add rule inet hold out tcp flags & syn == 0 tcp dport { 80, 30080 } drop'";
+    node.world.shell(Place::Outside, hold_back);
+    let mut clients = targets().map(|to| {
+        let connect = || TcpStream::connect_timeout(&to, patience());
+        let mut client = node.world.in_ns(Place::Outside, connect).unwrap();
+        client.set_read_timeout(Some(patience())).unwrap();
+        client.write_all(b"hello\n").unwrap();
+        client
+    });
+    node.hand_over();
+    node.world
+        .shell(Place::Outside, "nft delete table inet hold");
+    for (client, to) in clients.iter_mut().zip(targets()) {
+        let mut words = String::new();
+        let read = client.read_to_string(&mut words);
+        assert_eq!(read.map(|_| words).unwrap(), "local", "{to}");
+    }
 }

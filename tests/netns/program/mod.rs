@@ -257,6 +257,12 @@ pub(crate) fn add_to(trials: &mut Trials) {
             });
         }
     }
+    trials.add(
+        Mode::Local,
+        "program::handover::a_handshake_under_way_goes_on_with_the_successor",
+        &["nft"],
+        || handover::a_handshake_under_way_goes_on_with_the_successor(Node::new(Mode::Local)),
+    );
     for mode in [Mode::Tproxy, Mode::Local] {
         let name = "program::handover::a_stranger_at_a_port_that_is_taken_over_is_noticed";
         trials.add(mode, name, &["nft"], move || {
