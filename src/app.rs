@@ -140,7 +140,7 @@ impl App {
             // Nothing is left in the kernel, and two of them run side by side.
             Mode::Loopback | Mode::None => false,
         });
-        let rules_owner = is_handed_over.then(|| config.data_dir.join("rules-owner"));
+        let rules_owner = is_handed_over.then(|| config.data_dir.join("rules-owners"));
         let metrics = Arc::new(dataplane::Metrics::new(&registry).context("registering metrics")?);
         let dataplane = Dataplane::start(
             dataplane::Config {

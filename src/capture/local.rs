@@ -158,8 +158,10 @@ fn change(
         None => routes.list()?,
     };
     let missing: Vec<IpAddr> = wanted.difference(&routed).copied().collect();
+    let mut was_missing = false;
     for ip in &missing {
-        routes.add(*ip)?;
+        // Somebody else's route does as well, and is not listed among ours.
+        was_missing |= routes.add(*ip)?;
         routed.insert(*ip);
     }
     let unwanted: Vec<IpAddr> = routed.difference(wanted).copied().collect();
@@ -173,7 +175,7 @@ fn change(
             routed.remove(ip);
         }
     }
-    Ok((routed, !missing.is_empty()))
+    Ok((routed, was_missing))
 }
 
 fn open(family: Family) -> io::Result<LocalRoutes> {

@@ -184,7 +184,7 @@ pub enum CaptureError {
 }
 
 /// Opens `mode` for `family` after checking that it can work here: the tool is present and rules of the needed kind
-/// load. What the other modes may have left of this family is removed, as far as that is possible.
+/// load. What other modes may have left stays; see [`remove_others`].
 ///
 /// # Errors
 /// The mode cannot work here: in the kernel's own words, with the remedy.
@@ -193,7 +193,7 @@ pub async fn open(
     family: Family,
     metrics: &Metrics,
 ) -> Result<Box<dyn Capture>, CaptureError> {
-    let capture: Box<dyn Capture> = match mode {
+    Ok(match mode {
         Mode::Nftables => {
             nftables::probe(family, Purpose::Translate).await?;
             Box::new(nftables::Nftables::new(family, metrics.clone()))
@@ -208,15 +208,25 @@ pub async fn open(
             local::probe(family).await?;
             Box::new(local::Local::new(family))
         }
-        Mode::Loopback | Mode::None => return Ok(Box::new(passive::Passive::new(mode, family))),
-    };
-    for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
-        // A mode that does not work here cannot have left anything that works, so this is no reason not to start.
+        Mode::Loopback | Mode::None => Box::new(passive::Passive::new(mode, family)),
+    })
+}
+
+/// Removes what other modes than `mode` may have left of that family, as far as that is possible.
+pub async fn remove_others(mode: Mode, family: Family) {
+    let others = Mode::ALL.into_iter().filter(|other| match (mode, *other) {
+        // Its addresses are routed as theirs are, and it removes those that it does not want itself.
+        (Mode::Tproxy, Mode::Local) => false,
+        // They have nothing to do with the kernel, and run beside those that do.
+        (Mode::Loopback | Mode::None, _) => false,
+        (_, other) => other != mode,
+    });
+    for other in others {
+        // A mode that does not work here cannot have left anything that works, so this is no reason not to serve.
         if let Err(error) = remove(other, family).await {
             debug!(mode = %other, %family, %error, "nothing of another capture mode could be removed");
         }
     }
-    Ok(capture)
 }
 
 /// Checks that `mode` can work for `family`: what it needs is loaded for a moment, and nothing of it stays. Returns the

@@ -79,11 +79,11 @@ impl State {
         }
     }
 
-    // How many of them the kernel lists: a TCP port that is held closed is not.
-    fn bound(&self, transport: Transport) -> usize {
-        match (self, transport) {
-            (Self::Held(_), Transport::Tcp) => 0,
-            (Self::Held(_), Transport::Udp) | (Self::Serving { .. }, _) => self.sockets(),
+    // How many of them receive.
+    fn receiving(&self) -> usize {
+        match self {
+            Self::Held(_) => 0,
+            Self::Serving { .. } => self.sockets(),
         }
     }
 
@@ -182,7 +182,7 @@ impl Listeners {
             let listing = tokio::task::spawn_blocking(move || bound_sockets(transport));
             let bound = listing.await.map_err(io::Error::other)??;
             let others = |(_, open): &(&ListenerId, &Open)| {
-                bound.get(&open.addr).copied().unwrap_or(0) > open.state.bound(transport)
+                bound.get(&open.addr).copied().unwrap_or(0) > open.state.receiving()
             };
             found.extend(shared.filter(others).map(|(id, _)| id.clone()));
         }

@@ -48,20 +48,19 @@ impl LocalRoutes {
         Ok(found)
     }
 
-    /// Makes `ip` the machine's own, also for sockets here that have sent there before. One that is already, by whatever
-    /// route, is no error.
+    /// Makes `ip` the machine's own, also for sockets here that have sent there before. True if it was not, by whatever route.
     ///
     /// # Errors
     /// `PermissionDenied` without `CAP_NET_ADMIN`; `ENETDOWN` while `lo` is down.
-    pub fn add(&self, ip: IpAddr) -> io::Result<()> {
-        self.add_to(TABLE_LOCAL, ip)?;
+    pub fn add(&self, ip: IpAddr) -> io::Result<bool> {
+        let is_new = self.add_to(TABLE_LOCAL, ip)?;
         // A connected IPv6 socket keeps the route that it has found until something changes in that route's table, which
         // is `main` for most.
         if matches!(self.version, IpVersion::V6) {
             self.add_to(TABLE_MAIN, ip)?;
             self.remove_from(TABLE_MAIN, ip)?;
         }
-        Ok(())
+        Ok(is_new)
     }
 
     /// Takes our route for `ip` away. One that is not there is no error.
@@ -77,10 +76,10 @@ impl LocalRoutes {
         Ok(())
     }
 
-    fn add_to(&self, table: u8, ip: IpAddr) -> io::Result<()> {
+    fn add_to(&self, table: u8, ip: IpAddr) -> io::Result<bool> {
         match self.ask(NEW_ROUTE, CREATE | EXCLUSIVE, table, ip) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            outcome => outcome,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            outcome => outcome.map(|()| true),
         }
     }
 

@@ -22,11 +22,16 @@ pub fn tcp_addresses(version: IpVersion) -> io::Result<BTreeSet<IpAddr>> {
     Ok(needed.map(|(local, _)| local.ip().to_canonical()).collect())
 }
 
-/// How many sockets receive at each address: listening ones of TCP, all of UDP. Reads one line per socket.
+/// How many sockets receive from anybody at each address: listening ones of TCP, those of UDP that are not connected. Reads
+/// one line per socket.
 ///
 /// # Errors
 /// There is no `/proc`, or it may not be read.
 pub fn bound_sockets(transport: Transport) -> io::Result<HashMap<SocketAddr, usize>> {
+    let receiving = match transport {
+        Transport::Tcp => LISTEN,
+        Transport::Udp => UNCONNECTED,
+    };
     let mut found = HashMap::new();
     for version in [IpVersion::V4, IpVersion::V6] {
         let text = match std::fs::read_to_string(path(transport, version)) {
@@ -39,7 +44,7 @@ pub fn bound_sockets(transport: Transport) -> io::Result<HashMap<SocketAddr, usi
             text => text?,
         };
         for (local, state) in text.lines().filter_map(parse_line) {
-            if matches!(transport, Transport::Udp) || state == LISTEN {
+            if state == receiving {
                 *found.entry(local).or_default() += 1;
             }
         }
@@ -58,6 +63,9 @@ fn path(transport: Transport, version: IpVersion) -> &'static str {
 
 /// The state of a TCP socket that listens (`tcp_states.h`).
 const LISTEN: &str = "0A";
+
+/// That of a UDP socket without a peer (`CLOSE`).
+const UNCONNECTED: &str = "07";
 
 /// The states whose connections need nothing any more (`TIME_WAIT`, `CLOSE`), or are none yet.
 const WITHOUT_NEEDS: [&str; 3] = ["06", "07", LISTEN];
@@ -110,10 +118,10 @@ mod tests {
         for ip in ["127.86.3.8", "::1"] {
             let socket = UdpSocket::bind((ip, 0)).unwrap();
             let at = socket.local_addr().unwrap();
-            assert_eq!(
-                bound_sockets(Transport::Udp).unwrap().get(&at).copied(),
-                Some(1)
-            );
+            let udp = || bound_sockets(Transport::Udp).unwrap().get(&at).copied();
+            assert_eq!(udp(), Some(1));
+            socket.connect(at).unwrap();
+            assert_eq!(udp(), None, "it hears nobody else");
         }
     }
 

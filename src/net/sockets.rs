@@ -140,7 +140,12 @@ impl Bound {
             // While it does not listen, whoever has the option too could.
             self.socket.set_reuse_address(false)?;
         } else {
-            self.socket.connect(&silent_peer(self.addr).into())?;
+            let peer = silent_peer(self.addr).into();
+            if let Err(error) = self.socket.connect(&peer) {
+                // There is no way from an address that is not the machine's yet but for transparent sockets.
+                set_transparent(&self.socket, self.addr).map_err(|_not_permitted| error)?;
+                self.socket.connect(&peer)?;
+            }
         }
         Ok(Held {
             _socket: self.socket,

@@ -1,21 +1,17 @@
 //! The real effects: the data path, the published table and the kernel.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use tracing::{info, warn};
-
+use crate::capture::CaptureError;
 use crate::capture::plan::{Arrival, ListenerId, ListenerSpec, Rules};
-use crate::capture::{Capture, CaptureError, Mode};
 use crate::dataplane::{Dataplane, OpenError, Opened};
 use crate::health_checks::{HealthCheckPorts, Unbound};
 use crate::model::{Family, ServicePortKey};
 use crate::routing::{HealthCheck, Published, RoutingTable};
 use crate::sources::kube::{Notice, Notices};
 
-use super::handover::{Claim, Predecessor, Standing};
+use super::captured::Captured;
 use super::program::Effects;
 
 /// Does what the programmer decides.
@@ -53,139 +49,9 @@ impl Live {
     }
 }
 
-/// The families that are captured, as long as this process owns the node's rules.
-pub(super) struct Captured {
-    captures: Vec<Box<dyn Capture>>,
-    predecessor: Option<Predecessor>,
-    owner: Option<PathBuf>,
-    claim: Option<Claim>,
-    // Of which the kernel may hold what a successor wrote.
-    doubtful: BTreeSet<Family>,
-}
-
-impl Captured {
-    /// Nothing is claimed before there is something to do. Without an `owner` file nobody else can claim it.
-    pub(super) fn new(captures: Vec<Box<dyn Capture>>, owner: Option<PathBuf>) -> Self {
-        Self {
-            captures,
-            predecessor: owner.as_deref().and_then(Predecessor::find),
-            owner,
-            claim: None,
-            doubtful: BTreeSet::new(),
-        }
-    }
-
-    // Once it has ended it is not looked for again.
-    fn predecessor_lives(&mut self) -> bool {
-        let lives = self.predecessor.as_ref().is_some_and(Predecessor::lives);
-        if !lives {
-            self.predecessor = None;
-        }
-        lives
-    }
-
-    /// Removes our rules from the kernel.
-    pub(super) async fn release(mut self) {
-        if self.is_superseded() {
-            return info!("another viaduct serves this node; its rules stay");
-        }
-        let predecessor_lives = self.predecessor_lives();
-        for mut capture in self.captures {
-            // Addresses lead to both; rules would lead to us alone.
-            if predecessor_lives && capture.mode() == Mode::Local {
-                info!(family = %capture.family(), "the viaduct before this one still serves; addresses stay");
-                continue;
-            }
-            match capture.release().await {
-                Ok(()) => info!(family = %capture.family(), "capture released"),
-                Err(error) => {
-                    warn!(family = %capture.family(), %error, "rules could not be removed; `viaduct cleanup` does it")
-                }
-            }
-        }
-    }
-
-    async fn stop(&mut self) {
-        if self.is_superseded() {
-            return;
-        }
-        for capture in &mut self.captures {
-            if let Err(error) = capture.drain().await {
-                warn!(family = %capture.family(), %error, "flows may still be captured while others drain");
-            }
-        }
-    }
-
-    // Without a claim nobody else can have one.
-    fn standing(&self) -> Standing {
-        self.claim.as_ref().map_or(Standing::Ours, Claim::standing)
-    }
-
-    fn is_superseded(&self) -> bool {
-        self.standing() == Standing::Superseded
-    }
-
-    // Takes the rules over again from a successor that has ended. True if it did.
-    fn regain(&mut self) -> bool {
-        let Some(claim) = &mut self.claim else {
-            return false;
-        };
-        if claim.standing() != Standing::Abandoned {
-            return false;
-        }
-        if let Err(error) = claim.renew() {
-            warn!(%error, "the process that took over has ended, but its rules cannot be claimed");
-            return false;
-        }
-        let families = self.captures.iter().map(|capture| capture.family());
-        self.doubtful.extend(families);
-        true
-    }
-
-    // Takes the rules over, the first time.
-    fn claim(&mut self) {
-        if let Some(path) = self.owner.take() {
-            match Claim::take(&path) {
-                Ok(claim) => self.claim = Some(claim),
-                Err(error) => {
-                    warn!(path = %path.display(), %error, "a process that starts beside this one cannot take over from it")
-                }
-            }
-        }
-    }
-
-    // The family's capture, if the rules are ours.
-    fn owned(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
-        self.claim();
-        match self.standing() {
-            Standing::Ours => {}
-            // What was abandoned is regained first.
-            Standing::Superseded | Standing::Abandoned => return None,
-        }
-        let mut captures = self.captures.iter_mut();
-        captures.find(|capture| capture.family() == family)
-    }
-
-    // What has been written before is brought back first, where a successor wrote since: a change builds on it.
-    async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
-        let is_doubtful = self.doubtful.contains(&rules.family);
-        let Some(capture) = self.owned(rules.family) else {
-            return Ok(());
-        };
-        if is_doubtful {
-            capture.reassert().await?;
-        }
-        capture.apply(rules).await?;
-        self.doubtful.remove(&rules.family);
-        Ok(())
-    }
-}
-
 impl Effects for Live {
     fn arrival(&self, family: Family) -> Option<Arrival> {
-        let mut captures = self.captures.captures.iter();
-        let capture = captures.find(|capture| capture.family() == family);
-        capture.map(|capture| capture.arrival())
+        self.captures.arrival(family)
     }
 
     async fn open(&mut self, spec: &ListenerSpec) -> Result<Opened, OpenError> {
@@ -224,19 +90,19 @@ impl Effects for Live {
     }
 
     fn families(&self) -> Vec<Family> {
-        let captures = self.captures.captures.iter();
-        captures.map(|capture| capture.family()).collect()
+        self.captures.families()
     }
 
     async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError> {
         self.captures.apply(rules).await
     }
 
+    async fn clear_other_modes(&mut self, family: Family) {
+        self.captures.clear(family).await;
+    }
+
     async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError> {
-        match self.captures.owned(family) {
-            Some(capture) => capture.reassert().await,
-            None => Ok(false),
-        }
+        self.captures.check(family).await
     }
 
     async fn answer_health_checks(&mut self, wanted: &[HealthCheck]) -> Vec<Unbound> {

@@ -10,6 +10,7 @@
 //! (`program`). Nothing downstream writes to it, but for the one loop: it tells the prober what to probe, and hears what
 //! came of it as from any source.
 
+mod captured;
 mod cluster;
 mod effects;
 mod facts;
@@ -53,7 +54,8 @@ use crate::sources::prober::Prober;
 use crate::telemetry::Health;
 use crate::workload::Simulator;
 
-use effects::{Captured, Live};
+use captured::Captured;
+use effects::Live;
 use facts::Facts;
 use program::Programmer;
 use store::Outcome;

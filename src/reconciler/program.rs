@@ -59,6 +59,8 @@ pub(super) trait Effects {
     /// Families that can be captured here.
     fn families(&self) -> Vec<Family>;
     async fn write_rules(&mut self, rules: &Rules) -> Result<(), CaptureError>;
+    /// Removes what other capture modes may have left, once there is something in their place.
+    async fn clear_other_modes(&mut self, family: Family);
     /// Restores rules that somebody else removed; true if it had to.
     async fn check_rules(&mut self, family: Family) -> Result<bool, CaptureError>;
     /// Has exactly these health-check node ports answer. Returns those that could not be bound.
@@ -227,6 +229,7 @@ impl<E: Effects> Programmer<E> {
                     let rules = self.gathered.rules(family, self.node.as_deref());
                     self.rules.write(rules, &mut self.effects, now).await;
                     self.serve_waiting(family).await;
+                    self.effects.clear_other_modes(family).await;
                 }
                 Due::Check => self.rules.check(family, &mut self.effects, now).await,
             }

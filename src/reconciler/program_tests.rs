@@ -129,6 +129,8 @@ impl Effects for Recorder {
         Ok(())
     }
 
+    async fn clear_other_modes(&mut self, _family: Family) {}
+
     async fn check_rules(&mut self, _family: Family) -> Result<bool, CaptureError> {
         self.log.push("check".to_owned());
         Ok(false)

@@ -209,6 +209,15 @@ impl<K: Copy + Eq + Hash, S> FlowTable<K, S> {
         }
     }
 
+    /// Counts every flow as active now.
+    pub(super) fn touch_all(&mut self, now: Instant) {
+        for place in &mut self.places {
+            if let Some(flow) = &mut place.flow {
+                flow.last_active = now;
+            }
+        }
+    }
+
     fn id(&self, place: u32) -> FlowId {
         FlowId {
             place,

@@ -14,6 +14,7 @@ use crate::model::ServicePortKey;
 use crate::net::batches::{Batch, SLOTS};
 use crate::net::poller::Interest;
 use crate::net::sockets::{gather_datagrams, leave_port};
+use crate::routing::Route;
 
 use super::super::Listener;
 use super::super::admission::{Admitted, FlowKind};
@@ -118,7 +119,6 @@ impl Forwarder {
     /// Leaves what comes from now on to whoever shares the port, or refuses it, and forwards what has come. Flows wait for
     /// replies that are on their way.
     pub(super) fn leave(&mut self, batch: &mut Batch, reactor: &mut Reactor) {
-        self.has_left = true;
         if let Err(error) = leave_port(&self.socket) {
             tracing::debug!(listener = %self.listener.id, %error, "port could not be left; flows end");
             return self.end_flows("listener_closed");
@@ -129,6 +129,8 @@ impl Forwarder {
             // An error that was pending is one less of a few.
             taken += self.take_from_clients(batch, reactor).max(1);
         }
+        self.has_left = true;
+        self.flows.touch_all(reactor.now());
         self.flows.set_idle_timeout(LAST_REPLY);
         self.called_at = None;
         self.expire(reactor);
@@ -136,7 +138,7 @@ impl Forwarder {
 
     /// Whether no reply is waited for any more.
     pub(super) fn is_over(&self) -> bool {
-        self.flows.len() == 0
+        self.flows.len() == 0 && self.delayed.next().is_none()
     }
 
     /// Ends all flows and closes the socket.
@@ -295,7 +297,7 @@ impl Forwarder {
             let route = table
                 .route(&self.listener.id.route)
                 .ok_or(Loss::NoBackend)?;
-            idle_timeout(&self.listener, route)
+            self.idle_timeout(route)
         };
         let flow = self.admit(now).ok_or(Loss::Limit)?;
         self.flows.set_idle_timeout(timeout);
@@ -392,10 +394,8 @@ impl Forwarder {
             drop(table);
             return self.end_flows("service_gone");
         };
-        if !self.has_left {
-            self.flows
-                .set_idle_timeout(idle_timeout(&self.listener, route));
-        }
+        let timeout = self.idle_timeout(route);
+        self.flows.set_idle_timeout(timeout);
         let gone = |session: &Session| {
             // Without a backend it was refused; what refused it may be different now.
             session
@@ -433,6 +433,13 @@ impl Forwarder {
         if let Some(next) = next {
             self.call_at(next, reactor);
         }
+    }
+
+    fn idle_timeout(&self, route: &Route) -> Duration {
+        if self.has_left {
+            return LAST_REPLY;
+        }
+        idle_timeout(&self.listener, route)
     }
 
     // Is called at that time, or before.

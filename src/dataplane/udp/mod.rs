@@ -84,7 +84,10 @@ impl Udp {
     /// Leaves a listener's port; its flows go on until no reply comes any more.
     pub(super) fn leave(&mut self, key: Key, reactor: &mut Reactor) {
         if let (Some(forwarder), Some(batch)) = (self.forwarders.get_mut(key), &mut self.batch) {
-            forwarder.leave(batch, reactor);
+            let leaving = catch_unwind(AssertUnwindSafe(|| forwarder.leave(batch, reactor)));
+            if let Err(_reported_by_the_panic_hook) = leaving {
+                forwarder.start_over(reactor);
+            }
         }
     }
 

@@ -1,0 +1,241 @@
+//! The families that are captured, as long as this process owns the node's rules; see [`handover`](super::handover).
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::capture::plan::{Arrival, Rules};
+use crate::capture::{Capture, CaptureError, remove_others};
+use crate::model::Family;
+
+use super::handover::{Claim, Standing};
+
+/// How long a process that ends first waits for the one before it to take the rules again, and how often it looks.
+const HAND_BACK: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The captures with what is known of their rules.
+pub(super) struct Captured {
+    captures: Vec<Box<dyn Capture>>,
+    ownership: Ownership,
+    // Of which the kernel may hold what a successor wrote.
+    doubtful: BTreeSet<Family>,
+    // Of which nothing has been applied yet.
+    unapplied: BTreeSet<Family>,
+    // Of which other modes may have left something.
+    uncleared: BTreeSet<Family>,
+}
+
+// Whose the rules are.
+enum Ownership {
+    // Nobody else can have them.
+    Sole,
+    // Nothing has been written yet.
+    Unclaimed(PathBuf),
+    // They cannot be claimed, so a process beside this one and this one hold each other for a vandal.
+    Unclaimable(PathBuf),
+    Claimed(Claim),
+}
+
+impl Captured {
+    /// Claims are made in the folder `owners`, if others can have the rules; none before there is something to do.
+    pub(super) fn new(captures: Vec<Box<dyn Capture>>, owners: Option<PathBuf>) -> Self {
+        let families: BTreeSet<Family> = captures.iter().map(|it| it.family()).collect();
+        Self {
+            captures,
+            ownership: owners.map_or(Ownership::Sole, Ownership::Unclaimed),
+            doubtful: BTreeSet::new(),
+            unapplied: families.clone(),
+            uncleared: families,
+        }
+    }
+
+    /// The captured families.
+    pub(super) fn families(&self) -> Vec<Family> {
+        self.captures.iter().map(|it| it.family()).collect()
+    }
+
+    /// How traffic of a family arrives, if it is captured.
+    pub(super) fn arrival(&self, family: Family) -> Option<Arrival> {
+        let mut captures = self.captures.iter();
+        let capture = captures.find(|capture| capture.family() == family);
+        capture.map(|capture| capture.arrival())
+    }
+
+    /// Takes the rules over, the first time. What cannot be claimed is tried again.
+    pub(super) fn claim(&mut self) {
+        let (folder, is_first) = match &self.ownership {
+            Ownership::Unclaimed(folder) => (folder.clone(), true),
+            Ownership::Unclaimable(folder) => (folder.clone(), false),
+            Ownership::Sole | Ownership::Claimed(_) => return,
+        };
+        self.ownership = match Claim::take(&folder) {
+            Ok(claim) => Ownership::Claimed(claim),
+            Err(error) => {
+                if is_first {
+                    warn!(path = %folder.display(), %error, "this process cannot follow another one, nor be followed: each will undo what the other writes");
+                }
+                Ownership::Unclaimable(folder)
+            }
+        };
+    }
+
+    /// Whether a process that claimed before this one still runs.
+    pub(super) fn predecessor_lives(&self) -> bool {
+        match &self.ownership {
+            Ownership::Claimed(claim) => claim.has_predecessor(),
+            Ownership::Sole | Ownership::Unclaimed(_) | Ownership::Unclaimable(_) => false,
+        }
+    }
+
+    /// Whether another process has taken the rules over.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.standing() == Standing::Superseded
+    }
+
+    fn standing(&self) -> Standing {
+        match &self.ownership {
+            Ownership::Claimed(claim) => claim.standing(),
+            Ownership::Sole | Ownership::Unclaimed(_) | Ownership::Unclaimable(_) => Standing::Ours,
+        }
+    }
+
+    /// Begins to take the rules over again if a successor has ended. True if it has; then everything is to be applied, which
+    /// ends it.
+    pub(super) fn regain(&mut self) -> bool {
+        if self.standing() != Standing::Abandoned || !self.doubtful.is_empty() {
+            return false;
+        }
+        self.doubtful = self.families().into_iter().collect();
+        self.unapplied.clone_from(&self.doubtful);
+        self.uncleared.clone_from(&self.doubtful);
+        !self.doubtful.is_empty()
+    }
+
+    /// Has the kernel do exactly that, if the rules are ours.
+    pub(super) async fn apply(&mut self, rules: &Rules) -> Result<(), CaptureError> {
+        self.claim();
+        let family = rules.family;
+        let is_regained = self.doubtful.contains(&family);
+        match self.standing() {
+            Standing::Ours => {}
+            Standing::Abandoned if is_regained => {}
+            // What was abandoned is regained first, which is noticed soon.
+            Standing::Superseded | Standing::Abandoned => return Ok(()),
+        }
+        let Some(capture) = self.capture(family) else {
+            return Ok(());
+        };
+        let outcome = async {
+            if is_regained {
+                // A change builds on what was written before.
+                capture.reassert().await?;
+            }
+            capture.apply(rules).await
+        };
+        let outcome = outcome.await;
+        self.unapplied
+            .retain(|unapplied| *unapplied != family || outcome.is_err());
+        if self.doubtful.remove(&family) && self.doubtful.is_empty() {
+            self.renew();
+        }
+        outcome
+    }
+
+    /// Removes what other modes may have left of a family, the first time after it was applied: so the traffic is led
+    /// somewhere all the time.
+    pub(super) async fn clear(&mut self, family: Family) {
+        let is_due = self.standing() != Standing::Superseded && !self.unapplied.contains(&family);
+        if is_due
+            && self.uncleared.remove(&family)
+            && let Some(capture) = self.capture(family)
+        {
+            remove_others(capture.mode(), family).await;
+        }
+    }
+
+    // Tells whoever gave the rules back that they are in effect.
+    fn renew(&mut self) {
+        if let Ownership::Claimed(claim) = &mut self.ownership
+            && let Err(error) = claim.renew()
+        {
+            warn!(%error, "the rules were taken over again, but this cannot be told to others");
+        }
+    }
+
+    /// Restores rules that somebody else removed, if they are ours; true if it had to. Nothing is claimed for that.
+    pub(super) async fn check(&mut self, family: Family) -> Result<bool, CaptureError> {
+        if matches!(self.ownership, Ownership::Unclaimed(_)) || self.standing() != Standing::Ours {
+            return Ok(false);
+        }
+        match self.capture(family) {
+            Some(capture) => capture.reassert().await,
+            None => Ok(false),
+        }
+    }
+
+    /// Captures nothing new. Where the process before this one still serves, the rules are its again.
+    pub(super) async fn stop(&mut self) {
+        if self.predecessor_lives() && !self.is_superseded() {
+            self.hand_back().await;
+        }
+        if !self.is_ours_to_remove() {
+            return;
+        }
+        for capture in &mut self.captures {
+            if let Err(error) = capture.drain().await {
+                warn!(family = %capture.family(), %error, "flows may still be captured while others drain");
+            }
+        }
+    }
+
+    // Listeners stay open until the other has replaced the rules.
+    async fn hand_back(&mut self) {
+        let Ownership::Claimed(claim) = std::mem::replace(&mut self.ownership, Ownership::Sole)
+        else {
+            return;
+        };
+        let given_up = claim.give_up();
+        let taken = async {
+            while !given_up.is_taken() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        match tokio::time::timeout(HAND_BACK, taken).await {
+            Ok(()) => {
+                info!("the viaduct before this one serves this node again");
+                // Nothing of ours is left to remove.
+                self.captures.clear();
+            }
+            Err(_) => {
+                info!("the viaduct before this one does not take the rules again; they are removed")
+            }
+        }
+    }
+
+    /// Removes our rules from the kernel.
+    pub(super) async fn release(self) {
+        if !self.is_ours_to_remove() {
+            return info!("another viaduct serves this node, or none has begun to; its rules stay");
+        }
+        for mut capture in self.captures {
+            match capture.release().await {
+                Ok(()) => info!(family = %capture.family(), "capture released"),
+                Err(error) => {
+                    warn!(family = %capture.family(), %error, "rules could not be removed; `viaduct cleanup` does it")
+                }
+            }
+        }
+    }
+
+    fn is_ours_to_remove(&self) -> bool {
+        !matches!(self.ownership, Ownership::Unclaimed(_)) && !self.is_superseded()
+    }
+
+    fn capture(&mut self, family: Family) -> Option<&mut Box<dyn Capture>> {
+        let mut captures = self.captures.iter_mut();
+        captures.find(|capture| capture.family() == family)
+    }
+}
