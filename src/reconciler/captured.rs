@@ -239,3 +239,186 @@ impl Captured {
         captures.find(|capture| capture.family() == family)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::capture::Mode;
+
+    /// Writes down what is asked of it. `None` is a mode that `remove_others` has nothing to remove for.
+    struct Recorder(Arc<Mutex<Vec<&'static str>>>);
+
+    #[async_trait]
+    impl Capture for Recorder {
+        fn family(&self) -> Family {
+            Family::V4
+        }
+
+        fn mode(&self) -> Mode {
+            Mode::None
+        }
+
+        fn arrival(&self) -> Arrival {
+            Arrival::Redirected
+        }
+
+        async fn apply(&mut self, _rules: &Rules) -> Result<(), CaptureError> {
+            self.0.lock().unwrap().push("apply");
+            Ok(())
+        }
+
+        async fn reassert(&mut self) -> Result<bool, CaptureError> {
+            self.0.lock().unwrap().push("reassert");
+            Ok(true)
+        }
+
+        async fn drain(&mut self) -> Result<(), CaptureError> {
+            self.0.lock().unwrap().push("drain");
+            Ok(())
+        }
+
+        async fn release(&mut self) -> Result<(), CaptureError> {
+            self.0.lock().unwrap().push("release");
+            Ok(())
+        }
+    }
+
+    /// A process as the kernel sees it.
+    struct Process {
+        captured: Captured,
+        done: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Process {
+        fn beside_others(folder: &tempfile::TempDir) -> Self {
+            Self::with_owners(Some(folder.path().join("owners")))
+        }
+
+        fn with_owners(owners: Option<PathBuf>) -> Self {
+            let done = Arc::default();
+            let capture = Recorder(Arc::clone(&done));
+            Self {
+                captured: Captured::new(vec![Box::new(capture)], owners),
+                done,
+            }
+        }
+
+        async fn apply(&mut self) -> Vec<&'static str> {
+            let rules = Rules::none(Family::V4);
+            self.captured.apply(&rules).await.unwrap();
+            self.take_done()
+        }
+
+        async fn check(&mut self) -> Vec<&'static str> {
+            self.captured.check(Family::V4).await.unwrap();
+            self.take_done()
+        }
+
+        async fn end(mut self) -> Vec<&'static str> {
+            self.captured.stop().await;
+            self.captured.release().await;
+            std::mem::take(&mut *self.done.lock().unwrap())
+        }
+
+        fn take_done(&self) -> Vec<&'static str> {
+            std::mem::take(&mut *self.done.lock().unwrap())
+        }
+    }
+
+    const NOTHING: [&str; 0] = [];
+
+    #[tokio::test]
+    async fn who_has_written_nothing_takes_nothing_over_and_removes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Process::beside_others(&folder);
+        assert_eq!(first.apply().await, ["apply"]);
+        let mut second = Process::beside_others(&folder);
+        assert_eq!(second.check().await, NOTHING);
+        assert!(!first.captured.is_superseded());
+        assert_eq!(second.end().await, NOTHING);
+        assert_eq!(first.check().await, ["reassert"]);
+        assert_eq!(first.end().await, ["drain", "release"]);
+    }
+
+    #[tokio::test]
+    async fn who_is_superseded_writes_nothing_and_removes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Process::beside_others(&folder);
+        let mut second = Process::beside_others(&folder);
+        first.apply().await;
+        assert_eq!(second.apply().await, ["apply"]);
+        assert!(second.captured.predecessor_lives() && !first.captured.predecessor_lives());
+        assert_eq!(first.apply().await, NOTHING);
+        assert_eq!(first.check().await, NOTHING);
+        assert_eq!(first.end().await, NOTHING);
+        assert!(!second.captured.predecessor_lives());
+        assert_eq!(second.end().await, ["drain", "release"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_successor_leaves_is_taken_over_from_what_was_written_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Process::beside_others(&folder);
+        let mut second = Process::beside_others(&folder);
+        first.apply().await;
+        second.apply().await;
+        assert!(!first.captured.regain(), "it lives");
+        drop(second);
+        assert_eq!(
+            first.apply().await,
+            NOTHING,
+            "nothing is known of the kernel"
+        );
+        assert!(first.captured.regain());
+        assert!(!first.captured.regain(), "it has begun");
+        assert_eq!(first.apply().await, ["reassert", "apply"]);
+        assert!(!first.captured.regain(), "it is done");
+        assert_eq!(first.apply().await, ["apply"]);
+    }
+
+    #[tokio::test]
+    async fn who_is_called_back_waits_until_the_one_before_has_the_rules() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Process::beside_others(&folder);
+        let mut second = Process::beside_others(&folder);
+        first.apply().await;
+        second.apply().await;
+        let taking = async {
+            while !first.captured.regain() {
+                tokio::time::sleep(LOOK).await;
+            }
+            first.apply().await
+        };
+        let (ended, taken) = tokio::join!(second.end(), taking);
+        assert_eq!(ended, NOTHING);
+        assert_eq!(taken, ["reassert", "apply"]);
+    }
+
+    #[tokio::test]
+    async fn if_the_one_before_does_not_take_them_the_rules_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Process::beside_others(&folder);
+        let mut second = Process::beside_others(&folder);
+        first.apply().await;
+        second.apply().await;
+        let begun = std::time::Instant::now();
+        assert_eq!(second.end().await, ["drain", "release"]);
+        assert!(begun.elapsed() >= HAND_BACK);
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn without_a_place_to_claim_everybody_writes() {
+        for owners in [None, Some(PathBuf::from("/proc/none/owners"))] {
+            let mut process = Process::with_owners(owners);
+            assert_eq!(process.apply().await, ["apply"]);
+            assert_eq!(process.check().await, ["reassert"]);
+            assert!(!process.captured.predecessor_lives() && !process.captured.regain());
+            assert_eq!(process.end().await, ["drain", "release"]);
+        }
+    }
+}
