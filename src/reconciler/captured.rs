@@ -26,6 +26,8 @@ pub(super) struct Captured {
     unapplied: BTreeSet<Family>,
     // Of which other modes may have left something.
     uncleared: BTreeSet<Family>,
+    // Of which nothing new is captured, because a successor does so by another mode.
+    yielded: BTreeSet<Family>,
 }
 
 // Whose the rules are.
@@ -49,6 +51,7 @@ impl Captured {
             doubtful: BTreeSet::new(),
             unapplied: families.clone(),
             uncleared: families,
+            yielded: BTreeSet::new(),
         }
     }
 
@@ -64,6 +67,11 @@ impl Captured {
         capture.map(|capture| capture.arrival())
     }
 
+    // What others are told of our rules.
+    fn ways(&self) -> String {
+        self.captures.iter().map(|it| way(it.as_ref())).collect()
+    }
+
     /// Takes the rules over, the first time. What cannot be claimed is tried again.
     pub(super) fn claim(&mut self) {
         let (folder, is_first) = match &self.ownership {
@@ -71,7 +79,7 @@ impl Captured {
             Ownership::Unclaimable(folder) => (folder.clone(), false),
             Ownership::Sole | Ownership::Claimed(_) => return,
         };
-        self.ownership = match Claim::take(&folder) {
+        self.ownership = match Claim::take(&folder, &self.ways()) {
             Ok(claim) => Ownership::Claimed(claim),
             Err(error) => {
                 if is_first {
@@ -111,6 +119,7 @@ impl Captured {
         self.doubtful = self.families().into_iter().collect();
         self.unapplied.clone_from(&self.doubtful);
         self.uncleared.clone_from(&self.doubtful);
+        self.yielded.clear();
         !self.doubtful.is_empty()
     }
 
@@ -144,10 +153,11 @@ impl Captured {
         outcome
     }
 
-    /// Removes what other modes may have left of a family, the first time after it was applied: so the traffic is led
-    /// somewhere all the time.
+    /// Removes what other modes may have left of a family, once: after it was applied, so that the traffic is led somewhere
+    /// all the time, and not while a process lives whose flows may need it.
     pub(super) async fn clear(&mut self, family: Family) {
-        let is_due = self.standing() != Standing::Superseded && !self.unapplied.contains(&family);
+        let is_due =
+            !self.unapplied.contains(&family) && !self.is_superseded() && !self.predecessor_lives();
         if is_due
             && self.uncleared.remove(&family)
             && let Some(capture) = self.capture(family)
@@ -176,11 +186,34 @@ impl Captured {
         }
     }
 
+    /// Captures nothing new of the families that a successor captures by another mode: both would be in each other's way.
+    pub(super) async fn yield_to_other_modes(&mut self) {
+        let Ownership::Claimed(claim) = &self.ownership else {
+            return;
+        };
+        if claim.standing() != Standing::Superseded {
+            return;
+        }
+        let Ok(ways) = claim.owners_ways() else {
+            return;
+        };
+        for capture in &mut self.captures {
+            let is_followed = ways.contains(&way(capture.as_ref()));
+            if is_followed || !self.yielded.insert(capture.family()) {
+                continue;
+            }
+            if let Err(error) = capture.drain().await {
+                warn!(family = %capture.family(), %error, "flows may still be captured that another process should have");
+            }
+        }
+    }
+
     /// Captures nothing new. Where the process before this one still serves, the rules are its again.
     pub(super) async fn stop(&mut self) {
         if self.predecessor_lives() && !self.is_superseded() {
             self.hand_back().await;
         }
+        self.yield_to_other_modes().await;
         if !self.is_ours_to_remove() {
             return;
         }
@@ -221,6 +254,9 @@ impl Captured {
             return info!("another viaduct serves this node, or none has begun to; its rules stay");
         }
         for mut capture in self.captures {
+            if self.uncleared.contains(&capture.family()) {
+                remove_others(capture.mode(), capture.family()).await;
+            }
             match capture.release().await {
                 Ok(()) => info!(family = %capture.family(), "capture released"),
                 Err(error) => {
@@ -238,6 +274,11 @@ impl Captured {
         let mut captures = self.captures.iter_mut();
         captures.find(|capture| capture.family() == family)
     }
+}
+
+// A line of its own, so that none is part of another.
+fn way(capture: &dyn Capture) -> String {
+    format!("{} {}\n", capture.family(), capture.mode())
 }
 
 #[cfg(test)]

@@ -77,6 +77,10 @@ impl Effects for Live {
         self.captures.regain()
     }
 
+    async fn yield_to_successor(&mut self) {
+        self.captures.yield_to_other_modes().await;
+    }
+
     async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>> {
         let found = self.dataplane.accompanied().await?;
         // Asked for last: a successor claims first and opens then.

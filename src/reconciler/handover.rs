@@ -18,6 +18,7 @@ const KEPT: u64 = 16;
 pub(super) struct Claim {
     folder: PathBuf,
     number: u64,
+    ways: String,
     // Its lock is the sign of life.
     _locked: File,
 }
@@ -34,24 +35,24 @@ pub(super) enum Standing {
 }
 
 impl Claim {
-    /// Takes the rules over from whoever has them.
-    pub(super) fn take(folder: &Path) -> io::Result<Self> {
+    /// Takes the rules over from whoever has them. `ways` tells others what kind of rules these are.
+    pub(super) fn take(folder: &Path, ways: &str) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let draft = folder.join(format!(
             ".{}-{:016x}",
             std::process::id(),
             rand::random::<u64>()
         ));
-        let taken = Self::take_by(folder, &draft);
+        let taken = Self::take_by(folder, &draft, ways);
         // What stays of a crash is found by nobody.
         let _gone_with_its_name = fs::remove_file(&draft);
         taken
     }
 
     // By a link, so that nobody finds a file that is not locked yet, or takes a number that is taken.
-    fn take_by(folder: &Path, draft: &Path) -> io::Result<Self> {
+    fn take_by(folder: &Path, draft: &Path, ways: &str) -> io::Result<Self> {
         let mut locked = File::create_new(draft)?;
-        writeln!(locked, "{}", std::process::id())?;
+        locked.write_all(ways.as_bytes())?;
         // A file system without locks only hides that we live.
         let _unseen = locked.try_lock();
         loop {
@@ -65,6 +66,7 @@ impl Claim {
                     return Ok(Self {
                         folder: folder.to_owned(),
                         number,
+                        ways: ways.to_owned(),
                         _locked: locked,
                     });
                 }
@@ -86,10 +88,19 @@ impl Claim {
         standing
     }
 
+    /// The kind of the rules of whoever has them by now, in his words.
+    pub(super) fn owners_ways(&self) -> io::Result<String> {
+        let living = claims(&self.folder)?
+            .into_iter()
+            .filter(|number| *number > self.number)
+            .filter(|number| !matches!(holder(&file(&self.folder, *number)), Holder::Gone));
+        fs::read_to_string(file(&self.folder, living.max().unwrap_or(self.number)))
+    }
+
     /// Takes them again, ahead of all that have been there.
     pub(super) fn renew(&mut self) -> io::Result<()> {
         let before = file(&self.folder, self.number);
-        *self = Self::take(&self.folder)?;
+        *self = Self::take(&self.folder, &self.ways)?;
         fs::remove_file(before)
     }
 
@@ -196,7 +207,7 @@ mod tests {
         }
 
         fn claim(&self) -> Claim {
-            Claim::take(&self.folder()).unwrap()
+            Claim::take(&self.folder(), "IPv4 nftables\n").unwrap()
         }
     }
 
@@ -216,7 +227,7 @@ mod tests {
             Standing::Ours,
             "without a file there is no other owner"
         );
-        assert!(Claim::take(Path::new("/proc/none/owners")).is_err());
+        assert!(Claim::take(Path::new("/proc/none/owners"), "").is_err());
     }
 
     #[test]
@@ -237,6 +248,17 @@ mod tests {
             1,
             "one file a claim"
         );
+    }
+
+    #[test]
+    fn the_kind_of_rules_is_the_owners() {
+        let place = Place::new();
+        let first = place.claim();
+        assert_eq!(first.owners_ways().unwrap(), "IPv4 nftables\n");
+        let second = Claim::take(&place.folder(), "IPv4 local\n").unwrap();
+        assert_eq!(first.owners_ways().unwrap(), "IPv4 local\n");
+        drop(second);
+        assert_eq!(first.owners_ways().unwrap(), "IPv4 nftables\n");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(super) trait Effects {
     fn predecessor_lives(&mut self) -> bool;
     /// Takes the rules over again that a successor had claimed, if it has ended; true if it had.
     fn regain(&mut self) -> bool;
+    /// Captures nothing new any more where a successor does so by another mode.
+    async fn yield_to_successor(&mut self);
     /// Listeners that were opened beside the process before this one, where a stranger is.
     async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>>;
     fn publish(&mut self, table: Arc<RoutingTable>, changed: &[ServicePortKey]);

@@ -102,6 +102,8 @@ impl Effects for Recorder {
         std::mem::take(&mut self.successor_has_ended)
     }
 
+    async fn yield_to_successor(&mut self) {}
+
     async fn accompanied(&mut self) -> io::Result<Vec<ListenerId>> {
         let found = self.opened_beside.iter().filter(|_| self.stranger);
         Ok(found.cloned().collect())

@@ -51,6 +51,10 @@ impl<E: Effects> Programmer<E> {
             warn!("the process that had taken over has ended; its rules are replaced");
             self.rules.doubt(now);
         }
+        self.effects.yield_to_successor().await;
+        for family in self.effects.families() {
+            self.effects.clear_other_modes(family).await;
+        }
         self.company.predecessor = match self.company.predecessor {
             Predecessor::Possible if self.effects.predecessor_lives() => Predecessor::Possible,
             Predecessor::Possible => Predecessor::Ended,

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -26,16 +27,7 @@ const CHANGES_PER_HANDOVER: u32 = 50;
 const HANDOVERS: u32 = 2;
 
 pub(super) fn changes_and_handovers_disturb_nobody(mut node: Node) {
-    refuse_what_is_not_captured(&node.world);
-    node.apply(&Web {
-        endpoints: &["local"],
-        ..Web::default()
-    });
-    node.start();
-    for to in targets() {
-        eventually(|| served(&node, Protocol::Tcp, to, "local"));
-        eventually(|| served(&node, Protocol::Udp, to, "local"));
-    }
+    start(&mut node);
     let rounds = changes() / 3;
     assert_undisturbed(&mut node, |node| {
         (0..rounds).for_each(|round| come_and_go(node, round));
@@ -47,6 +39,28 @@ pub(super) fn changes_and_handovers_disturb_nobody(mut node: Node) {
         }
     };
     assert_undisturbed(&mut node, replaced);
+}
+
+/// A new version that ends before the one that it came to follow.
+pub(super) fn who_is_called_back_disturbs_nobody(mut node: Node) {
+    start(&mut node);
+    assert_undisturbed(&mut node, |node| {
+        node.try_successor(Signal::SIGTERM);
+        come_and_go(node, 0);
+    });
+}
+
+fn start(node: &mut Node) {
+    refuse_what_is_not_captured(&node.world);
+    node.apply(&Web {
+        endpoints: &["local"],
+        ..Web::default()
+    });
+    node.start();
+    for to in targets() {
+        eventually(|| served(node, Protocol::Tcp, to, "local"));
+        eventually(|| served(node, Protocol::Udp, to, "local"));
+    }
 }
 
 fn assert_undisturbed(node: &mut Node, during: impl FnOnce(&mut Node)) {

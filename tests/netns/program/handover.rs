@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
+use viaduct::capture::Mode;
 use viaduct::model::Protocol;
 
 use super::node::{BOTH, Node, SERVICE, Web};
@@ -47,6 +48,32 @@ pub(super) fn a_successor_that_ends_leaves_everything_to_the_one_before(mut node
     }
     assert!(node.end().success());
     assert_eq!(all_rules(&node.world), before, "nothing stays");
+}
+
+/// The next process captures by another mode, beside the one before and after it.
+pub(super) fn another_mode_follows(mut node: Node) {
+    let before = all_rules(&node.world);
+    node.apply(&Web {
+        endpoints: &["local"],
+        ..Web::default()
+    });
+    node.start();
+    assert_served(&node, "local");
+    let next = match node.mode {
+        Mode::Nftables => Mode::Local,
+        Mode::Iptables => Mode::Nftables,
+        Mode::Tproxy => Mode::Iptables,
+        Mode::Local | Mode::Loopback | Mode::None => Mode::Tproxy,
+    };
+    node.capture = Some(next.as_str());
+    node.hand_over();
+    node.apply(&Web {
+        endpoints: &["remote"],
+        ..Web::default()
+    });
+    assert_served(&node, "remote");
+    assert!(node.end().success());
+    assert_eq!(all_rules(&node.world), before, "nothing stays of either");
 }
 
 /// A stranger who is at the address all the time, with `SO_REUSEPORT` and as the same user, so that even a successor may bind

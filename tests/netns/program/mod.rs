@@ -126,6 +126,14 @@ const CASES: &[Case] = &[
         hammer::changes_and_handovers_disturb_nobody,
     ),
     (
+        "hammer::who_is_called_back_disturbs_nobody",
+        hammer::who_is_called_back_disturbs_nobody,
+    ),
+    (
+        "handover::another_mode_follows",
+        handover::another_mode_follows,
+    ),
+    (
         "handover::a_successor_that_ends_leaves_everything_to_the_one_before",
         handover::a_successor_that_ends_leaves_everything_to_the_one_before,
     ),
