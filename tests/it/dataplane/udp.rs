@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
 use viaduct::balancers::Algorithms;
@@ -11,7 +11,7 @@ use viaduct::capture::plan::ListenerState;
 use viaduct::dataplane::Config;
 use viaduct::model::{Knobs, Protocol::Udp, TrafficPolicy};
 
-use super::rig::{POISONOUS, Rig, State, eventually, one_thread, soon};
+use super::rig::{PATIENCE, POISONOUS, Rig, State, eventually, one_thread, soon};
 
 async fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -452,4 +452,38 @@ async fn exactly_full_batches_do_not_stall_the_listener() {
             assert_eq!(receive(&client).await.0, n.to_le_bytes());
         }
     }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_on_its_way_when_the_listener_ends_arrives() {
+    let backend = socket().await;
+    let rig = Rig::start(Udp, &[addr(&backend)]);
+    let at = rig.open().await;
+    let asking = client(at).await;
+    asking.send(b"question").await.unwrap();
+    let (_, flow) = receive(&backend).await;
+    // Its age does not count, only how long the listener has been gone: longer than the wait for a reply.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let draining = tokio::spawn(rig.plane.drain(PATIENCE));
+    let left = async {
+        let newcomer = client(at).await;
+        loop {
+            let sent = newcomer.send(b"anybody?").await;
+            let heard = newcomer.try_recv(&mut [0; 16]);
+            let refused = |kind| kind == ErrorKind::ConnectionRefused;
+            if [sent, heard]
+                .into_iter()
+                .any(|it| it.is_err_and(|e| refused(e.kind())))
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the port is left", left).await;
+    backend.send_to(b"answer", flow).await.unwrap();
+    assert_eq!(receive(&asking).await.0, b"answer");
+    let begun = Instant::now();
+    soon("the end", draining).await.unwrap();
+    assert!(begun.elapsed() < PATIENCE / 4, "nobody is waited for");
 }

@@ -9,10 +9,16 @@ use crate::rig::Rig;
 use crate::world::Place;
 
 /// Those in which nobody is served.
-pub(super) const CASES: &[Case] = &[(
-    "ten_thousand_services_are_as_many_routes_and_no_address",
-    ten_thousand_services_are_as_many_routes_and_no_address,
-)];
+pub(super) const CASES: &[Case] = &[
+    (
+        "ten_thousand_services_are_as_many_routes_and_no_address",
+        ten_thousand_services_are_as_many_routes_and_no_address,
+    ),
+    (
+        "a_route_of_somebody_else_does_as_well_and_stays",
+        a_route_of_somebody_else_does_as_well_and_stays,
+    ),
+];
 
 const MANY: u16 = 10_000;
 
@@ -47,6 +53,23 @@ fn ten_thousand_services_are_as_many_routes_and_no_address(mut rig: Rig) {
     assert!(!rig.reassert());
     rig.release();
     assert_eq!(routes(&rig), 0);
+}
+
+fn a_route_of_somebody_else_does_as_well_and_stays(mut rig: Rig) {
+    let ip = address(rig.v6(), 0);
+    let flag = if rig.v6() { "-6" } else { "-4" };
+    let add = format!("ip {flag} route add local {ip} dev lo proto 5");
+    rig.world.shell(Place::Node, &add);
+    for (port, protocol) in PORTS {
+        let frontend = Frontend { ip, port, protocol };
+        rig.rules.redirects.insert(frontend, 40000);
+    }
+    rig.apply();
+    assert!(!rig.reassert(), "nothing was restored");
+    assert_eq!(routes(&rig), 0, "none of ours");
+    rig.release();
+    let theirs = format!("ip {flag} route show table local {ip}");
+    assert!(rig.world.shell(Place::Node, &theirs).contains("proto 5"));
 }
 
 fn address(v6: bool, number: u16) -> IpAddr {

@@ -46,6 +46,10 @@ const CASES: &[Case] = &[
         no_endpoints_is_refused_and_a_first_one_serves,
     ),
     (
+        "datagrams_alone_are_refused_without_endpoints",
+        datagrams_alone_are_refused_without_endpoints,
+    ),
+    (
         "local_policies_keep_outsiders_waiting",
         local_policies_keep_outsiders_waiting,
     ),
@@ -347,6 +351,31 @@ fn everybody_reaches_every_backend(mut node: Node) {
     let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), NODE_PORT);
     for protocol in BOTH {
         node.assert_backends(Place::Node, protocol, loopback, &["local", "remote"]);
+    }
+}
+
+// Nothing but its own listener makes such an address the node's, in the modes where that matters.
+fn datagrams_alone_are_refused_without_endpoints(mut node: Node) {
+    let services = SERVICE.map(|ip| {
+        let name = if ip.contains(':') { "six" } else { "four" };
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: default}}
+spec: {{clusterIP: '{ip}', ports: [{{port: 80, protocol: UDP}}]}}
+"
+        )
+    });
+    node.apply_text(&services.join("---\n"));
+    node.start();
+    for ip in SERVICE {
+        let to = SocketAddr::new(ip.parse().unwrap(), 80);
+        for from in [Place::Pod, Place::Outside] {
+            eventually(|| match node.ask(from, Protocol::Udp, to, QUIET) {
+                Answer::Refused => Ok(()),
+                other => Err(format!("{from:?} to {to}: {other:?}")),
+            });
+        }
     }
 }
 
