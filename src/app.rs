@@ -307,7 +307,8 @@ impl App {
             );
         }
         match draining {
-            Ok(draining) => draining.finish().await,
+            // As large as what each mode needs to remove its rules.
+            Ok(draining) => Box::pin(draining.finish()).await,
             Err(error) => {
                 error!(%error, "the reconciler had died; `viaduct cleanup` removes what it left")
             }

@@ -209,10 +209,8 @@ impl Share {
             let port = ways.into_iter().find_map(&port_of);
             let Some(port) = port else { continue };
             self.redirects.push((*frontend, port));
-            if *kind == FrontendKind::ClusterIp {
-                if !self.cluster_ips.contains(&frontend.ip) {
-                    self.cluster_ips.push(frontend.ip);
-                }
+            if *kind == FrontendKind::ClusterIp && !self.cluster_ips.contains(&frontend.ip) {
+                self.cluster_ips.push(frontend.ip);
             }
             if let Some(silence) = silence(route, *kind) {
                 self.silent.push((*frontend, silence));

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use viaduct::capture::{self, Mode};
+use viaduct::capture::{self, Mode, remove_others};
 use viaduct::model::{Family, Protocol};
 
 use super::Case;
@@ -258,7 +258,16 @@ fn another_mode_removes_what_this_one_left(mut rig: Rig) {
     } else {
         Mode::Nftables
     };
+    let captured = rig.all_rules();
     drop(open(&rig.world, other, rig.family));
+    assert_eq!(
+        rig.all_rules(),
+        captured,
+        "not before there is something else"
+    );
+    rig.world.in_ns(Place::Node, || {
+        runtime().block_on(remove_others(other, rig.family));
+    });
     assert_eq!(rig.all_rules(), before);
 }
 
