@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) struct Captured {
     captures: Vec<Box<dyn Capture>>,
     ownership: Ownership,
+    // No process that claimed before lives any more.
+    is_first: bool,
     // Of which the kernel may hold what a successor wrote.
     doubtful: BTreeSet<Family>,
     // Of which nothing has been applied yet.
@@ -48,6 +50,7 @@ impl Captured {
         Self {
             captures,
             ownership: owners.map_or(Ownership::Sole, Ownership::Unclaimed),
+            is_first: false,
             doubtful: BTreeSet::new(),
             unapplied: families.clone(),
             uncleared: families,
@@ -90,12 +93,15 @@ impl Captured {
         };
     }
 
-    /// Whether a process that claimed before this one still runs.
-    pub(super) fn predecessor_lives(&self) -> bool {
-        match &self.ownership {
-            Ownership::Claimed(claim) => claim.has_predecessor(),
-            Ownership::Sole | Ownership::Unclaimed(_) | Ownership::Unclaimable(_) => false,
-        }
+    /// Whether a process that claimed before this one still runs. Once there is none, none comes; and this is asked for each
+    /// of 10,000 listeners.
+    pub(super) fn predecessor_lives(&mut self) -> bool {
+        let lives = match &self.ownership {
+            Ownership::Claimed(claim) => !self.is_first && claim.has_predecessor(),
+            Ownership::Sole | Ownership::Unclaimed(_) | Ownership::Unclaimable(_) => return false,
+        };
+        self.is_first = !lives;
+        lives
     }
 
     /// Whether another process has taken the rules over.
@@ -168,6 +174,7 @@ impl Captured {
 
     // Tells whoever gave the rules back that they are in effect.
     fn renew(&mut self) {
+        self.is_first = false;
         if let Ownership::Claimed(claim) = &mut self.ownership
             && let Err(error) = claim.renew()
         {
