@@ -74,13 +74,15 @@ impl<E: Effects> Programmer<E> {
                 return;
             }
         };
-        for id in shared {
-            warn!(service = %id.route, "somebody else serves this port as well; it is tried again until he is gone");
-            self.effects.close(&id).await;
-            self.bound.remove(&id);
-            self.waiting.remove(&id);
+        for id in &shared {
+            self.effects.close(id).await;
+            self.bound.remove(id);
+            self.waiting.remove(id);
             self.reopen.insert(id.route.service.clone());
             self.reopen_at = Some(now + REOPEN);
+        }
+        for id in &shared {
+            warn!(service = %id.route, "somebody else served this port as well; it is tried again until he is gone");
         }
     }
 }

@@ -102,7 +102,7 @@ pub(super) fn a_stranger_at_a_port_that_is_taken_over_is_noticed(mut node: Node)
     node.hand_over();
     eventually(|| {
         let log = node.log();
-        if log.contains("somebody else serves this port as well") {
+        if log.contains("somebody else served this port as well") {
             Ok(())
         } else {
             Err(log)
