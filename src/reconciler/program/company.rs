@@ -1,31 +1,40 @@
 //! Processes of our kind on the same node: the one before this one, whose ports may be shared while it lives, and one that has
 //! come to follow it.
 //!
-//! Once the predecessor has ended, whoever else is at a port that was shared with it is a stranger, and the port is given up
-//! until he is gone. Once a successor has ended, what it wrote is replaced.
+//! Once the predecessor has ended, whoever else stays at a port that was shared with it is a stranger, and the port is given
+//! up until he is gone. Once a successor has ended, what it wrote is replaced.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::capture::plan::ListenerId;
+
 use super::{Effects, Programmer, REOPEN};
 
-/// How often is looked, and how long the sockets of a process may outlast it: the kernel closes them one by one.
+/// How often is looked.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often in a row somebody must be seen at a port to be a stranger: the sockets of a process that ends close one by one,
+/// and may outlast it.
+const LOOKS: u8 = 3;
 
 /// What is known of others, and when to look again.
 #[derive(Debug)]
 pub(super) struct Company {
     pub(super) look_at: Instant,
     predecessor: Predecessor,
+    // Seen at each look since it ended.
+    suspects: BTreeSet<ListenerId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Predecessor {
     /// It may live.
     Possible,
-    /// It has just ended.
-    Ended,
+    /// It has ended, and so often was looked since who is at its ports.
+    Ended { looks: u8 },
     /// It has, and nobody is left whom we know.
     Gone,
 }
@@ -36,6 +45,7 @@ impl Company {
         Self {
             look_at: now,
             predecessor: Predecessor::Possible,
+            suspects: BTreeSet::new(),
         }
     }
 }
@@ -57,31 +67,46 @@ impl<E: Effects> Programmer<E> {
         }
         self.company.predecessor = match self.company.predecessor {
             Predecessor::Possible if self.effects.predecessor_lives() => Predecessor::Possible,
-            Predecessor::Possible => Predecessor::Ended,
-            Predecessor::Ended => {
-                self.leave_strangers(now).await;
-                Predecessor::Gone
-            }
+            Predecessor::Possible => Predecessor::Ended { looks: 0 },
+            Predecessor::Ended { looks } => self.look_for_strangers(looks + 1, now).await,
             Predecessor::Gone => Predecessor::Gone,
         };
     }
 
-    async fn leave_strangers(&mut self, now: Instant) {
-        let shared = match self.effects.accompanied().await {
-            Ok(shared) => shared,
+    async fn look_for_strangers(&mut self, looks: u8, now: Instant) -> Predecessor {
+        let found: BTreeSet<ListenerId> = match self.effects.accompanied().await {
+            Ok(found) => found.into_iter().collect(),
             Err(error) => {
                 info!(%error, "whether others share ports that were taken over cannot be seen");
-                return;
+                return Predecessor::Gone;
             }
         };
-        for id in &shared {
+        let suspects = &mut self.company.suspects;
+        if looks == 1 {
+            *suspects = found;
+        } else {
+            suspects.retain(|id| found.contains(id));
+        }
+        if suspects.is_empty() {
+            return Predecessor::Gone;
+        }
+        if looks < LOOKS {
+            return Predecessor::Ended { looks };
+        }
+        let strangers = std::mem::take(suspects);
+        self.leave(&strangers, now).await;
+        Predecessor::Gone
+    }
+
+    async fn leave(&mut self, shared: &BTreeSet<ListenerId>, now: Instant) {
+        for id in shared {
             self.effects.close(id).await;
             self.bound.remove(id);
             self.waiting.remove(id);
             self.reopen.insert(id.route.service.clone());
             self.reopen_at = Some(now + REOPEN);
         }
-        for id in &shared {
+        for id in shared {
             warn!(service = %id.route, "somebody else served this port as well; it is tried again until he is gone");
         }
     }

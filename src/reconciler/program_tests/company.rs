@@ -42,6 +42,10 @@ async fn who_shares_a_port_after_the_predecessor_ended_is_left_alone_there() {
         [""; 0],
         "its sockets may outlast it"
     );
+    for _ in 0..2 {
+        bench.now += second;
+        assert_eq!(bench.step(vec![]).await[1..], [""; 0], "he may be going");
+    }
     bench.now += second;
     assert_eq!(bench.step(vec![]).await[1..], ["close default/web"]);
     bench.now += second;
@@ -54,6 +58,18 @@ async fn who_shares_a_port_after_the_predecessor_ended_is_left_alone_there() {
             .await
             .contains(&"close default/web".to_owned())
     );
+}
+
+#[tokio::test]
+async fn sockets_that_close_one_by_one_are_no_strangers() {
+    let mut bench = beside_predecessor();
+    bench.step(vec![web(), endpoints(true)]).await;
+    bench.programmer.effects_mut().predecessor_lives = false;
+    for is_seen in [true, true, true, false, true, true, true] {
+        bench.programmer.effects_mut().stranger = is_seen;
+        bench.now += Duration::from_secs(1);
+        assert_eq!(bench.step(vec![]).await[1..], [""; 0]);
+    }
 }
 
 #[tokio::test]
