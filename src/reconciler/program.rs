@@ -251,7 +251,7 @@ impl<E: Effects> Programmer<E> {
         self.health_checks.apply(&mut self.effects, now).await;
         let next = self.rules.next().into_iter().chain(self.reopen_at);
         let next = next.chain(self.health_checks.next());
-        let next = next.chain([self.company.look_at]);
+        let next = next.chain(self.node.is_some().then_some(self.company.look_at));
         next.fold(self.sweep_at, Instant::min)
     }
 

@@ -51,9 +51,9 @@ impl Company {
 }
 
 impl<E: Effects> Programmer<E> {
-    /// Looks after the others, if that is due.
+    /// Looks after the others, if that is due. Before there is a table nothing is claimed, and nobody counts as predecessor.
     pub(super) async fn look_for_company(&mut self, now: Instant) {
-        if self.company.look_at > now {
+        if self.node.is_none() || self.company.look_at > now {
             return;
         }
         self.company.look_at = now + LOOK;

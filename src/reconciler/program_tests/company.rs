@@ -61,6 +61,20 @@ async fn who_shares_a_port_after_the_predecessor_ended_is_left_alone_there() {
 }
 
 #[tokio::test]
+async fn whoever_lives_once_there_is_a_table_is_no_stranger() {
+    let mut bench = Bench::new(Recorder::new(Arrival::Direct));
+    // Nothing is known yet, and nothing claimed.
+    bench.programmer.write(bench.now).await;
+    bench.programmer.effects_mut().predecessor_lives = true;
+    bench.programmer.effects_mut().stranger = true;
+    bench.step(vec![web(), endpoints(true)]).await;
+    for _ in 0..6 {
+        bench.now += Duration::from_secs(1);
+        assert_eq!(bench.step(vec![]).await[1..], [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn sockets_that_close_one_by_one_are_no_strangers() {
     let mut bench = beside_predecessor();
     bench.step(vec![web(), endpoints(true)]).await;
